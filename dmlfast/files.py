@@ -1,0 +1,106 @@
+"""Files and folders that appear whole or not at all, whatever interrupts the writing."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dmlfast.errors import UserError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` for what is not whole yet; the suffix is kept."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+
+
+def write_error(path: str | Path, error: Exception) -> UserError:
+    """The one line for a file that could not be written, such as on a full disk."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return UserError(f"cannot write {path}: {reason}")
+
+
+def fsync_path(path: str | Path) -> None:
+    """Waits until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Waits until a folder's names are on the disk."""
+    fsync_path(folder)
+
+
+@contextmanager
+def atomic_write_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path to write to; on success the file is synced and renamed to `path`.
+
+    On failure the temporary file is removed and `path` stays as it was. A write that fails raises a
+    `UserError` naming `path`.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is not a regular file")
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder to fill with files; on success all is synced and renamed to `path`.
+
+    On failure the temporary folder is removed. `path` must not exist yet. A write that fails raises
+    a `UserError` naming `path`.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            fsync_path(file)
+        fsync_folder(temporary)
+        os.rename(temporary, path)
+        fsync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: str | Path) -> None:
+    """Removes a folder so that its name never stands for a part of it."""
+    path = Path(path)
+    temporary = temporary_path(path)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary)
+
+
+def swap_link(link: str | Path, target: str) -> None:
+    """Points the symbolic link at `target`, relative to the link's folder, in one step."""
+    link = Path(link)
+    temporary = temporary_path(link)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.symlink(target, temporary)
+        os.replace(temporary, link)
+        fsync_folder(link.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(link, error) from error
