@@ -20,7 +20,7 @@ def temporary_path(path: Path) -> Path:
 
 def write_error(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that could not be written, such as on a full disk."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     return UserError(f"cannot write {path}: {reason}")
 
 
@@ -46,10 +46,10 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
     `UserError` naming `path`.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {path}: it is not a regular file")
     temporary = temporary_path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is not a regular file")
         yield temporary
         fsync_path(temporary)
         os.replace(temporary, path)

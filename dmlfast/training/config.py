@@ -1,0 +1,228 @@
+"""The settings of a run: one dataclass from which options, YAML keys and `args.yaml` are made."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmlfast.errors import UserError
+
+
+def setting(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float = -math.inf,
+    below: float = math.inf,
+    resumable: bool = False,
+) -> Any:
+    """A field of a settings class: its default, what it means, and which values it takes.
+
+    `resumable` marks what may be another value when a run is resumed.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "group": group,
+            "help": help,
+            "choices": choices,
+            "minimum": minimum,
+            "below": below,
+            "resumable": resumable,
+        },
+    )
+
+
+DATA, MODEL, LOSS = "Data", "Model", "Loss"
+OPTIMISATION, PROGRESS, MACHINE = "Optimisation", "Evaluation and checkpoints", "Machine"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run depends on, as plain values.
+
+    A value that a field does not take raises a `UserError`.
+    """
+
+    dataset: str = setting("glyphs", DATA, "Data set to train on.")
+    data_dir: str | None = setting(
+        None, DATA, "Folder of a data set that does not come with dmlfast.", resumable=True
+    )
+    val_fraction: float = setting(
+        0.1, DATA, "Share of the training classes held out for validation.", minimum=0, below=1
+    )
+    batch_size: int = setting(
+        256, DATA, "Images in a step, the global batch: divided over the processes.", minimum=1
+    )
+    images_per_class: int = setting(4, DATA, "Images of each class in a batch.", minimum=1)
+    augment: bool = setting(True, DATA, "Vary the images in the way that suits the data set.")
+
+    backbone: str = setting("convnet", MODEL, "Network below the embedding.")
+    embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1)
+
+    loss: str = setting("lifted", LOSS, "Loss to train with.")
+    margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
+    impl: str = setting(
+        "auto", LOSS, "Implementation of the loss: auto, reference, cpu, ...", resumable=True
+    )
+
+    epochs: int = setting(
+        20, OPTIMISATION, "Length of the run in passes over the data.", minimum=1, resumable=True
+    )
+    max_steps: int | None = setting(
+        None,
+        OPTIMISATION,
+        "Length of the run in steps, in place of --epochs.",
+        minimum=1,
+        resumable=True,
+    )
+    lr: float = setting(1e-3, OPTIMISATION, "Peak learning rate of AdamW.", minimum=0)
+    loss_lr: float | None = setting(
+        None,
+        OPTIMISATION,
+        "Peak learning rate of the loss's own weights; --lr by default.",
+        minimum=0,
+    )
+    weight_decay: float = setting(1e-4, OPTIMISATION, "Weight decay of AdamW.", minimum=0)
+    warmup_steps: int = setting(
+        50, OPTIMISATION, "Steps of linear warm-up; a cosine to zero follows.", minimum=0
+    )
+    seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0)
+
+    select_on: str = setting(
+        "val",
+        PROGRESS,
+        "Split that the best checkpoint is chosen on; `test` is stamped on it.",
+        choices=("val", "test"),
+    )
+    eval_interval: int = setting(
+        200, PROGRESS, "Steps between evaluations.", minimum=1, resumable=True
+    )
+    checkpoint_interval: int = setting(
+        200, PROGRESS, "Steps between checkpoints.", minimum=1, resumable=True
+    )
+    keep_checkpoints: int = setting(
+        2, PROGRESS, "Newest checkpoints to keep besides the best.", minimum=1, resumable=True
+    )
+    log_interval: int = setting(
+        10, PROGRESS, "Steps between rows of summary.csv.", minimum=1, resumable=True
+    )
+
+    device: str = setting("auto", MACHINE, "auto, cpu, cuda or cuda:N.", resumable=True)
+    precision: str = setting(
+        "fp32",
+        MACHINE,
+        "Arithmetic of the network; the loss is always fp32.",
+        choices=("fp32", "bf16"),
+    )
+    compile: bool = setting(False, MACHINE, "Compile the network with torch.compile.")
+    workers: int = setting(
+        0, MACHINE, "Processes that load images, per training process.", minimum=0, resumable=True
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            try:
+                value = check_value(field, getattr(self, field.name))
+            except ValueError as error:
+                raise UserError(f"{option_name(field.name)} {error}") from None
+            object.__setattr__(self, field.name, value)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        return self.max_steps or self.epochs * steps_per_epoch
+
+    def to_yaml(self) -> str:
+        """The settings as `-c` reads them."""
+        values = dataclasses.asdict(self)
+        return yaml.safe_dump({option_name(name): values[name] for name in values}, sort_keys=False)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+FIELD_TYPES = typing.get_type_hints(TrainConfig)
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def option_name(name: str) -> str:
+    """A field's name as the command line and `args.yaml` spell it."""
+    return name.replace("_", "-")
+
+
+def plain_type(name: str) -> tuple[type, bool]:
+    """A field's type without `None`, and whether it can be `None`."""
+    hint = FIELD_TYPES[name]
+    if isinstance(hint, types.UnionType):
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """The value in the field's own type; a `ValueError` says what the field takes instead."""
+    kind, optional = plain_type(field.name)
+    if value is None and optional:
+        return None
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 1e-3 as a text
+        except ValueError:
+            raise ValueError(f"must be a number, not '{value}'") from None
+    if type(value) is not kind:
+        raise ValueError(f"must be {TYPE_NAMES[kind]}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be finite, not {value}")
+    rules = field.metadata
+    if rules["choices"] and value not in rules["choices"]:
+        raise ValueError(f"must be {' or '.join(rules['choices'])}, not '{value}'")
+    if kind in (int, float) and value < rules["minimum"]:
+        raise ValueError(f"must be at least {rules['minimum']:g}, not {value}")
+    if kind in (int, float) and value >= rules["below"]:
+        raise ValueError(f"must be below {rules['below']:g}, not {value}")
+    return value
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a YAML file gives, by field name.
+
+    Keys are spelled as options or as fields. A file that cannot be read, an unknown key or a value
+    of the wrong type raises a `UserError` that names the file and the key.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a YAML file: it is no UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UserError(f"{path} is not a YAML file{where}: {problem}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, such as `batch-size: 256`")
+    settings = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in FIELDS:
+            raise UserError(f"{path}: unknown key '{key}'{_suggestion(name)}")
+        if name in settings:
+            raise UserError(f"{path}: '{key}' is given twice")
+        try:
+            settings[name] = check_value(FIELDS[name], value)
+        except ValueError as error:
+            raise UserError(f"{path}: {key} {error}") from None
+    return settings
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, FIELDS, n=1)
+    return f": did you mean '{option_name(close[0])}'?" if close else ""
