@@ -13,9 +13,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CPU_FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
-CPU_FLAGS += ["-fvisibility=hidden", "-g0"]
+CPU_FLAGS += ["-fvisibility=hidden", "-g0", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 
-# One translation unit, compiled once per instruction set; the library picks at run time.
+# One translation unit, compiled once per instruction set; the library picks at run time. The plainest comes first: of
+# the templates of the standard library that all of them instantiate, the linker keeps the first.
 ISA_FLAGS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]

@@ -1,0 +1,7 @@
+"""Pair losses as registered torch ops: one folder per op, with its maths, its reference and its kernels side by side."""
+
+from dmlfast.ops.dispatch import available, why_not
+from dmlfast.ops.lifted.op import lifted_structured_loss
+from dmlfast.ops.pairs.op import pair_reduce
+
+__all__ = ["available", "lifted_structured_loss", "pair_reduce", "why_not"]

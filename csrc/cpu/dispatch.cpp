@@ -1,0 +1,78 @@
+// The C interface: the kernels compiled for the best instruction set of this machine.
+#include <atomic>
+#include <cstring>
+
+#include "../dmlfast.h"
+
+std::atomic<bool> poison_buffers{false};
+
+#define DML_DECLARE(isa)                                                                                                \
+  namespace isa {                                                                                                       \
+  int pair_reduce(const dml_pairs*, const dml_term*, float*, float*);                                                   \
+  int pair_grad(const dml_pairs*, const dml_term*, const float*, const float*, const float*, const float*, float*,      \
+                float*, float*);                                                                                        \
+  int lifted(const dml_pairs*, float, float*, float*, float*);                                                          \
+  }
+
+DML_DECLARE(generic)
+#ifdef DML_WITH_AVX2
+DML_DECLARE(avx2)
+#endif
+#ifdef DML_WITH_AVX512
+DML_DECLARE(avx512)
+#endif
+
+namespace {
+
+struct Kernels {
+  const char* isa;
+  decltype(&generic::pair_reduce) pair_reduce;
+  decltype(&generic::pair_grad) pair_grad;
+  decltype(&generic::lifted) lifted;
+};
+
+#define DML_KERNELS(isa) Kernels{#isa, isa::pair_reduce, isa::pair_grad, isa::lifted}
+
+const Kernels* find(const char* name) {
+  static const Kernels generic_kernels = DML_KERNELS(generic);
+#ifdef DML_WITH_AVX512
+  static const Kernels avx512_kernels = DML_KERNELS(avx512);
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  if (has_avx512 && (!name || !std::strcmp(name, "avx512"))) return &avx512_kernels;
+#endif
+#ifdef DML_WITH_AVX2
+  static const Kernels avx2_kernels = DML_KERNELS(avx2);
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx2 && (!name || !std::strcmp(name, "avx2"))) return &avx2_kernels;
+#endif
+  return !name || !std::strcmp(name, "generic") ? &generic_kernels : nullptr;
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+const Kernels& kernels() {
+  const Kernels* k = chosen.load();
+  if (!k) chosen.store(k = find(nullptr));
+  return *k;
+}
+
+}  // namespace
+
+int dml_cpu_pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* column_out) {
+  return kernels().pair_reduce(p, t, row_out, column_out);
+}
+int dml_cpu_pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, const float* row_grad,
+                      const float* column_stat, const float* column_grad, float* d_rows, float* d_columns, float* d_bias) {
+  return kernels().pair_grad(p, t, row_stat, row_grad, column_stat, column_grad, d_rows, d_columns, d_bias);
+}
+int dml_cpu_lifted(const dml_pairs* p, float margin, float* loss, float* d_rows, float* d_columns) {
+  return kernels().lifted(p, margin, loss, d_rows, d_columns);
+}
+const char* dml_cpu_isa(void) { return kernels().isa; }
+int dml_cpu_set_isa(const char* name) {
+  const Kernels* k = find(name);
+  if (k) chosen.store(k);
+  return k ? 0 : 1;
+}
+void dml_cpu_poison(int on) { poison_buffers.store(on != 0); }

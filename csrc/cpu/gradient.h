@@ -1,0 +1,249 @@
+// Gradients of a pair problem: the weight of each pair, and weights times rows.
+#pragma once
+
+#include "reduce.h"
+
+namespace DML_ISA {
+
+// A statistic and the gradient of the loss with respect to it, by position. Empty where a side has none.
+struct Factors {
+  std::vector<float> statistic, gradient;
+
+  Factors() = default;
+  Factors(const Side& side, const float* stat, const float* grad) : Factors(side.n, side.panels()) {
+    for (int64_t i = 0; i < side.n; i++) set(i, stat[side.order[i]], grad[side.order[i]]);
+  }
+  Factors(int64_t n, int64_t panels)
+      : statistic(panels * VL + NR, std::numeric_limits<float>::infinity()), gradient(panels * VL + NR, 0.0f) {
+    (void)n;
+  }
+  // A row that selects nothing has the statistic -inf and no part in the gradient: exp(t - inf) * 0.
+  void set(int64_t i, float stat, float grad) {
+    const bool none = stat == -std::numeric_limits<float>::infinity();
+    statistic[i] = none ? std::numeric_limits<float>::infinity() : stat;
+    gradient[i] = none ? 0.0f : grad;
+  }
+};
+
+// What a loss adds to the weights of a row of a strip; the primitive adds nothing.
+struct NoMore {
+  static constexpr bool visits_all = false;
+  auto of(const Strip&, bool) const {
+    return [](int64_t, const float*, vf*) {};
+  }
+};
+
+template <class More = NoMore>
+class PairGradient {
+ public:
+  PairGradient(const Pairs& pairs, const Term& term, const Factors& rows, const Factors& columns, bool want_rows,
+               bool want_columns, bool want_bias, More more = {})
+      : pairs_(pairs), term_(term), row_factors_(rows), column_factors_(pairs.symmetric ? rows : columns),
+        want_rows_(want_rows), want_columns_(want_columns && !pairs.symmetric), more_(more) {
+    if (want_rows_) rows_ = zero_gradient(pairs.rows());
+    if (want_columns_) columns_ = zero_gradient(pairs.columns());
+    if (want_bias) bias_.assign(pairs.columns().n, 0.0);
+  }
+
+  void run(Scores& scores) {
+    std::vector<std::unique_ptr<Tile>> tiles;
+    for (int i = 0; i < pairs_.threads; i++) tiles.emplace_back(new Tile());
+    pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
+      Tile& tile = *tiles[worker];
+      pairs_.for_each_tile(task, [&](Range rows, Range columns, bool upper) {
+        if (!weigh(tile, worker, index, rows, columns, upper, scores)) return;
+        wait();
+        accumulate(tile, rows, columns, upper);
+      });
+    });
+  }
+
+  void write_rows(float* out) const { write(pairs_.rows(), rows_, out); }
+  void write_columns(float* out) const { write(pairs_.columns(), columns_, out); }
+  void write_bias(float* out) const {
+    for (size_t j = 0; j < bias_.size(); j++) out[pairs_.columns().order[j]] = float(bias_[j]);
+  }
+
+ private:
+  struct ClosePair {
+    int64_t i, j;
+    float weight;
+  };
+  struct Tile {
+    std::vector<ClosePair> close;
+    Buffer<float> weights = Buffer<float>(tile_floats);
+    float row_sum[Schedule::tile][VL], column_sum[Schedule::tile + NR], bias_sum[Schedule::tile + NR];
+    float row_factor[Schedule::tile], column_factor[Schedule::tile + NR];
+  };
+
+  // Writes the weights of a tile: (dloss / dscore) / score for distances, dloss / dscore for products. False where all
+  // are zero.
+  bool weigh(Tile& tile, int worker, int64_t index, Range rows, Range columns, bool upper, Scores& scores) {
+    tile.close.clear();
+    std::memset(tile.row_sum, 0, sizeof tile.row_sum);
+    std::memset(tile.column_sum, 0, sizeof tile.column_sum);
+    std::memset(tile.bias_sum, 0, sizeof tile.bias_sum);
+    const float shift = factorise(tile, rows, columns);
+    bool some = false;
+    for_each_strip(columns, [&](const Strip& strip) {
+      Range range = pairs_.active(rows, strip, upper, More::visits_all ? int(DML_ALL) : pairs_.select);
+      if (range.size() <= 0) range = {rows.begin, rows.begin};
+      clear(tile, rows, columns, strip, {rows.begin, range.begin});
+      clear(tile, rows, columns, strip, {range.end, rows.end});
+      if (range.size() == 0) return;
+      some = true;
+      const float* s = scores.get(worker, index, rows, range, strip, upper);
+      weigh_strip(tile, rows, columns, range, strip, upper, s, shift);
+    });
+    return some;
+  }
+
+  void weigh_strip(Tile& tile, Range rows, Range columns, Range range, const Strip& strip, bool upper, const float* s,
+                   float shift) {
+    const int64_t first = strip.begin - columns.begin;
+    const bool factorised = std::isfinite(shift);
+    vf column_sum[NV] = {}, bias_sum[NV] = {};
+    Selector selected(pairs_, strip, upper, pairs_.select);
+    auto more = more_.of(strip, upper);
+    for (int64_t i = range.begin; i < range.end; i++, s += NR) {
+      vf w[NV] = {};
+      if (const Selector::Lanes* lanes = selected(i))
+        for (int v = 0; v < NV; v++) {
+          const vf raw = factorised ? weight(tile, i - rows.begin, first, load(s + v * VL), strip, v, shift)
+                                    : weight(i, load(s + v * VL), strip, v);
+          w[v] = keep((*lanes)[v], raw);
+          bias_sum[v] += w[v];
+          w[v] *= term_.scale;
+        }
+      more(i, s, w);
+      float* out = tile.weights.data() + (i - rows.begin) * tile_stride + first;
+      vf row_sum = {};
+      for (int v = 0; v < NV; v++) {
+        if (pairs_.score == DML_DISTANCE) {
+          const vf distance = load(s + v * VL);
+          const vi counts = (distance > 0.0f) & (w[v] != 0.0f);
+          w[v] = keep(counts, w[v] / distance);
+          const vf norms = load(pairs_.columns().norm.data() + strip.begin + v * VL) + pairs_.rows().norm[i];
+          const vi close = counts & (distance * distance < norms * close_share);
+          if (any(close)) w[v] = set_aside(tile, i, strip.begin + v * VL, close, w[v]);
+        }
+        row_sum += w[v];
+        column_sum[v] += w[v];
+        if (v < strip.vectors) store(out + v * VL, w[v]);
+      }
+      store(tile.row_sum[i - rows.begin], load(tile.row_sum[i - rows.begin]) + row_sum);
+    }
+    for (int v = 0; v < NV; v++) {
+      store(tile.column_sum + first + v * VL, column_sum[v]);
+      store(tile.bias_sum + first + v * VL, bias_sum[v]);
+    }
+  }
+
+  // Takes the weights of close pairs out of the tile, to be accumulated by difference.
+  static vf set_aside(Tile& tile, int64_t i, int64_t first_column, vi close, vf w) {
+    for (int lane = 0; lane < VL; lane++)
+      if (close[lane]) tile.close.push_back({i, first_column + lane, w[lane]});
+    return keep(~close, w);
+  }
+
+  // Weights exp(t - L_i) g_i + exp(t - L_j) g_j by two exponentials: every exponent is at most 0.
+  vf weight(int64_t i, vf score, const Strip& strip, int v) const {
+    vf w = exp(term_(score, strip, v, row_factors_.statistic[i])) * row_factors_.gradient[i];
+    if (column_factors_.statistic.empty()) return w;
+    const int64_t j = strip.begin + v * VL;
+    const vf t = term_(score, strip, v, 0.0f) - load(column_factors_.statistic.data() + j);
+    return w + exp(t) * load(column_factors_.gradient.data() + j);
+  }
+
+  // The same by one: exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Sums need no exponential.
+  vf weight(const Tile& tile, int64_t r, int64_t first, vf score, const Strip& strip, int v, float shift) const {
+    const vf factors = load(tile.column_factor + first + v * VL) + tile.row_factor[r];
+    return term_.logsumexp ? exp(term_(score, strip, v, shift)) * factors : factors;
+  }
+
+  // Fills the factors of a tile whose statistics lie close together and returns their least; NaN where they do not.
+  float factorise(Tile& tile, Range rows, Range columns) const {
+    float low = std::numeric_limits<float>::infinity(), high = -low;
+    auto widen = [&](const Factors& f, Range range) {
+      if (f.statistic.empty()) return;
+      for (int64_t i = range.begin; i < range.end; i++) {
+        low = std::min(low, f.statistic[i]);
+        if (f.statistic[i] < std::numeric_limits<float>::infinity()) high = std::max(high, f.statistic[i]);
+      }
+    };
+    widen(row_factors_, rows);
+    widen(column_factors_, columns);
+    if (!term_.logsumexp || high < low) low = high = 0;  // sums, or nothing selected
+    if (!(high - low <= safe_span)) return std::numeric_limits<float>::quiet_NaN();
+    auto fill = [&](const Factors& f, Range range, float* out) {
+      for (int64_t i = range.begin; i < range.end; i += VL) {
+        vf factor = {};
+        if (!f.statistic.empty()) {
+          factor = load(f.gradient.data() + i);
+          if (term_.logsumexp) factor *= exp(splat(low) - load(f.statistic.data() + i));
+        }
+        store(out + (i - range.begin), factor);
+      }
+    };
+    fill(row_factors_, rows, tile.row_factor);
+    fill(column_factors_, columns, tile.column_factor);
+    return low;
+  }
+
+  static void clear(Tile& tile, Range rows, Range columns, const Strip& strip, Range range) {
+    for (int64_t i = range.begin; i < range.end; i++)
+      std::memset(tile.weights.data() + (i - rows.begin) * tile_stride + (strip.begin - columns.begin), 0,
+                  strip.vectors * VL * sizeof(float));
+  }
+
+  void accumulate(const Tile& tile, Range rows, Range columns, bool upper) {
+    const float* w = tile.weights.data();
+    Gradient* of_columns = pairs_.symmetric ? &rows_ : want_columns_ ? &columns_ : nullptr;
+    if (want_rows_) {
+      add_weighted_columns(w, rows, columns, pairs_.columns(), upper, rows_);
+      for (int64_t i = rows.begin; i < rows.end; i++) rows_.weight[i] += hsum(load(tile.row_sum[i - rows.begin]));
+    }
+    if (of_columns) {
+      add_weighted_rows(w, rows, columns, pairs_.rows(), upper, *of_columns);
+      for (int64_t j = columns.begin; j < columns.end; j++) of_columns->weight[j] += tile.column_sum[j - columns.begin];
+    }
+    for (const ClosePair& pair : tile.close) add_difference(pair, of_columns);
+    if (!bias_.empty())
+      for (int64_t j = columns.begin; j < columns.end; j++) bias_[j] += tile.bias_sum[j - columns.begin];
+  }
+
+  // The gradient is weight * x - sum, so that a difference enters the sum with the opposite sign.
+  void add_difference(const ClosePair& pair, Gradient* of_columns) {
+    const Side &rows = pairs_.rows(), &columns = pairs_.columns();
+    const float *x = rows.row(pair.i), *r = columns.row(pair.j);
+    for (int64_t k = 0; k < rows.d; k++) {
+      const float difference = pair.weight * (x[k] - r[k]);
+      if (want_rows_) rows_.sum[k / VL * rows.spread_stride() + pair.i * VL + k % VL] -= difference;
+      if (of_columns) of_columns->sum[k / VL * columns.spread_stride() + pair.j * VL + k % VL] += difference;
+    }
+  }
+
+  // Distances: sum_j W_ij (x_i - x_j) = (sum_j W_ij) x_i - sum_j W_ij x_j. Products: sum_j W_ij x_j.
+  void write(const Side& side, const Gradient& gradient, float* out) const {
+    parallel_for(pairs_.threads, side.n, [&](int64_t i) {
+      const float weight = float(gradient.weight[i]);
+      for (int64_t k = 0; k < side.d; k += VL) {
+        const int64_t at = k / VL * side.spread_stride() + i * VL;
+        const vf sum = load(gradient.sum.data() + at);
+        const vf value = pairs_.score == DML_DISTANCE ? load(side.spread.data() + at) * weight - sum : sum;
+        store_first(out + side.order[i] * side.d + k, value, std::min<int64_t>(VL, side.d - k));
+      }
+    });
+  }
+
+  const Pairs& pairs_;
+  const Term& term_;
+  const Factors& row_factors_;
+  const Factors& column_factors_;
+  const bool want_rows_, want_columns_;
+  const More more_;
+  Gradient rows_, columns_;
+  std::vector<double> bias_;
+};
+
+}  // namespace DML_ISA

@@ -1,0 +1,83 @@
+// The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the namespace.
+#include "lifted.h"
+
+namespace DML_ISA {
+
+namespace {
+
+constexpr float nan_value = std::numeric_limits<float>::quiet_NaN();
+
+void fill(float* out, int64_t size, float value) {
+  if (out) std::fill(out, out + size, value);
+}
+
+// Pairs of rows with themselves are walked once where each pair counts the same for both of its rows.
+bool walk_once(const dml_pairs& p, const dml_term& t) { return !p.columns && t.select != DML_ALL && !t.column_bias; }
+
+template <class F>
+int guarded(F&& f) {
+  try {
+    f();
+    return DML_OK;
+  } catch (const std::bad_alloc&) {
+    return DML_OUT_OF_MEMORY;
+  }
+}
+
+}  // namespace
+
+int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* column_out) {
+  return guarded([&] {
+    const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), false);
+    const Term term(*t, pairs.columns());
+    if (!pairs.finite() || !term.finite()) {
+      fill(row_out, p->n, nan_value);
+      return fill(column_out, p->m, nan_value);
+    }
+    Scores scores(pairs, false);
+    Reduction reduction(pairs, term, column_out != nullptr);
+    reduction.run(scores);
+    for (int64_t i = 0; i < p->n; i++) row_out[pairs.rows().order[i]] = reduction.row(i);
+    for (int64_t j = 0; j < p->m && column_out; j++) column_out[pairs.columns().order[j]] = reduction.column(j);
+  });
+}
+
+int pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, const float* row_grad, const float* column_stat,
+              const float* column_grad, float* d_rows, float* d_columns, float* d_bias) {
+  return guarded([&] {
+    const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), true);
+    const Term term(*t, pairs.columns());
+    if (!pairs.finite() || !term.finite()) {
+      fill(d_rows, p->n * p->d, nan_value);
+      fill(d_columns, p->m * p->d, nan_value);
+      return fill(d_bias, p->m, nan_value);
+    }
+    Scores scores(pairs, false);
+    const Factors rows(pairs.rows(), row_stat, row_grad);
+    const Factors columns = column_stat ? Factors(pairs.columns(), column_stat, column_grad) : Factors();
+    const bool both_roles = !p->columns && !pairs.symmetric && d_rows;
+    std::vector<float> of_columns(both_roles ? p->n * p->d : 0);
+    if (both_roles) d_columns = of_columns.data();
+    PairGradient<> gradient(pairs, term, rows, columns, d_rows != nullptr, d_columns != nullptr, d_bias != nullptr);
+    gradient.run(scores);
+    if (d_rows) gradient.write_rows(d_rows);
+    if (d_columns) gradient.write_columns(d_columns);
+    if (d_bias) gradient.write_bias(d_bias);
+    for (size_t k = 0; k < of_columns.size(); k++) d_rows[k] += of_columns[k];
+  });
+}
+
+int lifted(const dml_pairs* p, float margin, float* loss, float* d_rows, float* d_columns) {
+  return guarded([&] {
+    const bool with_gradient = d_rows || d_columns;
+    Lifted lifted(*p, margin, with_gradient);
+    const bool finite = lifted.finite();
+    *loss = finite ? lifted.loss() : nan_value;
+    if (finite && with_gradient) lifted.gradient(d_rows, d_columns);
+    if (finite) return;
+    fill(d_rows, p->n * p->d, nan_value);
+    fill(d_columns, p->m * p->d, nan_value);
+  });
+}
+
+}  // namespace DML_ISA

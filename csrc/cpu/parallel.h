@@ -1,0 +1,28 @@
+// The one place that starts threads. A single thread runs where it stands, without the OpenMP runtime.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace DML_ISA {
+
+// Calls f(worker) once on each of `threads` threads.
+template <class F>
+void on_each_thread(int threads, F&& f) {
+  if (threads <= 1) return f(0);
+#pragma omp parallel num_threads(threads)
+  f(omp_get_thread_num());
+}
+
+// Calls f(i) for i in [0, n), in equal shares.
+template <class F>
+void parallel_for(int threads, int64_t n, F&& f) {
+  on_each_thread(int(std::min<int64_t>(threads, n)), [&](int) {
+    const int64_t team = threads <= 1 || n <= 1 ? 1 : omp_get_num_threads(), worker = team == 1 ? 0 : omp_get_thread_num();
+    for (int64_t i = n * worker / team; i < n * (worker + 1) / team; i++) f(i);
+  });
+}
+
+}  // namespace DML_ISA

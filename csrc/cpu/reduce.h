@@ -1,0 +1,229 @@
+// Statistics of the rows and columns of a pair problem: log-sum-exps or sums over the selected pairs.
+#pragma once
+
+#include "pairs.h"
+
+namespace DML_ISA {
+
+// Exponents that span less than this need no running maximum: exp(-60) is far from the smallest float.
+constexpr float safe_span = 60.0f;
+
+struct Term {
+  bool logsumexp;
+  float scale, offset;
+  Buffer<float> bias;  // by column position, padded; empty without a bias
+  float lowest_bias = 0, highest_bias = 0;
+
+  Term(const dml_term& term, const Side& columns) : logsumexp(term.reduce == DML_LOGSUMEXP), scale(term.scale), offset(term.offset) {
+    if (!term.column_bias || columns.n == 0) return;
+    bias = Buffer<float>(columns.panels() * VL + NR);
+    bias.fill(0);
+    for (int64_t j = 0; j < columns.n; j++) bias[j] = term.column_bias[columns.order[j]];
+    lowest_bias = *std::min_element(bias.data(), bias.data() + columns.n);
+    highest_bias = *std::max_element(bias.data(), bias.data() + columns.n);
+  }
+  bool finite() const { return (lowest_bias + highest_bias) * 0.0f == 0.0f; }
+  vf operator()(vf score, const Strip& strip, int v, float shift) const {
+    const vf t = score * scale + (offset - shift);
+    return bias ? t + load(bias.data() + strip.begin + v * VL) : t;
+  }
+  float highest(const Pairs& p) const {
+    return std::max(scale * p.lowest_score(), scale * p.highest_score()) + offset + highest_bias;
+  }
+  float lowest(const Pairs& p) const {
+    return std::min(scale * p.lowest_score(), scale * p.highest_score()) + offset + lowest_bias;
+  }
+};
+
+// exp(top) * sum is the sum of the exponentials so far; for plain sums top is 0.
+struct Statistic {
+  std::vector<float> top;
+  std::vector<double> sum;
+
+  Statistic(int64_t n, float top) : top(n, top), sum(n, 0.0) {}
+  void add(int64_t i, float part_top, double part_sum) {
+    if (part_top > top[i]) {
+      sum[i] *= std::exp(double(top[i]) - part_top);
+      top[i] = part_top;
+    }
+    sum[i] += part_top == top[i] ? part_sum : part_sum * std::exp(double(part_top) - top[i]);
+  }
+  float logsumexp(int64_t i) const {
+    return sum[i] > 0 ? float(top[i] + std::log(sum[i])) : -std::numeric_limits<float>::infinity();
+  }
+};
+
+// The scores of every tile, kept where they are few, so that the gradient need not compute them again.
+class Scores {
+ public:
+  Scores(const Pairs& pairs, bool keep) : pairs_(pairs), scratch_(pairs.threads * scratch_floats) {
+    const Schedule& s = pairs.schedule;
+    const int64_t strips = round_up(s.column_block_size(), NR) / NR + 1;
+    stride_ = s.row_block_size() * NR * strips;
+    if (keep && s.row_block_size() <= Schedule::tile && s.column_block_size() <= Schedule::tile &&
+        stride_ * s.size() * int64_t(sizeof(float)) <= keep_bytes) {
+      kept_ = Buffer<float>(stride_ * s.size());
+      known_.assign(s.size() * strips, 0);
+      strips_ = strips;
+    }
+  }
+  // Scores of the rows of a strip that are active; row i at the returned pointer + (i - range.begin) * NR.
+  const float* get(int worker, int64_t task, Range tile_rows, Range range, const Strip& strip, bool upper) {
+    if (!kept_) {
+      float* out = scratch_.data() + worker * scratch_floats;
+      pairs_.scores(range, strip, upper, out);
+      return out;
+    }
+    float* out = kept_.data() + task * stride_ + strip.index * pairs_.schedule.row_block_size() * NR;
+    char& known = known_[task * strips_ + strip.index];
+    if (!known) {
+      const Range all{tile_rows.begin, upper ? std::min(tile_rows.end, round_up(strip.end(), MR)) : tile_rows.end};
+      pairs_.scores(all, strip, upper, out);
+      known = 1;
+    }
+    return out + (range.begin - tile_rows.begin) * NR;
+  }
+
+ private:
+  static constexpr int64_t keep_bytes = 16 << 20;
+  static constexpr int64_t scratch_floats = (Schedule::tile + MR) * NR;
+  const Pairs& pairs_;
+  Buffer<float> scratch_, kept_;
+  std::vector<char> known_;
+  int64_t stride_ = 0, strips_ = 0;
+};
+
+class Reduction {
+ public:
+  Reduction(const Pairs& pairs, const Term& term, bool with_columns)
+      : pairs_(pairs), term_(term), running_(term.logsumexp && !(term.highest(pairs) - term.lowest(pairs) <= safe_span)),
+        shift_(term.logsumexp && !running_ ? term.highest(pairs) : 0.0f),
+        rows(pairs.rows().n, running_ ? -std::numeric_limits<float>::infinity() : shift_),
+        columns(pairs.symmetric || !with_columns ? 0 : pairs.columns().n, rows.top.empty() ? 0.0f : rows.top[0]),
+        with_columns_(with_columns) {}
+
+  void run(Scores& scores) {
+    std::vector<Partial> partials(pairs_.threads);
+    pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
+      Partial& part = partials[worker];
+      pairs_.for_each_tile(task, [&](Range tile_rows, Range tile_columns, bool upper) {
+        part.clear(running_);
+        for_each_strip(tile_columns, [&](const Strip& strip) {
+          const Range range = pairs_.active(tile_rows, strip, upper, pairs_.select);
+          if (range.size() <= 0) return;
+          const float* s = scores.get(worker, index, tile_rows, range, strip, upper);
+          if (running_)
+            add_running(part, tile_rows.begin, tile_columns.begin, range, strip, upper, s);
+          else
+            add(part, tile_rows.begin, tile_columns.begin, range, strip, upper, s);
+        });
+        wait();
+        merge(part, tile_rows, tile_columns);
+      });
+    });
+  }
+
+  // Position i of the rows; of the columns, which are the rows where the pairs are symmetric.
+  float row(int64_t i) const { return value(rows, i); }
+  float column(int64_t j) const { return value(pairs_.symmetric ? rows : columns, j); }
+
+ private:
+  // What one tile adds, before it is the tile's turn.
+  struct Partial {
+    float row_sum[Schedule::tile][VL], row_top[Schedule::tile];
+    float column_sum[Schedule::tile + NR], column_top[Schedule::tile + NR];
+    void clear(bool running) {
+      std::memset(row_sum, 0, sizeof row_sum);
+      std::memset(column_sum, 0, sizeof column_sum);
+      if (!running) return;
+      std::fill_n(row_top, Schedule::tile, -std::numeric_limits<float>::infinity());
+      std::fill_n(column_top, Schedule::tile + NR, -std::numeric_limits<float>::infinity());
+    }
+  };
+
+  void add(Partial& part, int64_t first_row, int64_t first_column, Range range, const Strip& strip, bool upper, const float* s) {
+    vf column[NV] = {};
+    Selector selected(pairs_, strip, upper, pairs_.select);
+    for (int64_t i = range.begin; i < range.end; i++, s += NR) {
+      const Selector::Lanes* lanes = selected(i);
+      if (!lanes) continue;
+      vf row = {};
+      for (int v = 0; v < NV; v++) {
+        vf t = term_(load(s + v * VL), strip, v, shift_);
+        if (term_.logsumexp) t = exp(t);
+        t = keep((*lanes)[v], t);
+        row += t;
+        column[v] += t;
+      }
+      float* sum = part.row_sum[i - first_row];
+      store(sum, load(sum) + row);
+    }
+    for (int v = 0; v < NV; v++) store(part.column_sum + (strip.begin - first_column) + v * VL, column[v]);
+  }
+
+  // The same with a running maximum for each row and column, for terms of any size.
+  void add_running(Partial& part, int64_t first_row, int64_t first_column, Range range, const Strip& strip, bool upper,
+                   const float* s) {
+    const vf nothing = splat(-std::numeric_limits<float>::infinity());
+    float* column_top = part.column_top + (strip.begin - first_column);
+    float* column_sum = part.column_sum + (strip.begin - first_column);
+    Selector selected(pairs_, strip, upper, pairs_.select);
+    for (int64_t i = range.begin; i < range.end; i++, s += NR) {
+      const Selector::Lanes* lanes = selected(i);
+      if (!lanes) continue;
+      vf t[NV], largest = nothing;
+      for (int v = 0; v < NV; v++) {
+        t[v] = ::DML_ISA::select((*lanes)[v], term_(load(s + v * VL), strip, v, 0.0f), nothing);
+        largest = max(largest, t[v]);
+      }
+      float& top = part.row_top[i - first_row];
+      const float new_top = std::max(top, hmax(largest));
+      const float shrink = std::exp(top - new_top);
+      float* sum = part.row_sum[i - first_row];
+      vf row = load(sum) * shrink;
+      top = new_top;
+      for (int v = 0; v < NV; v++) {
+        row += keep((*lanes)[v], exp(t[v] - top));
+        if (!with_columns_ && !pairs_.symmetric) continue;
+        const vf old = load(column_top + v * VL), higher = max(old, t[v]);
+        const vf kept = keep(old > nothing, load(column_sum + v * VL) * exp(old - higher));
+        store(column_sum + v * VL, kept + keep((*lanes)[v], exp(t[v] - higher)));
+        store(column_top + v * VL, higher);
+      }
+      store(sum, row);
+    }
+  }
+
+  void merge(const Partial& part, Range tile_rows, Range tile_columns) {
+    for (int64_t i = tile_rows.begin; i < tile_rows.end; i++) {
+      const int64_t r = i - tile_rows.begin;
+      merge(rows, i, part.row_top[r], hsum(load(part.row_sum[r])));
+    }
+    if (!pairs_.symmetric && !with_columns_) return;
+    Statistic& statistic = pairs_.symmetric ? rows : columns;
+    for (int64_t j = tile_columns.begin; j < tile_columns.end; j++)
+      merge(statistic, j, part.column_top[j - tile_columns.begin], part.column_sum[j - tile_columns.begin]);
+  }
+  void merge(Statistic& statistic, int64_t i, float top, float sum) {
+    if (!running_)
+      statistic.sum[i] += sum;
+    else if (sum > 0)
+      statistic.add(i, top, sum);
+  }
+  float value(const Statistic& statistic, int64_t i) const {
+    return term_.logsumexp ? statistic.logsumexp(i) : float(statistic.sum[i]);
+  }
+
+  const Pairs& pairs_;
+  const Term& term_;
+  const bool running_;
+  const float shift_;
+
+ public:
+  Statistic rows, columns;
+
+ private:
+  const bool with_columns_;
+};
+
+}  // namespace DML_ISA

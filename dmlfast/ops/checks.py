@@ -1,0 +1,66 @@
+"""Checks of arguments, each raising one line that names the argument and what was expected."""
+
+import torch
+
+
+def embeddings(name: str, tensor: torch.Tensor, like: torch.Tensor | None = None) -> None:
+    """A floating (N, D) matrix with D >= 1; on the device and of the width of ``like``."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+    if tensor.dim() != 2 or tensor.shape[1] < 1:
+        raise ValueError(f"{name} must have shape (N, D) with D >= 1, not {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point, not {tensor.dtype}")
+    if like is not None:
+        if tensor.shape[1] != like.shape[1]:
+            raise ValueError(
+                f"{name} must have the width of embeddings, {like.shape[1]}, not {tensor.shape[1]}"
+            )
+        device(name, tensor, like)
+
+
+def labels(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
+    """Integers (N,), one for each of the rows, on their device."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+    if tensor.dim() != 1 or tensor.shape[0] != rows.shape[0]:
+        raise ValueError(f"{name} must have shape ({rows.shape[0]},), not {tuple(tensor.shape)}")
+    integers(name, tensor)
+    device(name, tensor, rows)
+
+
+def integers(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, not {tensor.dtype}")
+
+
+def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of embeddings, {like.device}, not {tensor.device}")
+
+
+def choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def columns(
+    rows: torch.Tensor,
+    ref_emb: torch.Tensor | None,
+    ref_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    with_labels: bool = True,
+) -> None:
+    """``ref_emb``, ``ref_labels`` and ``self_index`` against the rows they go with."""
+    if ref_emb is None:
+        for name, tensor in (("ref_labels", ref_labels), ("self_index", self_index)):
+            if tensor is not None:
+                raise ValueError(f"{name} was given without ref_emb")
+        return
+    embeddings("ref_emb", ref_emb, like=rows)
+    if ref_labels is not None:
+        labels("ref_labels", ref_labels, ref_emb)
+    elif with_labels:
+        raise ValueError("ref_labels is missing: ref_emb needs one label a row")
+    if self_index is not None:
+        labels("self_index", self_index, rows)

@@ -1,0 +1,98 @@
+"""Which backend serves a call, and why another does not.
+
+An explicit ``impl=`` wins over the environment variable ``DMLFAST_IMPL``, which wins over ``"auto"``. A backend that
+was asked for by name and cannot serve the call raises; nothing falls back in silence.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from dmlfast.ops import native
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the ops.
+
+    why_not: why this machine or this installation lacks it, or None.
+    declines: why it cannot serve tensors of a device type and a dtype, or None.
+    """
+
+    name: str
+    why_not: Callable[[], str | None]
+    declines: Callable[[str, torch.dtype], str | None]
+
+
+def _cpu_declines(device: str, dtype: torch.dtype) -> str | None:
+    if device != "cpu":
+        return f"it serves CPU tensors, and these are on '{device}'"
+    if dtype == torch.float64:
+        return "it computes in float32, and these are float64"
+    return None
+
+
+# In the order in which "auto" prefers them.
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cpu", native.why_no_cpu, _cpu_declines),
+        Backend("reference", lambda: None, lambda device, dtype: None),
+    )
+}
+PLANNED = {name: "this version has no such kernels" for name in ("cuda", "triton")}
+
+
+def available() -> tuple[str, ...]:
+    """Names of the backends usable here, for example ``("reference", "cpu")``."""
+    return tuple(name for name in reversed(BACKENDS) if why_not(name) is None)
+
+
+def why_not(name: str) -> str | None:
+    """None where backend ``name`` is usable here, else the reason. Raises ValueError for an unknown name."""
+    if name in PLANNED:
+        return PLANNED[name]
+    if name not in BACKENDS:
+        known = ", ".join(["auto", *BACKENDS, *PLANNED])
+        raise ValueError(f"unknown impl '{name}' (known: {known})")
+    return BACKENDS[name].why_not()
+
+
+@torch.compiler.assume_constant_result
+def _choose(op: str, impl: str, device: str, dtype: torch.dtype) -> str:
+    wanted = os.environ.get("DMLFAST_IMPL", "auto") if impl == "auto" else impl
+    if wanted != "auto":
+        reason = why_not(wanted) or BACKENDS[wanted].declines(device, dtype)
+        if reason:
+            source = "DMLFAST_IMPL" if impl == "auto" else "impl"
+            raise RuntimeError(f"{op}: {source}='{wanted}' cannot serve this call: {reason}")
+        return wanted
+    for backend in BACKENDS.values():
+        if backend.why_not() is None and backend.declines(device, dtype) is None:
+            return backend.name
+    raise AssertionError("the reference serves every call")
+
+
+def call(
+    op: str,
+    impl: str,
+    embeddings: torch.Tensor,
+    *,
+    plain: Callable[..., torch.Tensor],
+    fused: Callable[..., torch.Tensor],
+    args: tuple[Any, ...],
+) -> torch.Tensor:
+    """Serves a call of ``op``: ``plain(*args)`` for the reference, which autograd differentiates, and
+    ``fused(*args, impl)`` for a backend with kernels behind a registered op."""
+    name = _choose(op, impl, embeddings.device.type, embeddings.dtype)
+    return plain(*args) if name == "reference" else fused(*args, name)
+
+
+def module(package: str, impl: str) -> ModuleType:
+    """The module with the kernels of one op and backend, for example ``dmlfast.ops.lifted.cpu``."""
+    return importlib.import_module(f"{package}.{impl}")

@@ -1,0 +1,119 @@
+"""The lifted structured loss: its public signature, its registration with torch, its gradient. README.md has the maths."""
+
+from typing import Any
+
+import torch
+
+from dmlfast.ops import checks, dispatch
+from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.lifted import reference
+
+
+def lifted_structured_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    ref_emb: torch.Tensor | None = None,
+    ref_labels: torch.Tensor | None = None,
+    *,
+    margin: float = 1.0,
+    self_index: torch.Tensor | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Lifted structured loss, smooth form (Oh Song et al., CVPR 2016, equation 4), over all pairs of a batch.
+
+    Distances are Euclidean, not squared; embeddings are not normalised. Memory is O((N + M) D). Differentiable once;
+    gradients are computed with the loss.
+
+    Args:
+        embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference only).
+        labels: (N,) integers of any dtype and value.
+        ref_emb: columns of their own, (M, D), for instance a memory: pairs are (row, column).
+        ref_labels: (M,) integers.
+        margin: in units of distance.
+        self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only.
+        impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
+
+    Returns:
+        () float32, float64 for float64. 0 without positive pairs; a pair whose rows have no negatives adds 0 and
+        counts. NaN where any embedding is NaN or infinite.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape or device.
+        RuntimeError: the backend asked for by name cannot serve the call.
+    """
+    checks.embeddings("embeddings", embeddings)
+    checks.labels("labels", labels, embeddings)
+    checks.columns(embeddings, ref_emb, ref_labels, self_index)
+    return dispatch.call(
+        "lifted_structured_loss",
+        impl,
+        embeddings,
+        plain=reference.lifted_structured_loss,
+        fused=_fused,
+        args=(embeddings, ref_emb, labels, ref_labels, self_index, float(margin)),
+    )
+
+
+def _fused(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    margin: float,
+    impl: str,
+) -> torch.Tensor:
+    graph = torch.is_grad_enabled()
+    wants = (
+        graph and rows.requires_grad,
+        graph and columns is not None and columns.requires_grad,
+    )
+    return _call(rows, columns, row_labels, column_labels, self_index, margin, *wants, impl)[0]
+
+
+def _forward(
+    rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *arguments, impl = rest
+    loss, *gradients = dispatch.module(__package__, impl).forward(rows, columns, *arguments)
+    d_rows, d_columns = (rows.new_empty(0) if grad is None else grad for grad in gradients)
+    return loss, d_rows, d_columns
+
+
+def _fake(
+    rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def like(tensor: torch.Tensor | None, want: bool) -> torch.Tensor:
+        if tensor is None or not want:
+            return rows.new_empty(0)
+        return tensor.new_empty(tensor.shape, dtype=statistic_dtype(rows))
+
+    want_rows, want_columns = rest[4:6]
+    loss = rows.new_empty((), dtype=statistic_dtype(rows))
+    return loss, like(rows, want_rows), like(columns, want_columns)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.wants = inputs[6:8]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:2], *output[1:])
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    inputs, gradients = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+    # the product is taken in float32 and rounded once: a scaled half-precision gradient does not underflow
+    rows, columns = (
+        once_differentiable((found * grad).to(tensor.dtype), tensor) if want else None
+        for found, tensor, want in zip(gradients, inputs, ctx.wants, strict=True)
+    )
+    return (rows, columns, *[None] * 7)
+
+
+_call = register(
+    "lifted_structured_loss(Tensor rows, Tensor? columns, Tensor row_labels, Tensor? column_labels, "
+    "Tensor? self_index, float margin, bool want_rows, bool want_columns, str impl) -> (Tensor, Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+)

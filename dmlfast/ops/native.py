@@ -1,0 +1,90 @@
+"""The compiled libraries: found, loaded once, and called through ctypes. csrc/dmlfast.h is the interface."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
+
+SCORES = {"dot": 0, "distance": 1}
+SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
+REDUCTIONS = {"logsumexp": 0, "sum": 1}
+
+
+class Pairs(ctypes.Structure):
+    """``dml_pairs``. Holds addresses: the tensors must outlive the call."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("row_labels", ctypes.c_void_p),
+        ("column_labels", ctypes.c_void_p),
+        ("self_index", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class Term(ctypes.Structure):
+    """``dml_term``."""
+
+    _fields_ = (
+        ("score", ctypes.c_int32),
+        ("select", ctypes.c_int32),
+        ("reduce", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("offset", ctypes.c_float),
+        ("column_bias", ctypes.c_void_p),
+    )
+
+
+@cache
+def why_no_cpu() -> str | None:
+    """None where the CPU library loads, else the reason."""
+    if not CPU_LIBRARY.exists():
+        return f"the CPU kernels were not built ({CPU_LIBRARY.name} is missing; reinstall with a C++ compiler)"
+    try:
+        cpu_library()
+    except (OSError, AttributeError) as error:
+        return f"the CPU kernels do not load: {error}"
+    return None
+
+
+@cache
+def cpu_library() -> ctypes.CDLL:
+    """The CPU library with its signatures. torch is imported first, so that both use one OpenMP runtime."""
+    library = ctypes.CDLL(str(CPU_LIBRARY))
+    pairs, term, pointer = ctypes.POINTER(Pairs), ctypes.POINTER(Term), ctypes.c_void_p
+    library.dml_cpu_pair_reduce.argtypes = [pairs, term, pointer, pointer]
+    library.dml_cpu_pair_grad.argtypes = [pairs, term, *[pointer] * 7]
+    library.dml_cpu_lifted.argtypes = [pairs, ctypes.c_float, *[pointer] * 3]
+    library.dml_cpu_isa.restype = ctypes.c_char_p
+    library.dml_cpu_set_isa.argtypes = [ctypes.c_char_p]
+    return library
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def float_rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The same values as contiguous float32, without a copy where they are."""
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def int_labels(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The same identifiers as contiguous int64, without a copy where they are."""
+    if tensor is None or (tensor.dtype == torch.int64 and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(torch.int64).contiguous()
+
+
+def check(status: int, op: str) -> None:
+    if status:
+        raise MemoryError(f"{op}: out of memory in the CPU kernels")

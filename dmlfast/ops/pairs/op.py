@@ -1,0 +1,214 @@
+"""The pair primitive: its public signature, its registration with torch, its gradient. README.md has the maths."""
+
+from typing import Any, NoReturn
+
+import torch
+
+from dmlfast.ops import checks, dispatch
+from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.pairs import reference
+from dmlfast.ops.pairs.term import REDUCTIONS, SCORES, SELECTIONS, PairTerm
+
+_PAIRS = (
+    "Tensor rows, Tensor? columns, Tensor? row_labels, Tensor? column_labels, Tensor? self_index, "
+    "Tensor? column_bias, "
+)
+_TERM = "str score, str select, str reduce, float scale, float offset, str impl"
+
+
+def pair_reduce(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    ref_emb: torch.Tensor | None = None,
+    ref_labels: torch.Tensor | None = None,
+    *,
+    score: str = "distance",
+    select: str = "negative",
+    scale: float = 1.0,
+    offset: float = 0.0,
+    column_bias: torch.Tensor | None = None,
+    reduce: str = "logsumexp",
+    self_index: torch.Tensor | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Reduces ``scale * score_ij + offset + column_bias_j`` over the selected columns j of every row i.
+
+    Nothing of size N x M is kept; memory is O((N + M) D). Differentiable once in ``embeddings``, ``ref_emb`` and
+    ``column_bias``.
+
+    Args:
+        embeddings: rows, (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference only).
+        labels: (N,) integers of any dtype and value. Not needed for ``select`` "other" and "all".
+        ref_emb: columns, (M, D); the batch itself where None.
+        ref_labels: (M,) integers.
+        score: "distance", the Euclidean distance (not squared), or "dot", the inner product.
+        select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other" (all but the row
+            itself) or "all".
+        column_bias: (M,) added to the terms of each column.
+        reduce: "logsumexp" (-inf over nothing) or "sum" (0 over nothing).
+        self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The batch against
+            itself knows its own.
+        impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
+
+    Returns:
+        (N,) float32, float64 for float64. NaN where any input is NaN or infinite.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, device or value.
+        RuntimeError: the backend asked for by name cannot serve the call.
+    """
+    checks.embeddings("embeddings", embeddings)
+    checks.choice("score", score, SCORES)
+    checks.choice("select", select, SELECTIONS)
+    checks.choice("reduce", reduce, REDUCTIONS)
+    term = PairTerm(score, select, reduce, float(scale), float(offset))
+    if labels is not None:
+        checks.labels("labels", labels, embeddings)
+    elif term.by_label:
+        raise ValueError(f"labels are missing: select='{select}' compares them")
+    checks.columns(embeddings, ref_emb, ref_labels, self_index, term.by_label)
+    if column_bias is not None:
+        width = embeddings if ref_emb is None else ref_emb
+        if column_bias.shape != width.shape[:1]:
+            raise ValueError(f"column_bias must have shape ({width.shape[0]},), not {tuple(column_bias.shape)}")
+    if not term.by_label:
+        labels = ref_labels = None
+    return dispatch.call(
+        "pair_reduce",
+        impl,
+        embeddings,
+        plain=reference.pair_reduce,
+        fused=_fused,
+        args=(embeddings, ref_emb, labels, ref_labels, self_index, column_bias, term),
+    )
+
+
+def reduce_block(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    running: torch.Tensor | None,
+    term: PairTerm,
+    *,
+    impl: str,
+) -> torch.Tensor:
+    """The statistic ``running`` (N,) of the rows, updated with a block of further columns; not differentiable.
+
+    For columns that arrive in parts: a memory, shards of classes, a ring of processes. ``self_index`` (N,) counts in
+    this block and is -1 where the row itself is elsewhere.
+    """
+    backend = dispatch.module(__package__, impl)
+    block = backend.reduce_block(
+        rows, columns, row_labels, column_labels, self_index, None, term
+    )
+    if running is None:
+        return block
+    return running + block if term.reduce == "sum" else torch.logaddexp(running, block)
+
+
+def grad_block(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    row_stat: torch.Tensor,
+    row_grad: torch.Tensor,
+    column_stat: torch.Tensor | None,
+    column_grad: torch.Tensor | None,
+    running: tuple[torch.Tensor, torch.Tensor] | None,
+    term: PairTerm,
+    *,
+    impl: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients ``running`` of rows (N, D) and columns (M, D), float32, with those of one block added.
+
+    ``row_stat`` and ``row_grad`` (N,) are the whole statistic of each row and dloss / dstatistic; ``column_stat`` and
+    ``column_grad`` (M,) the same of the columns over their rows, or None.
+    """
+    backend = dispatch.module(__package__, impl)
+    stats = (row_stat, row_grad, column_stat, column_grad)
+    d_rows, d_columns, _ = backend.grad_block(
+        rows, columns, row_labels, column_labels, self_index, None, *stats, term, (True, True, False)
+    )
+    return (d_rows, d_columns) if running is None else (running[0] + d_rows, running[1] + d_columns)
+
+
+def _fused(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    column_bias: torch.Tensor | None,
+    term: PairTerm,
+    impl: str,
+) -> torch.Tensor:
+    pairs = (columns, row_labels, column_labels, self_index, column_bias)
+    return _call_reduce(rows, *pairs, *term, impl)
+
+
+def _forward(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *pairs, score, select, reduce, scale, offset, impl = rest
+    term = PairTerm(score, select, reduce, scale, offset)
+    return dispatch.module(__package__, impl).reduce_block(rows, *pairs, term)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6], output)
+    ctx.term = inputs[6:]
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    *pairs, stat = ctx.saved_tensors
+    wants = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]]
+    found = _call_grad(*pairs, stat, grad, *wants, *ctx.term)
+    rows, columns, bias = (
+        once_differentiable(gradient, pairs[0]) if want else None
+        for gradient, want in zip(found, wants, strict=True)
+    )
+    return (rows, columns, None, None, None, bias, *[None] * 6)
+
+
+def _grad_forward(rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    *pairs, row_stat, row_grad, want_rows, want_columns, want_bias = rest[:10]
+    score, select, reduce, scale, offset, impl = rest[10:]
+    term = PairTerm(score, select, reduce, scale, offset)
+    stats = (row_stat, row_grad, None, None)
+    wants = (want_rows, want_columns, want_bias)
+    found = dispatch.module(__package__, impl).grad_block(rows, *pairs, *stats, term, wants)
+    inputs = (rows, pairs[0], pairs[4])
+    return tuple(
+        rows.new_empty(0) if grad is None else grad.to(like.dtype)
+        for grad, like in zip(found, inputs, strict=True)
+    )
+
+
+def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
+    raise AssertionError("the gradients of a pair reduction are marked as not differentiable")
+
+
+_call_reduce = register(
+    f"pair_reduce({_PAIRS}{_TERM}) -> Tensor",
+    forward=_forward,
+    fake=lambda rows, *rest: rows.new_empty(rows.shape[0], dtype=statistic_dtype(rows)),
+    setup=_setup,
+    backward=_backward,
+)
+_call_grad = register(
+    f"pair_grad({_PAIRS}Tensor row_stat, Tensor row_grad, bool want_rows, bool want_columns, bool want_bias, {_TERM}) "
+    "-> (Tensor, Tensor, Tensor)",
+    forward=_grad_forward,
+    fake=lambda rows, columns, a, b, c, bias, s, g, *wants: tuple(
+        like.new_empty(like.shape) if want and like is not None else rows.new_empty(0)
+        for like, want in zip((rows, columns, bias), wants, strict=False)
+    ),
+    setup=_no_setup,
+    backward=_no_backward,
+)

@@ -1,0 +1,21 @@
+"""What is taken over the pairs, as plain values that all backends share."""
+
+from typing import NamedTuple
+
+SCORES = ("dot", "distance")
+SELECTIONS = ("negative", "positive", "other", "all")
+REDUCTIONS = ("logsumexp", "sum")
+
+
+class PairTerm(NamedTuple):
+    """``term_ij = scale * score_ij + offset (+ column_bias_j)``, reduced over the selected columns of each row."""
+
+    score: str
+    select: str
+    reduce: str
+    scale: float
+    offset: float
+
+    @property
+    def by_label(self) -> bool:
+        return self.select in ("negative", "positive")
