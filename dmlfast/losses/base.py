@@ -1,0 +1,67 @@
+"""What every pair loss shares: the calling convention of the field."""
+
+from typing import Any
+
+import torch
+
+
+class PairLoss(torch.nn.Module):
+    """A loss called as ``loss_fn(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``.
+
+    Subclasses write :meth:`compute`, a few lines on top of :mod:`dmlfast.ops`.
+
+    Args:
+        normalize_embeddings: divide every row by its L2 norm first.
+        impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
+    """
+
+    def __init__(self, *, normalize_embeddings: bool = False, impl: str = "auto") -> None:
+        super().__init__()
+        self.normalize_embeddings = normalize_embeddings
+        self.impl = impl
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+        *,
+        self_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss, ().
+
+        Args:
+            embeddings: (N, D).
+            labels: (N,) integers; moved to the device of the embeddings.
+            indices_tuple: must be None.
+            ref_emb: columns of their own, (M, D); the batch itself where None.
+            ref_labels: (M,) integers.
+            self_index: (N,) the row of ``ref_emb`` that is row i itself, -1 for none.
+
+        Raises:
+            ValueError: ``indices_tuple`` was given, or a shape is wrong.
+        """
+        if indices_tuple is not None:
+            raise ValueError(
+                f"{type(self).__name__} weighs every pair of the batch and cannot honour indices_tuple: "
+                "leave the miner out, or pass the rows to compare with as ref_emb and ref_labels"
+            )
+        device = embeddings.device
+        labels = labels.to(device)
+        ref_labels = None if ref_labels is None else ref_labels.to(device)
+        if self.normalize_embeddings:
+            embeddings = torch.nn.functional.normalize(embeddings)
+            ref_emb = None if ref_emb is None else torch.nn.functional.normalize(ref_emb)
+        return self.compute(embeddings, labels, ref_emb, ref_labels, self_index)
+
+    def compute(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        ref_emb: torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
+        self_index: torch.Tensor | None,
+    ) -> torch.Tensor:
+        raise NotImplementedError
