@@ -1,0 +1,106 @@
+"""Data sets by name, their splits and what they hand out."""
+
+import numpy as np
+import pytest
+import torch
+
+from dmlfast.data import create_augmentation, create_dataset, dataset_names
+from dmlfast.data.registry import split_classes
+from dmlfast.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return create_dataset("digits", "test")
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_splits_share_nothing(name):
+    splits = [create_dataset(name, split) for split in ("train", "val", "test")]
+    classes = [set(split.labels.tolist()) for split in splits]
+    paths = [set(split.paths) for split in splits]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not classes[i] & classes[j]
+        assert not paths[i] & paths[j]
+    train, val, test = classes
+    num_classes = len(splits[0].class_names)
+    assert train | val == set(range(num_classes // 2))
+    assert test == set(range(num_classes // 2, num_classes))
+    assert [split.split for split in splits] == ["train", "val", "test"]
+
+
+def test_digits():
+    splits = [create_dataset("digits", split) for split in ("train", "val", "test")]
+    assert sum(map(len, splits)) == 1797
+    assert [len(set(split.labels.tolist())) for split in splits] == [3, 2, 5]
+    train = splits[0]
+    assert (train.name, train.channels, train.image_size) == ("digits", 1, (8, 8))
+    assert train.class_names == [str(digit) for digit in range(10)]
+    assert int(train.images.max()) == 255
+    assert int(train.images.min()) == 0
+
+
+def test_validation_classes_are_drawn_with_the_seed():
+    def val(seed):
+        return split_classes(1000, 0.1, seed)["val"].tolist()
+
+    assert val(0) == val(0)
+    assert val(0) != val(1)
+    assert len(val(0)) == 50
+    assert max(val(0)) < 500
+    spread = np.histogram(val(0), bins=5, range=(0, 500))[0]
+    assert spread.min() > 0
+
+
+def test_no_validation():
+    assert len(split_classes(10, 0.0, 0)["val"]) == 0
+    assert split_classes(10, 0.0, 0)["train"].tolist() == [0, 1, 2, 3, 4]
+    assert len(create_dataset("digits", "val", val_fraction=0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "digit"}, "unknown data set 'digit': did you mean 'digits'?"),
+        ({"split": "tset"}, "unknown split 'tset': did you mean 'test'?"),
+        ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, not 1.0"),
+        ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, not -0.1"),
+        ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, not nan"),
+        ({"val_fraction": 0.95}, "a val_fraction of 0.95 leaves no class to train on"),
+        ({"seed": -1}, "the seed must not be negative, as -1 is"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(UserError) as error:
+        create_dataset(**{"name": "digits", **arguments})
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_augmentation():
+    with pytest.raises(UserError, match="unknown data set 'glyph': did you mean 'glyphs'"):
+        create_augmentation("glyph")
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_take(digits, kind):
+    images, labels = digits.take(kind([5, 0, 5, 2]))
+    assert images.shape == (4, 1, 8, 8)
+    assert images.dtype == torch.uint8
+    assert labels.dtype == torch.int64
+    for row, index in enumerate([5, 0, 5, 2]):
+        image, label = digits[index]
+        assert torch.equal(images[row], image)
+        assert labels[row].item() == label == digits.labels[index]
+
+
+def test_take_nothing(digits):
+    images, labels = digits.take([])
+    assert images.shape == (0, 1, 8, 8)
+    assert labels.shape == (0,)
+
+
+def test_pictures(digits):
+    picture = digits.image(3)
+    assert (picture.mode, picture.size) == ("L", (8, 8))
+    assert np.array_equal(np.asarray(picture), digits.images[3, 0].numpy())
