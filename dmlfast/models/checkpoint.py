@@ -1,0 +1,63 @@
+"""Models on the disk: `model.json` says what they are, `model.safetensors` holds their tensors."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from dmlfast.errors import UserError
+from dmlfast.files import atomic_write_path
+from dmlfast.models.model import EmbeddingModel, create_model
+
+SPEC_FILE = "model.json"
+TENSORS_FILE = "model.safetensors"
+
+
+def save_model(model: EmbeddingModel, folder: str | Path) -> None:
+    """Writes the model into `folder`, which is made if need be; each file appears whole or not.
+
+    Raises:
+        UserError: where the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_write_path(folder / TENSORS_FILE) as path:
+        path.write_bytes(safetensors.torch.save(tensors))
+    with atomic_write_path(folder / SPEC_FILE) as path:
+        path.write_text(json.dumps(model.spec, indent=2) + "\n")
+
+
+def load_model(folder: str | Path) -> EmbeddingModel:
+    """The model that `save_model` has written into `folder`, on the CPU and in eval mode.
+
+    Raises:
+        UserError: where a file is missing, damaged or something else, and where the tensors are
+            those of another model.
+    """
+    spec_path, tensors_path = Path(folder) / SPEC_FILE, Path(folder) / TENSORS_FILE
+    try:
+        spec = json.loads(spec_path.read_bytes())
+        tensors = safetensors.torch.load(tensors_path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{spec_path} is damaged or not a model's: {error}") from error
+    except SafetensorError as error:
+        raise UserError(f"{tensors_path} is damaged or not a model's: {error}") from error
+    try:
+        model = create_model(**spec)
+    except Exception as error:  # whatever the numbers and types of a foreign file lead to
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{spec_path} does not describe a model: {reason}") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{tensors_path} is a checkpoint of another model than {spec_path} describes"
+        ) from error
+    return model.eval()

@@ -1,0 +1,102 @@
+"""What models compute, and what they are made from."""
+
+import json
+
+import pytest
+import torch
+
+from dmlfast.errors import UserError
+from dmlfast.models import create_model, model_names
+
+
+def images(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (28, 28), (32, 32), (50, 64)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_image_size(size, channels):
+    model = create_model("convnet", channels=channels, embedding_dim=48)
+    embeddings = model(images(4, channels, *size))
+    assert embeddings.shape == (4, 48)
+    assert embeddings.dtype == torch.float32
+    embeddings.square().sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in model.parameters() if weight.ndim > 1)
+
+
+def test_bytes_and_floats_are_the_same_images():
+    model = create_model("convnet", mean=[0.4], std=[0.2]).eval()
+    batch = images(4, 1, 32, 32)
+    assert torch.equal(model(batch), model(batch.float() / 255))
+    assert torch.equal(model(batch), model((batch.double() / 255).float().double()))
+
+
+def test_mean_and_std_are_of_each_channel():
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    model = create_model("convnet", channels=3, mean=mean, std=std)
+    batch = images(2, 3, 8, 8)
+    expected = [(batch[:, c] / 255 - mean[c]) / std[c] for c in range(3)]
+    assert torch.allclose(model.preprocess(batch), torch.stack(expected, dim=1), atol=1e-6)
+
+
+def test_embeddings_are_of_unit_length_on_request():
+    batch = images(4, 1, 16, 16)
+    torch.manual_seed(0)
+    free = create_model("convnet").eval()
+    torch.manual_seed(0)
+    unit = create_model("convnet", normalize=True).eval()
+    lengths = free(batch).norm(dim=1, keepdim=True)
+    assert (lengths - 1).abs().min() > 0.01
+    assert torch.allclose(unit(batch), free(batch) / lengths, atol=1e-6)
+
+
+def test_the_place_of_a_mark_counts():
+    accent = torch.zeros(2, 1, 32, 32)
+    accent[0, :, 4:8, 12:20] = 1
+    accent[1, :, 24:28, 12:20] = 1
+    above, below = create_model("convnet").eval().backbone(accent)
+    assert (above - below).norm() > 0.1 * above.norm()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"channels": 3, "embedding_dim": 7, "normalize": True},
+        {"channels": 3, "mean": (0.1, 0.2, 0.3), "std": (1, 1, 2)},
+        {"widths": (8, 8, 16, 16, 24)},
+    ],
+)
+def test_a_spec_makes_the_same_model(arguments):
+    torch.manual_seed(0)
+    model = create_model("convnet", **arguments).eval()
+    assert json.loads(json.dumps(model.spec)) == model.spec
+    torch.manual_seed(0)
+    again = create_model(**model.spec).eval()
+    assert again.spec == model.spec
+    batch = images(3, model.spec["channels"], 32, 32)
+    assert torch.equal(model(batch), again(batch))
+
+
+def test_names():
+    assert model_names() == ["convnet"]
+    with pytest.raises(UserError, match="unknown model 'convet': did you mean 'convnet'"):
+        create_model("convet")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"channels": 0},
+        {"embedding_dim": 0},
+        {"channels": 3, "mean": (0.5, 0.5)},
+        {"std": (0.0,)},
+        {"widths": (8, 8)},
+        {"widths": (8, 8, 0, 8, 8)},
+    ],
+)
+def test_numbers_that_make_no_model(arguments):
+    with pytest.raises(UserError) as error:
+        create_model("convnet", **arguments)
+    assert "\n" not in str(error.value)
