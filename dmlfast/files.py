@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, whatever interrupts the writing."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ def temporary_path(path: Path) -> Path:
 def write_error(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that could not be written, such as on a full disk."""
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    return UserError(f"cannot write {path}: {reason}")
+    final = re.sub(re.escape(TEMPORARY_PREFIX) + r"\d+-", "", str(path))
+    return UserError(f"cannot write {final}: {reason}")
 
 
 def fsync_path(path: str | Path) -> None:
@@ -58,6 +60,26 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_whole(path: str | Path, data: bytes) -> None:
+    """Appends to a file, which is made if need be, and waits until it is on the disk.
+
+    What cannot be written whole is not written at all: a `UserError` names `path`.
+    """
+    rest = memoryview(data)
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(size)
+                raise
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 @contextmanager

@@ -1,0 +1,102 @@
+import errno
+import os
+
+import pytest
+
+from dmlfast.errors import UserError
+from dmlfast.files import atomic_folder, atomic_write_path, remove_folder, swap_link
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write_path(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError, "a.txt: No space left"),
+        (OSError("no errno here\nsecond line"), UserError, "a.txt: no errno here$"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (UserError("another line"), UserError, "^another line$"),
+    ],
+)
+def test_a_failure_leaves_the_file_as_it_was(tmp_path, raised, seen, message):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write():
+        with atomic_write_path(path) as temporary:
+            temporary.write_text("half")
+            raise raised
+
+    with pytest.raises(seen, match=message):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_places_where_no_file_can_be(tmp_path):
+    with pytest.raises(UserError, match="it is not a regular file"), atomic_write_path(tmp_path):
+        pass
+    with pytest.raises(UserError, match="not a regular file"), atomic_write_path("/dev/null"):
+        pass
+    missing = tmp_path / "none" / "a.txt"
+    with pytest.raises(UserError, match="No such file"), atomic_write_path(missing) as temporary:
+        temporary.write_text("x")
+
+
+def test_all_is_on_the_disk_before_the_name_appears(tmp_path, monkeypatch):
+    calls = []
+
+    def record(name):
+        real = getattr(os, name)
+
+        def call(first, *rest):
+            target = os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else str(first)
+            calls.append((name, os.path.basename(target).removeprefix(f".tmp-{os.getpid()}-")))
+            return real(first, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "rename", "replace"):
+        record(name)
+    with atomic_write_path(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    assert calls == [("fsync", "a"), ("replace", "a"), ("fsync", tmp_path.name)]
+    calls.clear()
+    with atomic_folder(tmp_path / "f") as folder:
+        (folder / "b").write_text("x")
+    assert calls == [("fsync", "b"), ("fsync", "f"), ("rename", "f"), ("fsync", tmp_path.name)]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    with atomic_folder(tmp_path / "f") as temporary:
+        (temporary / "a").write_text("x")
+        assert not (tmp_path / "f").exists()
+    assert os.listdir(tmp_path) == ["f"]
+    assert (tmp_path / "f" / "a").read_text() == "x"
+    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "f"):
+        pass
+    assert (tmp_path / "f" / "a").read_text() == "x"
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "g"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["f"]
+    remove_folder(tmp_path / "f")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_is_swapped(tmp_path):
+    for target in ("one", "two"):
+        swap_link(tmp_path / "last", target)
+        assert os.readlink(tmp_path / "last") == target
+    assert os.listdir(tmp_path) == ["last"]
+    with pytest.raises(UserError, match="cannot write"):
+        swap_link(tmp_path / "none" / "last", "one")
