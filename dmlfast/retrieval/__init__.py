@@ -1,0 +1,19 @@
+"""Embedding files, exact search, evaluation and pictures."""
+
+from dmlfast.retrieval.embedding_map import draw_map
+from dmlfast.retrieval.evaluation import evaluate
+from dmlfast.retrieval.features import Features
+from dmlfast.retrieval.montage import draw_montage
+from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.retrieval.store import FeatureWriter, export_ann_benchmarks, load_features
+
+__all__ = [
+    "FeatureWriter",
+    "Features",
+    "draw_map",
+    "draw_montage",
+    "evaluate",
+    "export_ann_benchmarks",
+    "load_features",
+    "nearest_neighbours",
+]

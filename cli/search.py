@@ -1,0 +1,158 @@
+"""`dmlfast search`: the images of a file nearest to one."""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from dmlfast.cli.pictures import picture_path, save_picture
+
+from dmlfast.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from dmlfast.retrieval import Features
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image that was found; `index` is its row in the file, `label` its class."""
+
+    rank: int
+    distance: float
+    index: int
+    path: str
+    label: int
+    class_name: str
+
+
+@click.command("search")
+@click.argument("feats", metavar="FEATS.h5")
+@click.option("--query", metavar="PHOTO", help="Search for this image file.")
+@click.option("--query-index", type=click.IntRange(min=0), help="Search for this row of FEATS.h5.")
+@click.option("--query-path", metavar="PATH", help="Search for the row of FEATS.h5 with this path.")
+@click.option("--invert", is_flag=True, help="Swap dark and light in PHOTO.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Images to find."
+)
+@click.option(
+    "--montage", metavar="OUT.png", callback=picture_path, help="Draw the images that were found."
+)
+@click.option("--data-dir", metavar="DIR", help="Where the data set's images are.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    feats: str,
+    query: str | None,
+    query_index: int | None,
+    query_path: str | None,
+    invert: bool,
+    top: int,
+    montage: Path | None,
+    data_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Find the images nearest to one.
+
+    --query embeds an image file with the network that made FEATS.h5, which must still be where it
+    was. The picture is taken as the data set's images are: glyphs, for one, are white on black, so
+    that ink on paper needs --invert. --query-index and --query-path search for a row of FEATS.h5
+    itself, which is then not among what is found.
+    """
+    if [query, query_index, query_path].count(None) != 2:
+        raise click.UsageError("give one of --query, --query-index and --query-path")
+    from dmlfast.retrieval import load_features
+    from dmlfast.retrieval.images import embed_picture
+
+    features = load_features(feats)
+    if query is not None:
+        row = None
+        embedding = embed_picture(features, query, invert=invert, data_dir=data_dir)
+    else:
+        row = find_row(features, query_index, query_path)
+        embedding = features.embeddings[row : row + 1]
+    hits = search(features, embedding, top, row)
+
+    name = features.paths[row] if row is not None else Path(str(query)).name
+    if as_json:
+        result = {"features": feats, "query": name, "results": [asdict(hit) for hit in hits]}
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo(f"nearest to {name} among {len(features):,} images of {features.title}")
+        for hit in hits:
+            click.echo(f"{hit.rank:>4}  {hit.distance:<9.4f}  {hit.path}  {hit.class_name}")
+    if montage:
+        picture = _draw(features, query, row, hits, name, data_dir)
+        save_picture(picture, montage)
+
+
+def find_row(features: "Features", index: int | None, path: str | None) -> int:
+    """The row of that index or that path; one that is not there raises a UserError."""
+    if index is not None:
+        if index < len(features):
+            return index
+        raise UserError(f"{features.source} has {len(features)} rows: there is no row {index}")
+    if path in features.paths:
+        return features.paths.index(path)
+    close = difflib.get_close_matches(path or "", features.paths, n=1)
+    hint = f": did you mean '{close[0]}'?" if close else ""
+    raise UserError(f"{features.source} has no path '{path}'{hint}")
+
+
+def search(
+    features: "Features", embedding: "np.ndarray", top: int, exclude: int | None = None
+) -> list[Hit]:
+    """The `top` rows nearest to an embedding (1, D), but for row `exclude`."""
+    import numpy as np
+
+    from dmlfast.retrieval import nearest_neighbours
+    from dmlfast.retrieval.features import DISTANCES
+
+    found, distances = nearest_neighbours(
+        embedding,
+        features.embeddings,
+        min(top, max(1, len(features))),
+        exclude=None if exclude is None else np.array([exclude]),
+        distance=DISTANCES[features.distance],
+    )
+    return [
+        Hit(
+            rank,
+            float(distance),
+            int(row),
+            features.paths[row],
+            int(features.labels[row]),
+            features.class_name(int(features.labels[row])),
+        )
+        for rank, (row, distance) in enumerate(zip(found[0], distances[0], strict=True), start=1)
+        if row >= 0
+    ]
+
+
+def _draw(
+    features: "Features",
+    query: str | None,
+    row: int | None,
+    hits: list[Hit],
+    name: str,
+    data_dir: str | None,
+) -> "Image.Image":
+    """The query and what was found; framed green or red where the query's class is known."""
+    from dmlfast.retrieval.drawing import GREEN, RED
+    from dmlfast.retrieval.images import image_source, open_picture
+    from dmlfast.retrieval.montage import Tile, draw_search
+
+    image_of = image_source(features, data_dir=data_dir)
+    label = None if row is None else int(features.labels[row])
+    tiles = []
+    for hit in hits:
+        frame = None if label is None else GREEN if hit.label == label else RED
+        tiles.append(Tile(image_of(hit.path), frame, f"{hit.distance:.3f} {hit.class_name}"))
+    image = open_picture(query) if query is not None else image_of(name)
+    subtitle = (
+        f"among {len(features):,} images of {features.title}, by {features.distance} distance"
+    )
+    return draw_search(image, tiles, f"Nearest to {name}", subtitle)

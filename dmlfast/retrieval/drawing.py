@@ -1,0 +1,69 @@
+"""What the pictures share: the typeface, the colours and the fitting of images and text."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+ImageOf = Callable[[str], Image.Image]  # gives the image of a path
+
+SCALE = 2  # pixels to a unit of layout, so that pictures stay sharp on dense screens
+INK, GREY, LINE = "#1f2328", "#6e7781", "#d0d7de"
+GREEN, RED = "#1a9850", "#d73027"
+
+
+@functools.cache
+def typeface(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib bundles it, `size` units high."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(
+        str(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf"), round(size * SCALE)
+    )
+
+
+def canvas(width: float, height: float) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A white picture of `width` x `height` units, and what draws on it in pixels."""
+    picture = Image.new("RGB", (round(width * SCALE), round(height * SCALE)), "white")
+    return picture, ImageDraw.Draw(picture)
+
+
+def header(draw: ImageDraw.ImageDraw, x: float, y: float, title: str, subtitle: str) -> None:
+    """A bold line and a grey one below it, at (x, y) units; together they take 46 units."""
+    draw.text((x * SCALE, y * SCALE), title, INK, typeface(17, bold=True))
+    draw.text((x * SCALE, (y + 25) * SCALE), subtitle, GREY, typeface(11))
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """The image as large as it fits into a square of `side` pixels, its proportions kept."""
+    factor = side / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> str:
+    """The text in at most `lines` lines of `width` pixels, cut with an ellipsis.
+
+    Names all in capitals, like Unicode's, are written small, which is shorter and easier to read.
+    """
+    words, rows = (text.capitalize() if text.isupper() and len(text) > 3 else text).split(), [""]
+    for position, word in enumerate(words):
+        longer = f"{rows[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not rows[-1]:
+            rows[-1] = longer
+        elif len(rows) < lines:
+            rows.append(word)
+        else:
+            rows[-1] = " ".join([rows[-1], *words[position:]])
+            break
+    return "\n".join(_cut(row, font, width) for row in rows)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

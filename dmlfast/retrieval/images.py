@@ -1,0 +1,103 @@
+"""The images behind the rows of an embedding file, and the embedding of an image from outside."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn.functional import normalize
+
+from dmlfast.data import Dataset, create_dataset
+from dmlfast.errors import UserError
+from dmlfast.models import load_model
+from dmlfast.retrieval.drawing import ImageOf
+from dmlfast.retrieval.features import Features
+
+
+def image_source(*files: Features, data_dir: str | None = None) -> ImageOf:
+    """What gives the image of a path in `files`, from the data sets that these are of.
+
+    Raises UserError where a file does not say which data set that is, the data set cannot be had or
+    does not hold every path.
+    """
+    places: dict[str, tuple[Dataset, int]] = {}
+    for features in files:
+        for part in _data_set(features, data_dir):
+            places |= {path: (part, i) for i, path in enumerate(part.paths)}
+        missing = [path for path in features.paths if path not in places]
+        if missing or len(features.paths) != len(features):
+            example = f", such as '{missing[0]}'" if missing else ""
+            raise UserError(
+                f"no images for {features.source}: {len(missing)} of its {len(features)} paths are"
+                f" not in {features.title}{example}"
+            )
+
+    def image_of(path: str) -> Image.Image:
+        part, i = places[path]
+        return part.image(i)
+
+    return image_of
+
+
+def embed_picture(
+    features: Features, picture: str | Path, *, invert: bool = False, data_dir: str | None = None
+) -> np.ndarray:
+    """Embeds an image file with the network that made `features`, (1, D) float32.
+
+    The picture is scaled to fit the data set's image size, the rest filled with black; `invert`
+    swaps dark and light before that. Raises UserError where the picture cannot be read, or where
+    the network is missing or not the one that made the embeddings.
+    """
+    image = open_picture(picture)
+    checkpoint = features.attributes.get("checkpoint")
+    if not checkpoint:
+        raise UserError(
+            f"{features.source} does not say which checkpoint made it (no `checkpoint`)"
+        )
+    model = load_model(checkpoint)
+    weights = Path(checkpoint) / "model.safetensors"
+    made_by = features.attributes.get("checkpoint_sha256")
+    if made_by and hashlib.sha256(weights.read_bytes()).hexdigest() != made_by:
+        raise UserError(f"{weights} has changed since {features.source} was made with it")
+
+    dataset = _data_set(features, data_dir)[0]
+    image = image.convert("L" if dataset.channels == 1 else "RGB")
+    image = ImageOps.invert(image) if invert else image
+    height, width = dataset.image_size
+    if image.size != (width, height):
+        image = ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).view(1, height, width, dataset.channels)
+    with torch.no_grad():
+        embedding = model(pixels.permute(0, 3, 1, 2).contiguous())
+    if features.attributes.get("normalized"):
+        embedding = normalize(embedding)
+    if embedding.shape[1] != features.dimension:
+        raise UserError(
+            f"{weights} makes {embedding.shape[1]} dimensions, {features.source} has"
+            f" {features.dimension}"
+        )
+    result: np.ndarray = embedding.float().numpy()
+    return result
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Reads an image file, turned as its camera says."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image") from None
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {path}: {reason}") from error
+
+
+def _data_set(features: Features, data_dir: str | None) -> list[Dataset]:
+    """The data set's parts that together hold the split; how "val" was cut off does not matter."""
+    name, split = features.attributes.get("dataset"), features.attributes.get("split")
+    if not name or not split:
+        raise UserError(f"{features.source} does not say which data set and split it is of")
+    splits = [split] if split == "test" else ["train", "val"]
+    return [create_dataset(str(name), split=part, data_dir=data_dir) for part in splits]

@@ -1,0 +1,191 @@
+"""Exact nearest neighbours, tile by tile."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import torch
+
+from dmlfast.errors import UserError
+
+QUERY_TILE = 256  # a tile of distances, 4 MiB in float64, stays in the cache
+GALLERY_TILE = 2048
+FAR = torch.iinfo(torch.int64).max  # the key of no neighbour
+NEAR = 2.0**-20  # share of |x|^2 below which a squared distance is taken from the difference itself
+PAIR_BYTES = 2**26  # for the differences of near pairs
+
+FAISS_MIN_GALLERY = 8192
+FAISS_MAX_K = 256
+FAISS_SPARE = 32  # candidates beyond k, so that rounding in float32 seldom costs a second search
+
+Array = np.ndarray | torch.Tensor
+
+
+def nearest_neighbours(
+    queries: Array,
+    gallery: Array,
+    k: int,
+    *,
+    exclude: Array | None = None,
+    distance: str = "euclidean",
+    backend: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k nearest rows of `gallery` for each row of `queries`.
+
+    queries: (Q, D), gallery: (M, D), finite floats; tensors are searched on the device of
+    `queries`. exclude: (Q,) integers, for each query the row of the gallery that it is itself and
+    that it must not find, or -1. distance: "euclidean", or "cosine" (one minus the cosine; a zero
+    vector has distance 1 to every other). backend: "torch", "faiss" (proposes candidates in
+    float32; what it cannot settle goes to torch), or "auto", which takes FAISS where it is
+    installed and quicker. The result does not depend on the backend.
+
+    Returns indices (Q, k) int64 and distances (Q, k) float32, nearest first. A distance is computed
+    in float64 and rounded once, from the difference itself for near pairs; equal distances are
+    ordered by index. Where there are fewer than k neighbours, the rest is -1 and infinity. Extra
+    memory is a copy of the inputs, the result and at most 256 MiB.
+    """
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"distance must be euclidean or cosine, not '{distance}'")
+    if backend not in ("auto", "torch", "faiss"):
+        raise ValueError(f"backend must be auto, torch or faiss, not '{backend}'")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    x, r = _floats(queries), _floats(gallery)
+    if x.ndim != 2 or r.ndim != 2 or x.shape[1] != r.shape[1]:
+        raise ValueError(
+            f"queries {tuple(x.shape)} and gallery {tuple(r.shape)} must be (Q, D) and (M, D)"
+        )
+    r = r.to(x)
+    own = torch.full((len(x),), -1) if exclude is None else torch.as_tensor(exclude).long()
+    if own.shape != (len(x),):
+        raise ValueError(f"exclude must have shape ({len(x)},), not {tuple(own.shape)}")
+    if distance == "cosine":
+        x, r = _directions(x), _directions(r)
+    halve = distance == "cosine"
+
+    if backend == "auto":
+        backend = "faiss" if _faiss_pays(x, r, k) else "torch"
+    keys = torch.full((len(x), k), FAR, device=x.device)
+    width = min(k, len(r))
+    if width and len(x):
+        search = _search_faiss if backend == "faiss" else _search_torch
+        keys[:, :width] = search(x, r, width, own.to(x.device), halve)
+    return _decode(keys)
+
+
+def _search_torch(
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, halve: bool
+) -> torch.Tensor:
+    """The k least keys of every query, (Q, k), ascending; FAR where there is no neighbour left."""
+    centre = sum(part.double().sum(0) for part in r.split(GALLERY_TILE)) / len(r)
+    centre = centre.to(x.dtype).double()  # rounded, so that equal rows are centred to exact zeros
+    tile = max(GALLERY_TILE, k)
+    best = torch.full((len(x), k), FAR, device=x.device)
+    for start in range(0, len(r), tile):
+        columns = r[start : start + tile].double() - centre
+        for first in range(0, len(x), QUERY_TILE):
+            rows = slice(first, first + QUERY_TILE)
+            d2 = _squared_distances(x[rows].double() - centre, columns)
+            keys = _encode(d2.div_(2) if halve else d2.sqrt_(), start)
+            inside = (own[rows] >= start) & (own[rows] < start + len(columns))
+            keys[inside, own[rows][inside] - start] = FAR
+            best[rows] = _least(torch.cat([best[rows], _least(keys, k)], dim=1), k)
+    return best
+
+
+def _squared_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """(q, m) float64: by the Gram matrix, and by differences where that loses digits."""
+    x_norms = x.square().sum(1, keepdim=True)
+    d2 = torch.addmm(x_norms + r.square().sum(1), x, r.T, alpha=-2)
+    near = d2 < NEAR * x_norms
+    count = int(near.count_nonzero())
+    if count > near.numel() // 16:
+        return torch.cdist(x, r, compute_mode="donot_use_mm_for_euclid_dist").square_()
+    if count:
+        pairs = near.nonzero()
+        for part in pairs.split(max(1, PAIR_BYTES // (8 * x.shape[1]))):
+            i, j = part.unbind(1)
+            d2[i, j] = (x[i] - r[j]).square_().sum(1)
+    return d2.clamp_(min=0)
+
+
+def _search_faiss(
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, halve: bool
+) -> torch.Tensor:
+    """As `_search_torch`, which searches only for rows that FAISS's candidates leave in doubt."""
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "FAISS is not installed: pip install 'dmlfast[cpu]', or search with torch"
+        ) from None
+    M, D = r.shape
+    centre = r.mean(0, dtype=torch.float64)
+    queries = (x - centre).float().contiguous()
+    wanted = min(M, k + 1 + FAISS_SPARE)
+    approximate, candidates = faiss.knn(queries.numpy(), (r - centre).float().numpy(), wanted)
+    index = torch.from_numpy(candidates)
+
+    d2 = torch.empty(index.shape, dtype=torch.float64)
+    step = max(1, PAIR_BYTES // (8 * D * wanted))
+    for first in range(0, len(x), step):
+        rows = slice(first, first + step)
+        d2[rows] = (x[rows, None].double() - r[index[rows]].double()).square_().sum(2)
+    keys = _encode(d2 / 2 if halve else d2.sqrt(), 0, index)
+    keys[index == own[:, None]] = FAR
+    best = _least(keys, k)
+
+    # A row outside the candidates is at least as far as the last of them, within rounding of
+    # rounding * (|x|^2 + |r|^2) <= rounding * (3 |x|^2 + 2 d^2).
+    rounding = (D + 16) * 2.0**-22
+    bound = torch.from_numpy(approximate[:, -1]).double()
+    bound = (bound - 3 * rounding * queries.double().square().sum(1)) / (1 + 2 * rounding)
+    bound = bound / 2 if halve else bound.clamp(min=0).sqrt()
+    doubt = (_encode(bound[:, None].clamp(min=0), 0)[:, 0] <= best[:, -1]) & (wanted < M)
+    if doubt.any():
+        best[doubt] = _search_torch(x[doubt], r, k, own[doubt], halve)
+    return best
+
+
+def _faiss_pays(x: torch.Tensor, r: torch.Tensor, k: int) -> bool:
+    large = len(r) >= FAISS_MIN_GALLERY and len(x) >= 32 and k <= FAISS_MAX_K
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    # On macOS the two libraries' OpenMP runtimes abort the process when they meet.
+    usable = sys.platform == "linux" and importlib.util.find_spec("faiss") is not None
+    return large and on_cpu and usable
+
+
+def _encode(distances: torch.Tensor, start: int, index: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys that sort by (float32 distance, index): the distance's bits above the index."""
+    bits = distances.float().view(torch.int32).long()
+    if index is None:
+        index = torch.arange(start, start + distances.shape[1], device=distances.device)
+    return bits.bitwise_left_shift_(32).bitwise_or_(index)
+
+
+def _decode(keys: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    found = keys != FAR
+    indices = torch.where(found, keys & (2**32 - 1), -1)
+    distances = (keys >> 32).int().view(torch.float32).masked_fill(~found, torch.inf)
+    return indices.cpu().numpy(), distances.cpu().numpy()
+
+
+def _least(keys: torch.Tensor, k: int) -> torch.Tensor:
+    return keys.topk(min(k, keys.shape[1]), dim=1, largest=False, sorted=True).values
+
+
+def _floats(array: Array) -> torch.Tensor:
+    """float32, or float64 if it is that already."""
+    tensor = torch.as_tensor(array).detach()
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _directions(x: torch.Tensor) -> torch.Tensor:
+    """Rows of length 1; a last column is 1 for zero rows, which puts them at a right angle."""
+    rows = torch.zeros(len(x), x.shape[1] + 1, dtype=x.dtype, device=x.device)
+    for first in range(0, len(x), GALLERY_TILE):
+        part = x[first : first + GALLERY_TILE].double()
+        norms = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+        rows[first : first + GALLERY_TILE, :-1] = part / norms.where(norms > 0, 1.0)
+        rows[first : first + GALLERY_TILE, -1] = norms[:, 0] == 0
+    return rows

@@ -1,0 +1,340 @@
+"""Embeddings in one HDF5 file, written in constant memory, whole or not at all."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+import dmlfast
+from dmlfast.errors import UserError
+from dmlfast.files import atomic_write_path, write_error
+from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.retrieval.neighbours import nearest_neighbours
+
+CHUNK_BYTES = 2**18
+UTF8 = h5py.string_dtype("utf-8")
+BUILT_IN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 and h5py; any other would load a plug-in
+
+
+class FeatureWriter:
+    """Writes an embedding file batch by batch, in constant memory.
+
+    `path` gets the file when the `with` block ends without an error; until then, and after an
+    error, it stays as it was. `dimension` is the length D of an embedding, `dtype` float32 or
+    float16, `distance` "euclidean" or "angular". `class_names` are indexed by label. `attributes`
+    are plain values (numbers, strings, lists of them; None is left out) that say where the
+    embeddings come from.
+
+        with FeatureWriter("feats.h5", dimension=64, attributes={"model": "convnet"}) as writer:
+            for images, labels, paths in batches:
+                writer.append(model(images), labels, paths)
+
+    Raises UserError if `path` exists and `overwrite` is false, when it is made, and if the file
+    cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        dimension: int,
+        normalized: bool = False,
+        distance: str = "euclidean",
+        dtype: str = "float32",
+        class_names: Sequence[str] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, not '{distance}'")
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype must be float32 or float16, not '{dtype}'")
+        self.path = Path(path)
+        self.dimension = dimension
+        self.dtype = np.dtype(dtype)
+        self.class_names = class_names
+        self.overwrite = overwrite
+        self.attributes = dict(attributes or {}) | {
+            "type": "dense",
+            "distance": distance,
+            "dimension": dimension,
+            "point_type": "float",
+            "normalized": normalized,
+            "dmlfast_version": dmlfast.__version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        _refuse_existing(self.path, overwrite)
+
+    def __enter__(self) -> "FeatureWriter":
+        self._stack = ExitStack()
+        self._file, self._sink = self._stack.enter_context(new_hdf5(self.path, self.overwrite))
+        rows = max(1, CHUNK_BYTES // max(1, self.dimension * self.dtype.itemsize))
+        self._add("embeddings", self.dtype, rows, self.dimension)
+        self._add("labels", np.dtype(np.int64), 4096)
+        self._add("paths", UTF8, 4096)
+        if self.class_names is not None:
+            self._file.create_dataset("class_names", data=list(self.class_names), dtype=UTF8)
+        for name, value in self.attributes.items():
+            if value is not None:
+                self._file.attrs[name] = value
+        return self
+
+    def append(
+        self,
+        embeddings: np.ndarray | torch.Tensor,
+        labels: np.ndarray | torch.Tensor,
+        paths: Sequence[str],
+        roles: np.ndarray | None = None,
+    ) -> None:
+        """Adds B rows.
+
+        embeddings (B, D) floats, labels (B,) integers, paths (B,), roles (B,) 0, 1 or 2. Either
+        every call gives `roles` or none does. Raises UserError where an embedding is not finite, a
+        path cannot be stored or the disk is full.
+        """
+        block = _to_numpy(embeddings).astype(self.dtype, copy=False)
+        if block.shape != (len(paths), self.dimension) or len(labels) != len(paths):
+            raise ValueError(
+                f"embeddings {block.shape}, {len(labels)} labels and {len(paths)} paths"
+                f" do not make rows of {self.dimension} values"
+            )
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"the embedding of '{paths[bad[0]]}' holds NaN or infinity as {self.dtype}"
+            )
+        if roles is not None and "role" not in self._file and not len(self._file["labels"]):
+            self._add("role", np.dtype(np.uint8), 4096)
+        if (roles is not None) != ("role" in self._file):
+            raise ValueError("roles must be given for every row or for none")
+
+        self._extend("embeddings", block)
+        self._extend("labels", _to_numpy(labels))
+        self._extend("paths", [_checked_path(path) for path in paths])
+        if roles is not None:
+            self._extend("role", roles)
+        self._sink.check(self.path)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._stack.close()
+        else:  # the caller's error is not one of writing: it is not to be reworded
+            discarded = _Discarded()
+            self._stack.__exit__(_Discarded, discarded, None)
+
+    def _add(self, name: str, dtype: np.dtype, chunk_rows: int, *width: int) -> None:
+        chunks = (chunk_rows, *(max(1, size) for size in width))
+        self._file.create_dataset(name, (0, *width), dtype, maxshape=(None, *width), chunks=chunks)
+
+    def _extend(self, name: str, rows: Any) -> None:
+        dataset = self._file[name]
+        start = len(dataset)
+        dataset.resize(start + len(rows), axis=0)
+        dataset[start:] = rows
+
+
+def load_features(path: str | Path) -> Features:
+    """Reads an embedding file.
+
+    Expects /embeddings (N, D) float32 or float16, /labels (N,) integers and /paths (N,) strings;
+    /role and /class_names may be there. Raises UserError naming the file and what was expected
+    where it is missing, no HDF5, damaged or of another make, or holds an embedding that is not
+    finite.
+    """
+    with _reading(path) as file:
+        embeddings = _read(
+            file, "embeddings", "(N, D) float32 or float16", ndim=2, kinds="f", sizes=(2, 4)
+        )
+        labels = _read(file, "labels", "(N,) integers", ndim=1, kinds="iu")
+        features = Features(
+            embeddings,
+            labels.astype(np.int64, copy=False),
+            _read_strings(file, "paths"),
+            _read(file, "role", "(N,) uint8", ndim=1, kinds="u") if "role" in file else None,
+            _read_strings(file, "class_names") if "class_names" in file else [],
+            {name: _plain(value) for name, value in file.attrs.items()},
+            str(path),
+        )
+        if len(features.paths) != len(features):
+            raise ValueError(f"{len(features)} embeddings but {len(features.paths)} paths")
+        dimension = features.attributes.get("dimension", features.dimension)
+        if dimension != features.dimension:
+            raise ValueError(
+                f"/embeddings has {features.dimension} columns, but dimension is {dimension}"
+            )
+    return features
+
+
+def export_ann_benchmarks(
+    features: Features, path: str | Path, *, k: int = 100, overwrite: bool = False
+) -> None:
+    """Writes the file that ann-benchmarks reads.
+
+    Datasets train (M, D), test (Q, D), neighbors and distances (Q, k).
+
+    The gallery's rows are `train`, the queries' are `test`; without roles every row is both, and
+    each row's nearest neighbour is then itself. The neighbours are exact. Raises UserError if the
+    file cannot be written.
+    """
+    _refuse_existing(Path(path), overwrite)
+    train = features.embeddings[features.rows_as("gallery")]
+    test = features.embeddings[features.rows_as("query")]
+    k = min(k, len(train))
+    neighbours, distances = nearest_neighbours(
+        test, train, k, distance=DISTANCES[features.distance]
+    )
+    with new_hdf5(Path(path), overwrite) as (file, _):
+        file["train"], file["test"] = train.astype(np.float32), test.astype(np.float32)
+        file["neighbors"], file["distances"] = neighbours.astype(np.int32), distances
+        file.attrs.update(
+            type="dense",
+            distance=features.distance,
+            dimension=features.dimension,
+            point_type="float",
+        )
+
+
+@contextmanager
+def new_hdf5(path: Path, overwrite: bool) -> Iterator[tuple[h5py.File, "_Sink"]]:
+    """Yields an HDF5 file that takes the name `path` when it is whole."""
+    with atomic_write_path(path) as temporary:
+        with _Sink(temporary, "w+") as sink:
+            with h5py.File(sink, "w") as file:
+                yield file, sink
+            sink.check(path)
+        _refuse_existing(path, overwrite)
+
+
+class _Sink(io.FileIO):
+    """A file that keeps its first error to itself.
+
+    HDF5 cannot close a file that it failed to write to, and crashes when the process ends. So a
+    failed write, and every one after it, is taken for done, and `check` tells of it.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self.error is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+    def check(self, path: Path) -> None:
+        """Raises the UserError for `path` if anything could not be written."""
+        if self.error is not None:
+            raise write_error(path, self.error) from self.error
+
+
+class _Discarded(BaseException):
+    """Ends the writing of a file that is not wanted any more."""
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; --overwrite replaces it")
+
+
+def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.float() if array.is_floating_point() else array).numpy()
+    return np.asarray(array)
+
+
+def _checked_path(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the path {path!r} cannot be stored: it is not valid Unicode") from None
+    if "\0" in path:
+        raise UserError(f"the path {path!r} cannot be stored: it holds a NUL character")
+    return path
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[h5py.File]:
+    """Yields an HDF5 file opened for reading; what is wrong with it becomes one line."""
+    try:
+        with open(path, "rb") as plain:
+            is_hdf5 = bool(plain.read(1))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not is_hdf5 or not h5py.is_hdf5(path):
+        raise UserError(f"{path} is not an HDF5 file")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged or cut short: {str(error).partition(' (')[0]}"
+        ) from error
+
+
+def _read(
+    file: h5py.File,
+    name: str,
+    expected: str,
+    *,
+    ndim: int,
+    kinds: str,
+    sizes: Sequence[int] = (1, 2, 4, 8),
+) -> np.ndarray:
+    dataset = _dataset(file, name, expected)
+    dtype = dataset.dtype
+    if dataset.ndim != ndim or dtype.kind not in kinds or dtype.itemsize not in sizes:
+        raise ValueError(f"/{name} must be {expected}, not {dataset.shape} {dtype}")
+    return dataset[()]
+
+
+def _read_strings(file: h5py.File, name: str) -> list[str]:
+    dataset = _dataset(file, name, "(N,) UTF-8 strings")
+    if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
+        raise ValueError(f"/{name} must be (N,) UTF-8 strings, not {dataset.shape} {dataset.dtype}")
+    return dataset.asstr("utf-8")[()].tolist()
+
+
+def _dataset(file: h5py.File, name: str, expected: str) -> h5py.Dataset:
+    """A dataset whose values stand in the file itself and need nothing loaded to be read."""
+    link = file.get(name, getlink=True) if name in file else None
+    dataset = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"no dataset /{name}, expected {expected}")
+    creation = dataset.id.get_create_plist()
+    filters = {creation.get_filter(i)[0] for i in range(creation.get_nfilters())}
+    if dataset.external or dataset.is_virtual or not filters <= BUILT_IN_FILTERS:
+        raise ValueError(
+            f"/{name} keeps its values elsewhere or needs a plug-in; expected plain {expected}"
+        )
+    return dataset
+
+
+def _plain(value: Any) -> Any:
+    """An attribute's value as Python's own types."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
