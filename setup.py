@@ -1,7 +1,7 @@
 """Builds csrc/ into plain shared libraries that need neither torch nor Python to compile.
 
-DMLFAST_REQUIRE_NATIVE=1 turns an extension that could not be built into an error; without it the package installs
-and `dmlfast info` says what is missing.
+DMLFAST_REQUIRE_NATIVE=1 turns an extension that could not be built into an error; without it the
+package installs and `dmlfast info` says what is missing.
 """
 
 import os
@@ -15,8 +15,9 @@ from setuptools.command.build_ext import build_ext
 CPU_FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 CPU_FLAGS += ["-fvisibility=hidden", "-g0", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 
-# One translation unit, compiled once per instruction set; the library picks at run time. The plainest comes first: of
-# the templates of the standard library that all of them instantiate, the linker keeps the first.
+# One translation unit, compiled once per instruction set; the library picks at run time. The
+# plainest comes first: of the templates of the standard library that all of them instantiate, the
+# linker keeps the first.
 ISA_FLAGS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]

@@ -6,7 +6,7 @@ import torch
 
 
 class PairLoss(torch.nn.Module):
-    """A loss called as ``loss_fn(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``.
+    """A loss that is called the way the field calls losses, see :meth:`forward`.
 
     Subclasses write :meth:`compute`, a few lines on top of :mod:`dmlfast.ops`.
 
@@ -45,8 +45,9 @@ class PairLoss(torch.nn.Module):
         """
         if indices_tuple is not None:
             raise ValueError(
-                f"{type(self).__name__} weighs every pair of the batch and cannot honour indices_tuple: "
-                "leave the miner out, or pass the rows to compare with as ref_emb and ref_labels"
+                f"{type(self).__name__} weighs every pair of the batch and cannot honour "
+                "indices_tuple: leave the miner out, or pass the rows to compare with as ref_emb "
+                "and ref_labels"
             )
         device = embeddings.device
         labels = labels.to(device)

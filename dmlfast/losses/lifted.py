@@ -42,4 +42,5 @@ class LiftedStructuredLoss(PairLoss):
         )
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, normalize_embeddings={self.normalize_embeddings}, impl='{self.impl}'"
+        normalize, impl = self.normalize_embeddings, self.impl
+        return f"margin={self.margin}, normalize_embeddings={normalize}, impl='{impl}'"

@@ -1,4 +1,4 @@
-"""Pair losses as registered torch ops: one folder per op, with its maths, its reference and its kernels side by side."""
+"""Pair losses as registered torch ops: one folder per op, its maths and kernels side by side."""
 
 from dmlfast.ops.dispatch import available, why_not
 from dmlfast.ops.lifted.op import lifted_structured_loss

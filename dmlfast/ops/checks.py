@@ -36,7 +36,9 @@ def integers(name: str, tensor: torch.Tensor) -> None:
 
 def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
     if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of embeddings, {like.device}, not {tensor.device}")
+        raise ValueError(
+            f"{name} must be on the device of embeddings, {like.device}, not {tensor.device}"
+        )
 
 
 def choice(name: str, value: str, known: tuple[str, ...]) -> None:

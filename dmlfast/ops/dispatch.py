@@ -1,7 +1,8 @@
 """Which backend serves a call, and why another does not.
 
-An explicit ``impl=`` wins over the environment variable ``DMLFAST_IMPL``, which wins over ``"auto"``. A backend that
-was asked for by name and cannot serve the call raises; nothing falls back in silence.
+An explicit ``impl=`` wins over the environment variable ``DMLFAST_IMPL``, which wins over
+``"auto"``. A backend that was asked for by name and cannot serve the call raises; nothing falls
+back in silence.
 """
 
 import importlib
@@ -45,7 +46,7 @@ BACKENDS = {
         Backend("reference", lambda: None, lambda device, dtype: None),
     )
 }
-PLANNED = {name: "this version has no such kernels" for name in ("cuda", "triton")}
+PLANNED = dict.fromkeys(("cuda", "triton"), "this version has no such kernels")
 
 
 def available() -> tuple[str, ...]:
@@ -54,7 +55,7 @@ def available() -> tuple[str, ...]:
 
 
 def why_not(name: str) -> str | None:
-    """None where backend ``name`` is usable here, else the reason. Raises ValueError for an unknown name."""
+    """None where backend ``name`` is usable, else the reason; ValueError for an unknown name."""
     if name in PLANNED:
         return PLANNED[name]
     if name not in BACKENDS:
@@ -87,8 +88,11 @@ def call(
     fused: Callable[..., torch.Tensor],
     args: tuple[Any, ...],
 ) -> torch.Tensor:
-    """Serves a call of ``op``: ``plain(*args)`` for the reference, which autograd differentiates, and
-    ``fused(*args, impl)`` for a backend with kernels behind a registered op."""
+    """Serves a call of ``op``.
+
+    The reference is ``plain(*args)``, which autograd differentiates; a backend with kernels is
+    ``fused(*args, name)``, behind a registered op.
+    """
     name = _choose(op, impl, embeddings.device.type, embeddings.dtype)
     return plain(*args) if name == "reference" else fused(*args, name)
 

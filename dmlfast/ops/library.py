@@ -17,21 +17,20 @@ def register(
 ) -> Callable[..., Any]:
     """Defines an op with its kernel, fake and gradient, and returns the function to call it by.
 
-    Traced calls (``torch.compile``, fake tensors) go through the registered op. Eager calls take the same forward and
-    backward as an autograd function: the dispatcher's way to a Python kernel costs tens of microseconds, as much as a
-    loss at the batch sizes of the papers.
+    Traced calls (``torch.compile``, fake tensors) go through the registered op. Eager calls take
+    the same forward and backward as an autograd function: the dispatcher's way to a Python kernel
+    costs tens of microseconds, as much as a loss at the batch sizes of the papers.
     """
     name = schema.split("(")[0]
     LIBRARY.define(schema)
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, forward, device)
     torch.library.register_fake(f"dmlfast::{name}", fake, lib=LIBRARY)
-    torch.library.register_autograd(
-        f"dmlfast::{name}", backward, setup_context=setup, lib=LIBRARY
-    )
+    torch.library.register_autograd(f"dmlfast::{name}", backward, setup_context=setup, lib=LIBRARY)
     op = getattr(torch.ops.dmlfast, name)
 
-    # forward() with a context: a separate setup_context makes torch inspect the signature at every call
+    # forward() with a context: a separate setup_context makes torch inspect the signature at every
+    # call
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
@@ -62,7 +61,7 @@ class _OnceDifferentiable(torch.autograd.Function):
 
 
 def once_differentiable(gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """``gradient``, which depends on ``inputs`` in a way that autograd must not pass over in silence."""
+    """``gradient``, as a function of ``inputs`` that autograd must not pass over in silence."""
     return _OnceDifferentiable.apply(gradient, inputs) if torch.is_grad_enabled() else gradient
 
 

@@ -1,4 +1,4 @@
-"""The compiled libraries: found, loaded once, and called through ctypes. csrc/dmlfast.h is the interface."""
+"""The compiled libraries, called through ctypes. csrc/dmlfast.h is the interface."""
 
 import ctypes
 from functools import cache
@@ -14,7 +14,7 @@ REDUCTIONS = {"logsumexp": 0, "sum": 1}
 
 
 class Pairs(ctypes.Structure):
-    """``dml_pairs``. Holds addresses: the tensors must outlive the call."""
+    """``dml_pairs``, with the tensors whose addresses it holds."""
 
     _fields_ = (
         ("rows", ctypes.c_void_p),
@@ -27,6 +27,27 @@ class Pairs(ctypes.Structure):
         ("self_index", ctypes.c_void_p),
         ("threads", ctypes.c_int32),
     )
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        columns: torch.Tensor | None,
+        row_labels: torch.Tensor | None,
+        column_labels: torch.Tensor | None,
+        self_index: torch.Tensor | None,
+    ) -> None:
+        floats = float_rows(rows), float_rows(columns)
+        integers = int_labels(row_labels), int_labels(column_labels), int_labels(self_index)
+        self.tensors = floats, integers
+        n, d = rows.shape
+        super().__init__(
+            *map(address, floats),
+            n,
+            n if columns is None else columns.shape[0],
+            d,
+            *map(address, integers),
+            torch.get_num_threads(),
+        )
 
 
 class Term(ctypes.Structure):
@@ -46,7 +67,7 @@ class Term(ctypes.Structure):
 def why_no_cpu() -> str | None:
     """None where the CPU library loads, else the reason."""
     if not CPU_LIBRARY.exists():
-        return f"the CPU kernels were not built ({CPU_LIBRARY.name} is missing; reinstall with a C++ compiler)"
+        return f"{CPU_LIBRARY.name} was not built; reinstall with a C++ compiler at hand"
     try:
         cpu_library()
     except (OSError, AttributeError) as error:
@@ -56,7 +77,7 @@ def why_no_cpu() -> str | None:
 
 @cache
 def cpu_library() -> ctypes.CDLL:
-    """The CPU library with its signatures. torch is imported first, so that both use one OpenMP runtime."""
+    """The CPU library with its signatures. It shares the OpenMP runtime that torch has loaded."""
     library = ctypes.CDLL(str(CPU_LIBRARY))
     pairs, term, pointer = ctypes.POINTER(Pairs), ctypes.POINTER(Term), ctypes.c_void_p
     library.dml_cpu_pair_reduce.argtypes = [pairs, term, pointer, pointer]

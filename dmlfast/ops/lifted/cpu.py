@@ -17,30 +17,13 @@ def forward(
     want_rows: bool,
     want_columns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Loss () and its gradients for rows (N, D) and columns (M, D), float32; None where not wanted."""
-    rows, columns = native.float_rows(rows), native.float_rows(columns)
-    row_labels, column_labels = native.int_labels(row_labels), native.int_labels(column_labels)
-    self_index = native.int_labels(self_index)
+    """Loss () and gradients for rows (N, D) and columns (M, D), float32; None where not wanted."""
+    pairs = native.Pairs(rows, columns, row_labels, column_labels, self_index)
     loss = torch.empty(())
-    d_rows = torch.empty_like(rows) if want_rows else None
-    d_columns = torch.empty_like(columns) if want_columns else None
-    problem = native.Pairs(
-        rows.data_ptr(),
-        native.address(columns),
-        rows.shape[0],
-        (rows if columns is None else columns).shape[0],
-        rows.shape[1],
-        row_labels.data_ptr(),
-        native.address(column_labels),
-        native.address(self_index),
-        torch.get_num_threads(),
-    )
+    d_rows = torch.empty(pairs.n, pairs.d) if want_rows else None
+    d_columns = torch.empty(pairs.m, pairs.d) if want_columns else None
     status = native.cpu_library().dml_cpu_lifted(
-        ctypes.byref(problem),
-        margin,
-        loss.data_ptr(),
-        native.address(d_rows),
-        native.address(d_columns),
+        ctypes.byref(pairs), margin, *map(native.address, (loss, d_rows, d_columns))
     )
     native.check(status, "lifted_structured_loss")
     return loss, d_rows, d_columns

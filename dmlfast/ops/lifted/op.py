@@ -1,4 +1,4 @@
-"""The lifted structured loss: its public signature, its registration with torch, its gradient. README.md has the maths."""
+"""The lifted structured loss: signature, registration, gradient. README.md has the maths."""
 
 from typing import Any
 
@@ -19,13 +19,15 @@ def lifted_structured_loss(
     self_index: torch.Tensor | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Lifted structured loss, smooth form (Oh Song et al., CVPR 2016, equation 4), over all pairs of a batch.
+    """Lifted structured loss, smooth form (Oh Song et al., CVPR 2016, equation 4), over all pairs
+    of a batch.
 
-    Distances are Euclidean, not squared; embeddings are not normalised. Memory is O((N + M) D). Differentiable once;
-    gradients are computed with the loss.
+    Distances are Euclidean, not squared; embeddings are not normalised. Memory is O((N + M) D).
+    Differentiable once; gradients are computed with the loss.
 
     Args:
-        embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference only).
+        embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
+            only).
         labels: (N,) integers of any dtype and value.
         ref_emb: columns of their own, (M, D), for instance a memory: pairs are (row, column).
         ref_labels: (M,) integers.
@@ -34,8 +36,8 @@ def lifted_structured_loss(
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
-        () float32, float64 for float64. 0 without positive pairs; a pair whose rows have no negatives adds 0 and
-        counts. NaN where any embedding is NaN or infinite.
+        () float32, float64 for float64. 0 without positive pairs; a pair whose rows have no
+        negatives adds 0 and counts. NaN where any embedding is NaN or infinite.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or device.
@@ -101,7 +103,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     inputs, gradients = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
-    # the product is taken in float32 and rounded once: a scaled half-precision gradient does not underflow
+    # the product is taken in float32 and rounded once: a scaled half-precision gradient does not
+    # underflow
     rows, columns = (
         once_differentiable((found * grad).to(tensor.dtype), tensor) if want else None
         for found, tensor, want in zip(gradients, inputs, ctx.wants, strict=True)
@@ -110,8 +113,9 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _call = register(
-    "lifted_structured_loss(Tensor rows, Tensor? columns, Tensor row_labels, Tensor? column_labels, "
-    "Tensor? self_index, float margin, bool want_rows, bool want_columns, str impl) -> (Tensor, Tensor, Tensor)",
+    "lifted_structured_loss(Tensor rows, Tensor? columns, Tensor row_labels, "
+    "Tensor? column_labels, Tensor? self_index, float margin, bool want_rows, bool want_columns, "
+    "str impl) -> (Tensor, Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup=_setup,

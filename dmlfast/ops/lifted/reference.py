@@ -1,4 +1,4 @@
-"""The lifted structured loss in plain PyTorch, with the whole matrix of pairs: the definition of right."""
+"""The lifted structured loss in plain PyTorch, on all pairs at once: the definition of right."""
 
 import torch
 

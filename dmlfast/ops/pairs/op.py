@@ -1,4 +1,4 @@
-"""The pair primitive: its public signature, its registration with torch, its gradient. README.md has the maths."""
+"""The pair primitive: signature, registration, gradient. README.md has the maths."""
 
 from typing import Any, NoReturn
 
@@ -31,23 +31,24 @@ def pair_reduce(
     self_index: torch.Tensor | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Reduces ``scale * score_ij + offset + column_bias_j`` over the selected columns j of every row i.
+    """Reduces ``scale * score_ij + offset + column_bias_j`` over the selected columns of each row.
 
-    Nothing of size N x M is kept; memory is O((N + M) D). Differentiable once in ``embeddings``, ``ref_emb`` and
-    ``column_bias``.
+    Nothing of size N x M is kept; memory is O((N + M) D). Differentiable once in ``embeddings``,
+    ``ref_emb`` and ``column_bias``.
 
     Args:
-        embeddings: rows, (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference only).
+        embeddings: rows, (N, D), float32, float16, bfloat16 (computed in float32) or float64
+            (reference only).
         labels: (N,) integers of any dtype and value. Not needed for ``select`` "other" and "all".
         ref_emb: columns, (M, D); the batch itself where None.
         ref_labels: (M,) integers.
         score: "distance", the Euclidean distance (not squared), or "dot", the inner product.
-        select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other" (all but the row
-            itself) or "all".
+        select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other"
+            (all but the row itself) or "all".
         column_bias: (M,) added to the terms of each column.
         reduce: "logsumexp" (-inf over nothing) or "sum" (0 over nothing).
-        self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The batch against
-            itself knows its own.
+        self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The
+            batch against itself knows its own.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
@@ -70,7 +71,9 @@ def pair_reduce(
     if column_bias is not None:
         width = embeddings if ref_emb is None else ref_emb
         if column_bias.shape != width.shape[:1]:
-            raise ValueError(f"column_bias must have shape ({width.shape[0]},), not {tuple(column_bias.shape)}")
+            raise ValueError(
+                f"column_bias must have shape ({width.shape[0]},), not {tuple(column_bias.shape)}"
+            )
     if not term.by_label:
         labels = ref_labels = None
     return dispatch.call(
@@ -94,15 +97,13 @@ def reduce_block(
     *,
     impl: str,
 ) -> torch.Tensor:
-    """The statistic ``running`` (N,) of the rows, updated with a block of further columns; not differentiable.
+    """The statistic ``running`` (N,) of the rows with a block of columns added; no gradient.
 
-    For columns that arrive in parts: a memory, shards of classes, a ring of processes. ``self_index`` (N,) counts in
-    this block and is -1 where the row itself is elsewhere.
+    For columns that arrive in parts: a memory, shards of classes, a ring of processes.
+    ``self_index`` (N,) counts in this block and is -1 where the row itself is elsewhere.
     """
     backend = dispatch.module(__package__, impl)
-    block = backend.reduce_block(
-        rows, columns, row_labels, column_labels, self_index, None, term
-    )
+    block = backend.reduce_block(rows, columns, row_labels, column_labels, self_index, None, term)
     if running is None:
         return block
     return running + block if term.reduce == "sum" else torch.logaddexp(running, block)
@@ -123,15 +124,23 @@ def grad_block(
     *,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients ``running`` of rows (N, D) and columns (M, D), float32, with those of one block added.
+    """The gradients ``running``, rows (N, D) and columns (M, D), with those of one block added.
 
-    ``row_stat`` and ``row_grad`` (N,) are the whole statistic of each row and dloss / dstatistic; ``column_stat`` and
-    ``column_grad`` (M,) the same of the columns over their rows, or None.
+    ``row_stat`` and ``row_grad`` (N,) are the whole statistic of each row and dloss / dstatistic;
+    ``column_stat`` and ``column_grad`` (M,) the same of the columns over their rows, or None.
     """
     backend = dispatch.module(__package__, impl)
     stats = (row_stat, row_grad, column_stat, column_grad)
     d_rows, d_columns, _ = backend.grad_block(
-        rows, columns, row_labels, column_labels, self_index, None, *stats, term, (True, True, False)
+        rows,
+        columns,
+        row_labels,
+        column_labels,
+        self_index,
+        None,
+        *stats,
+        term,
+        (True, True, False),
     )
     return (d_rows, d_columns) if running is None else (running[0] + d_rows, running[1] + d_columns)
 
@@ -202,8 +211,8 @@ _call_reduce = register(
     backward=_backward,
 )
 _call_grad = register(
-    f"pair_grad({_PAIRS}Tensor row_stat, Tensor row_grad, bool want_rows, bool want_columns, bool want_bias, {_TERM}) "
-    "-> (Tensor, Tensor, Tensor)",
+    f"pair_grad({_PAIRS}Tensor row_stat, Tensor row_grad, bool want_rows, bool want_columns, "
+    f"bool want_bias, {_TERM}) -> (Tensor, Tensor, Tensor)",
     forward=_grad_forward,
     fake=lambda rows, columns, a, b, c, bias, s, g, *wants: tuple(
         like.new_empty(like.shape) if want and like is not None else rows.new_empty(0)

@@ -11,7 +11,7 @@ def pair_distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def masked_logsumexp(terms: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
-    """log sum exp over the entries where ``mask`` holds; -inf, with a zero gradient, where there are none."""
+    """log sum exp where ``mask`` holds; -inf, with a zero gradient, where it holds nowhere."""
     some = mask.any(dim)
     terms = torch.where(mask | ~some.unsqueeze(dim), terms, -torch.inf)
     return torch.where(some, terms.logsumexp(dim), -torch.inf)
@@ -30,7 +30,7 @@ def select_pairs(
     shape: tuple[int, int],
     device: torch.device,
 ) -> torch.Tensor:
-    """(N, M) mask of the selected pairs. ``self_index`` (N,): the column that is the row itself, or -1."""
+    """(N, M) mask of the selected pairs. ``self_index`` (N,): the column that is the row, or -1."""
     if select == "negative" or select == "positive":
         assert row_labels is not None
         assert column_labels is not None

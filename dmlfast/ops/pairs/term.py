@@ -8,7 +8,7 @@ REDUCTIONS = ("logsumexp", "sum")
 
 
 class PairTerm(NamedTuple):
-    """``term_ij = scale * score_ij + offset (+ column_bias_j)``, reduced over the selected columns of each row."""
+    """``scale * score_ij + offset + column_bias_j``, reduced over the selected columns of row i."""
 
     score: str
     select: str
