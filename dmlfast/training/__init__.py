@@ -1,0 +1,21 @@
+"""Training: the loop, its settings, checkpoints and run folders."""
+
+from dmlfast.training.checkpoint import Checkpoint
+from dmlfast.training.config import TrainConfig
+from dmlfast.training.distributed import is_main_process, resolve_device
+from dmlfast.training.interrupt import Interrupted
+from dmlfast.training.loop import load_split, seeded_model, train
+from dmlfast.training.run_folder import RunFolder, newest_run
+
+__all__ = [
+    "Checkpoint",
+    "Interrupted",
+    "RunFolder",
+    "TrainConfig",
+    "is_main_process",
+    "load_split",
+    "newest_run",
+    "resolve_device",
+    "seeded_model",
+    "train",
+]

@@ -54,7 +54,7 @@ class TrainConfig:
 
     dataset: str = setting("glyphs", DATA, "Data set to train on.")
     data_dir: str | None = setting(
-        None, DATA, "Folder of a data set that does not come with dmlfast.", resumable=True
+        None, DATA, "Folder of the data set's files, where it has any.", resumable=True
     )
     val_fraction: float = setting(
         0.1, DATA, "Share of the training classes held out for validation.", minimum=0, below=1
@@ -75,7 +75,7 @@ class TrainConfig:
     )
 
     epochs: int = setting(
-        20, OPTIMISATION, "Length of the run in passes over the data.", minimum=1, resumable=True
+        20, OPTIMISATION, "Length of the run in passes over the classes.", minimum=1, resumable=True
     )
     max_steps: int | None = setting(
         None,

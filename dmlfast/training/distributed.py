@@ -1,0 +1,116 @@
+"""The processes of a run. One process is a world of size 1."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dmlfast.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all: its rank, how many there are, and its device.
+
+    The collective methods must be called by every process, and do nothing in a world of size 1.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes in the order of their ranks: (B, ...) -> (size * B, ...).
+
+        Only this process's own rows carry a gradient, so that of a loss of all rows is exact for
+        them: no other process's loss adds to it.
+        """
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.detach().contiguous())
+        parts[self.rank] = rows
+        return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def from_main(self, value: Any) -> Any:
+        """The value that the main process gives."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over the processes, where it has any."""
+        if self.size == 1 or not any(weight.requires_grad for weight in module.parameters()):
+            return module
+        return DistributedDataParallel(
+            module, device_ids=[self.device.index] if self.device.type == "cuda" else None
+        )
+
+
+def process_rank() -> int:
+    """This process's rank among those that `torchrun` started, 0 where it did not."""
+    return int(os.environ.get("RANK", 0))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return process_rank() == 0
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs.
+
+    `device` is "auto", "cpu", "cuda" or "cuda:N"; any other raises a `UserError`.
+    """
+    rank = process_rank()
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    place = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if size == 1:
+        yield World(rank, size, place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of a name; "auto" is a GPU where there is one, and "cuda" this process's own."""
+    kind, colon, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and index.isdigit())):
+        raise unknown_name("device", name, ["auto", "cpu", "cuda"])
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"device '{name}': torch finds no GPU here")
+    number = int(index) if colon else local_rank
+    if number >= torch.cuda.device_count():
+        raise UserError(f"device 'cuda:{number}': there are {torch.cuda.device_count()} GPUs here")
+    return torch.device("cuda", number)

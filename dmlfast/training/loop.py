@@ -1,0 +1,336 @@
+"""The training loop. Everything random in a step depends on the settings and the step alone."""
+
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from dmlfast import __version__
+from dmlfast.data import ClassBalancedSampler, Dataset, create_augmentation, create_dataset
+from dmlfast.errors import UserError
+from dmlfast.losses import create_loss
+from dmlfast.models import EmbeddingModel, create_model
+from dmlfast.retrieval import Features, evaluate
+from dmlfast.retrieval.embed import embed_batches
+from dmlfast.training.checkpoint import save_checkpoint
+from dmlfast.training.config import TrainConfig
+from dmlfast.training.curves import draw_curves
+from dmlfast.training.distributed import World, join_world
+from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_interrupts, stop_on_signals
+from dmlfast.training.progress import Progress
+from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Report = quiet,
+) -> RunFolder:
+    """Trains a network and returns the folder of the run.
+
+    Args:
+        config: the settings; whatever is wrong with them is found before anything is written.
+        out: the folder of the run; by default a new `runs/<date>-<loss>-<dataset>`.
+        resume: go on from the newest whole checkpoint in `out`. On a CPU the final weights are, bit
+            for bit, those of a run that never stopped.
+        overwrite: replace the run in `out`.
+        report: called with each line about what is going on.
+
+    Raises:
+        UserError: for settings, files and folders that do not fit, and a loss that is not finite.
+        Interrupted: after SIGINT or SIGTERM, when the checkpoint is written.
+    """
+    with join_world(config.device) as world:
+        report = report if world.is_main else quiet
+        if resume:
+            run = open_run(config, out)
+            trainer = Trainer(config, world)
+            trainer.resume(run, report)
+        else:
+            trainer = Trainer(config, world)
+            run = world.from_main(create_run(config, out, overwrite) if world.is_main else None)
+        if trainer.step >= trainer.total_steps:
+            report(f"{run} is finished: all {trainer.total_steps} steps are done")
+            return run
+        report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
+        with stop_on_signals() as stop:
+            trainer.fit(run, stop)
+    return run
+
+
+class Trainer:
+    """A network, its loss and its optimiser after `step` steps, in one process of a run."""
+
+    def __init__(self, config: TrainConfig, world: World):
+        self.config, self.world = config, world
+        self.dataset = load_split(config, "train")
+        self.eval_dataset = load_split(config, config.select_on)
+        sampler = ClassBalancedSampler(
+            self.dataset.labels, config.batch_size, config.images_per_class, config.seed
+        )
+        if not sampler.has_positive_pairs:
+            raise UserError(
+                f"the {config.loss} loss compares images of one class, and no batch would hold "
+                "two: images-per-class must be at least 2"
+            )
+        self.sampler = sampler.shard(world.rank, world.size)
+        self.total_steps = config.total_steps(sampler.steps_per_epoch)
+        self.augment = create_augmentation(config.dataset) if config.augment else None
+        self.model = seeded_model(
+            config.seed,
+            name=config.backbone,
+            channels=self.dataset.channels,
+            embedding_dim=config.embedding_dim,
+        ).to(world.device)
+        self.loss_fn = build_loss(config, world.device)
+        self.optimizer = build_optimizer(config, self.model, self.loss_fn)
+        network = cast(nn.Module, torch.compile(self.model)) if config.compile else self.model
+        self.network = world.wrap(network)
+        self.criterion = world.wrap(self.loss_fn)
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+
+    def resume(self, run: RunFolder, report: Report) -> None:
+        """Takes up the newest whole checkpoint and puts the folder back to where it was then."""
+        checkpoint = self.world.from_main(
+            run.newest_checkpoint(report) if self.world.is_main else None
+        )
+        if checkpoint is None:
+            report(f"{run} has no whole checkpoint: starting at the first step")
+        else:
+            checkpoint.restore(self.model, self.loss_fn, self.optimizer)
+            self.step, self.best = checkpoint.step, checkpoint.state["best"]
+            if self.best and self.best["step"] not in run.steps():
+                self.best = None
+            report(f"resuming {run} after step {self.step}")
+        if self.world.is_main:
+            run.go_back(self.step, self.best_step)
+            if run.config != self.config:
+                run.write_config(self.config)
+
+    @property
+    def best_step(self) -> int:
+        """The step of the best checkpoint: the last one's where there was no evaluation."""
+        return int(self.best["step"]) if self.best else self.step
+
+    def fit(self, run: RunFolder, stop: StopRequest) -> None:
+        """Trains to the last step, or to the end of the step in which a stop is requested."""
+        with ExitStack() as stack:
+            progress = stack.enter_context(self.progress(run)) if self.world.is_main else None
+            for images, labels in self.batches():
+                lr = self.set_learning_rate()
+                loss, loss_seconds = self.train_step(images, labels)
+                self.step += 1
+                stopping = self.world.any(bool(stop))
+                if progress is not None:
+                    progress.add(loss, loss_seconds)
+                    self.record(run, progress, lr, stopping)
+                    progress.start_clock()
+                if stopping and self.step < self.total_steps:
+                    raise Interrupted(run, self.step, stop.exit_code)
+
+    def progress(self, run: RunFolder) -> Progress:
+        """What shows and stores how the run goes from the present step."""
+        return Progress(
+            run,
+            first=self.step,
+            total=self.total_steps,
+            batch_size=self.config.batch_size,
+            steps_per_epoch=self.sampler.steps_per_epoch,
+            selected_on=self.config.select_on,
+        )
+
+    def record(self, run: RunFolder, progress: Progress, lr: float, stopping: bool) -> None:
+        """Evaluates, logs and saves what is due after this step."""
+        config, last = self.config, self.step == self.total_steps
+        evaluating = last or self.step % config.eval_interval == 0
+        saving = last or stopping or self.step % config.checkpoint_interval == 0
+        if evaluating or saving:
+            self.check_weights()
+        metrics = self.evaluate() if evaluating and len(self.eval_dataset) else None
+        if metrics and (self.best is None or metrics["recall_at_1"] > self.best["recall_at_1"]):
+            self.best = {"step": self.step, **metrics}
+            saving = True
+        if evaluating or saving or self.step % config.log_interval == 0:
+            progress.write_row(lr, metrics)
+        if evaluating:
+            draw_curves(run)
+        if saving:
+            self.save(run)
+
+    def check_weights(self) -> None:
+        """Raises a `UserError` where training has gone out of bounds without the loss telling."""
+        for weight in self.model.parameters():
+            if not weight.isfinite().all():
+                raise diverged("a weight is not finite", self.step)
+
+    def save(self, run: RunFolder) -> None:
+        """Writes a checkpoint of this step, points the links at it and removes older ones."""
+        state = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "selected_on": self.config.select_on,
+            "best": self.best,
+            "dmlfast_version": __version__,
+        }
+        save_checkpoint(run.step_folder(self.step), self.model, self.loss_fn, self.optimizer, state)
+        run.link(self.step, self.best_step)
+        run.prune(self.config.keep_checkpoints, self.best_step)
+
+    def batches(self) -> "DataLoader[tuple[Tensor, Tensor]]":
+        """This process's share of the batches from the present step to the last."""
+        return DataLoader(
+            StepBatches(self.dataset, self.sampler),
+            sampler=range(self.step, self.total_steps),
+            batch_size=None,
+            num_workers=self.config.workers,
+            pin_memory=self.world.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+        )
+
+    def set_learning_rate(self) -> float:
+        """Sets the learning rates of the present step and returns the network's."""
+        factor = learning_rate_factor(self.step, self.total_steps, self.config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return self.config.lr * factor
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
+        """One step on this process's rows of the batch.
+
+        Args:
+            images: (B, C, H, W) uint8.
+            labels: (B,) int64.
+
+        Returns:
+            The loss of the whole batch, and the seconds that it took, forward and backward.
+        """
+        device, size = self.world.device, self.world.size
+        generator = torch.Generator().manual_seed(self.seed_step())
+        images = images.to(device, non_blocking=True)
+        if self.augment is not None:
+            images = self.augment(images, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            embeddings = self.network(images)
+
+        rows = embeddings.detach().float().requires_grad_()
+        all_rows, all_labels = self.world.gather(rows), self.world.gather(labels.to(device))
+        started = self.now()
+        loss = self.criterion(all_rows, all_labels)
+        loss.backward()
+        loss_seconds = self.now() - started
+
+        value = loss.item()
+        if not math.isfinite(value):
+            raise diverged(f"the loss is {value}", self.step + 1)
+        # Each process has the gradient of its own rows; the mean over processes must be their sum.
+        embeddings.backward((rows.grad * size).to(embeddings.dtype))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return value, loss_seconds
+
+    def seed_step(self) -> int:
+        """Seeds what is drawn in the present step, and returns the seed."""
+        entropy = (self.config.seed, self.step, self.world.rank)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        torch.manual_seed(seed)
+        return seed
+
+    def now(self) -> float:
+        """The time in seconds when the device has done all it was asked to do."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return time.perf_counter()
+
+    def evaluate(self) -> dict[str, float]:
+        """Retrieval within the split that checkpoints are selected on."""
+        parts = list(embed_batches(self.model, self.eval_dataset, device=self.world.device))
+        embeddings = np.concatenate([embeddings for embeddings, _, _ in parts])
+        report = evaluate(
+            Features(embeddings, self.eval_dataset.labels), clustering=False, bootstrap=0
+        )
+        return {name: float(report[name]) for name in ("recall_at_1", "map_at_r")}
+
+
+class StepBatches(TorchDataset[tuple[Tensor, Tensor]]):
+    """The batches of a run by step."""
+
+    def __init__(self, dataset: Dataset, sampler: ClassBalancedSampler):
+        self.dataset, self.sampler = dataset, sampler
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) uint8 and labels (B,) int64 of a step."""
+        return self.dataset.take(self.sampler.batch(step))
+
+
+def load_split(config: TrainConfig, split: str) -> Dataset:
+    """The split of the data set that a run with these settings uses."""
+    return create_dataset(
+        config.dataset,
+        split=split,
+        data_dir=config.data_dir,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+    )
+
+
+def seeded_model(seed: int, **spec: Any) -> EmbeddingModel:
+    """A network as a run with this seed starts with."""
+    torch.manual_seed(seed)
+    return create_model(**spec)
+
+
+def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
+    """The loss of the settings, tried once: a `UserError` says why it cannot be had there."""
+    margin = {} if config.margin is None else {"margin": config.margin}
+    loss_fn = create_loss(config.loss, impl=config.impl, **margin).to(device)
+    try:
+        loss_fn(torch.zeros(2, config.embedding_dim, device=device), torch.zeros(2).long())
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
+    return loss_fn
+
+
+def build_optimizer(
+    config: TrainConfig, model: nn.Module, loss_fn: nn.Module
+) -> torch.optim.Optimizer:
+    """AdamW with a group each for matrices, for vectors, which do not decay, and for the loss."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    loss_lr = config.lr if config.loss_lr is None else config.loss_lr
+    groups = [
+        ([weight for weight in weights if weight.ndim > 1], config.lr, config.weight_decay),
+        ([weight for weight in weights if weight.ndim <= 1], config.lr, 0.0),
+        (list(loss_fn.parameters()), loss_lr, 0.0),
+    ]
+    return torch.optim.AdamW(
+        [
+            {"params": params, "peak_lr": peak_lr, "weight_decay": weight_decay}
+            for params, peak_lr, weight_decay in groups
+            if params
+        ]
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate in a step: a linear warm-up, then a cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+def diverged(what: str, step: int) -> UserError:
+    """The error for training that went out of bounds."""
+    return UserError(
+        f"{what} in step {step}: try a lower lr or more warmup-steps "
+        "(the last good checkpoint is kept)"
+    )

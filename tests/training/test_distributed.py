@@ -1,0 +1,136 @@
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dmlfast.errors import UserError
+from dmlfast.training import RunFolder, checkpoint, loop, train
+from dmlfast.training.distributed import join_world, resolve_device
+
+from .helpers import start, tiny_config
+
+
+class Perceptron(nn.Module):
+    """A network without batch statistics, which every process would have its own of."""
+
+    def __init__(self, **spec):
+        super().__init__()
+        self.spec = spec
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, images):
+        return self.layers(images.float() / 255)
+
+
+def load_perceptron(folder: Path) -> Perceptron:
+    model = Perceptron(**json.loads((folder / "model.json").read_text()))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model
+
+
+class Scaled(nn.Module):
+    """The lifted loss with a weight of its own."""
+
+    def __init__(self, loss_fn):
+        super().__init__()
+        self.loss_fn = loss_fn
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, embeddings, labels):
+        return self.loss_fn(embeddings * self.log_scale.exp(), labels)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def join(rank: int, size: int, port: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+
+
+def run_processes(target, size: int, *args) -> None:
+    port = free_port()
+    processes = [start(target, rank, size, port, *args) for rank in range(size)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * size
+
+
+def soften(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Keeps Adam from making full steps of gradients that are rounding errors."""
+    for group in optimizer.param_groups:
+        group["eps"] = 1.0
+    return optimizer
+
+
+def train_perceptron(rank: int, size: int, port: str, out: Path, resume: bool) -> None:
+    join(rank, size, port)
+    real, real_optimizer = loop.create_loss, loop.build_optimizer
+    loop.create_model = lambda name, **spec: Perceptron(**spec)
+    checkpoint.load_model = load_perceptron
+    loop.create_loss = lambda name, **kwargs: Scaled(real(name, **kwargs))
+    loop.build_optimizer = lambda *args: soften(real_optimizer(*args))
+    config = tiny_config(max_steps=8 if resume else 5, augment=False, warmup_steps=0, lr=0.1)
+    loop.learning_rate_factor = lambda step, total_steps, warmup_steps: 1.0
+    train(config, out, resume=resume)
+
+
+def check_gather(rank: int, size: int, port: str) -> None:
+    join(rank, size, port)
+    with join_world("cpu") as world:
+        rows = torch.full((2, 3), float(rank + 1), requires_grad=True)
+        every = world.gather(rows)
+        assert torch.equal(every[:, 0].detach(), torch.tensor([1.0, 1, 2, 2]))
+        (every * torch.arange(4.0)[:, None]).sum().backward()
+        expected = torch.tensor([[0.0, 1], [2, 3]])[rank]
+        assert torch.equal(rows.grad, expected[:, None].expand(2, 3))
+        labels = world.gather(torch.tensor([rank, rank + 10]))
+        assert labels.tolist() == [0, 10, 1, 11]
+        assert world.any(rank == 1)
+        assert not world.any(False)
+        assert world.from_main({"rank": rank}) == {"rank": 0}
+
+
+def test_rows_of_all_processes_and_the_gradient_of_ones_own():
+    run_processes(check_gather, 2)
+
+
+def test_two_processes_train_the_weights_that_one_does(tmp_path):
+    """Also through a resumption: the loss is that of the whole batch, its gradient exact."""
+    for size in (1, 2):
+        for resume in (False, True):
+            run_processes(train_perceptron, size, tmp_path / f"run-{size}", resume)
+    one, two = (RunFolder(tmp_path / f"run-{size}") for size in (1, 2))
+    for name in ("model.safetensors", "loss.safetensors"):
+        ours, theirs = (load_file(run.checkpoint("last").folder / name) for run in (two, one))
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-6)
+    losses = [[float(row["loss"]) for row in run.summary()] for run in (two, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 8  # one process wrote each row
+
+
+def test_a_batch_that_cannot_be_divided():
+    with pytest.raises(UserError, match=r"12 cannot .* 5"):
+        loop.Trainer(tiny_config(), loop.World(0, 5, torch.device("cpu")))
+
+
+def test_device_names():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "cuda:", "cuda:x", "auto:0", ""):
+        with pytest.raises(UserError, match="unknown device"):
+            resolve_device(name)

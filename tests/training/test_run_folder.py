@@ -1,0 +1,160 @@
+import os
+import resource
+import signal
+
+import pytest
+
+from dmlfast.errors import UserError
+from dmlfast.training.run_folder import RunFolder, create_run, newest_run, open_run
+
+from .helpers import tiny_config
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return create_run(tiny_config(), tmp_path / "run")
+
+
+def row(step: int, **values: str) -> dict[str, str]:
+    return {"step": str(step), "loss": f"{step / 8}", **values}
+
+
+def add_steps(run: RunFolder, *steps: int) -> None:
+    for step in steps:
+        run.step_folder(step).mkdir()
+
+
+def test_settings_come_back(run):
+    assert run.config == tiny_config()
+    assert RunFolder(run.path).config == tiny_config()
+
+
+def test_summary_rows_come_back_without_a_line_that_is_cut_short(run):
+    run.append_summary(row(1))
+    run.append_summary(row(2))
+    with run.summary_path.open("a") as file:
+        file.write("3,0.3")
+    assert run.summary() == [row(1), row(2)]
+    run.go_back(2, 2)
+    run.append_summary(row(3))
+    assert run.summary() == [row(1), row(2), row(3)]
+
+
+def test_going_back_cuts_and_cleans(run):
+    add_steps(run, 1, 2, 3)
+    for step in (1, 2, 3):
+        run.append_summary(row(step))
+    (run.checkpoints_path / ".tmp-1-step-4").mkdir()
+    (run.path / ".tmp-1-summary.csv").write_text("half")
+    run.go_back(2, 1)
+    assert [line["step"] for line in run.summary()] == ["1", "2"]
+    assert run.steps() == [1, 2]
+    assert os.readlink(run.checkpoints_path / "last") == "step-2"
+    assert os.readlink(run.checkpoints_path / "best") == "step-1"
+    assert not list(run.path.rglob(".tmp-*"))
+    run.go_back(0, 0)
+    assert run.summary() == []
+
+
+def test_pruning_keeps_the_newest_and_the_best(run):
+    add_steps(run, 2, 4, 6, 8, 10)
+    run.prune(keep=2, best=4)
+    assert run.steps() == [4, 8, 10]
+
+
+def test_links_are_swapped_without_a_gap(run, monkeypatch):
+    add_steps(run, 1, 2)
+    run.link(1, 1)
+    links = []
+    real = os.replace
+
+    def look(source, target):
+        links.append((os.readlink(run.checkpoints_path / "last"), os.readlink(source)))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    run.link(2, 1)
+    assert links == [("step-1", "step-2")]
+    assert os.readlink(run.checkpoints_path / "last") == "step-2"
+
+
+def test_a_row_that_does_not_fit_on_the_disk_leaves_no_part(run):
+    """A limit on the file's size stands in for a full disk: a part is written, then it fails."""
+    run.append_summary(row(1))
+    size = run.summary_path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 3, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*summary\.csv: File too large"):
+            run.append_summary(row(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert run.summary_path.stat().st_size == size
+    assert run.summary() == [row(1)]
+
+
+def test_default_names_are_new_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (create_run(tiny_config(), None) for _ in range(2))
+    assert first.path.parent.name == "runs"
+    assert first.path.name.endswith("-lifted-digits")
+    assert second.path.name == f"{first.path.name}-2"
+
+
+def test_what_is_there_is_kept_unless_it_is_a_run_to_overwrite(run, tmp_path):
+    (run.path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="holds a run already"):
+        create_run(tiny_config(), run.path)
+    assert (run.path / "mine.txt").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not empty and no run"):
+        create_run(tiny_config(), other, overwrite=True)
+    with pytest.raises(UserError, match="not a folder"):
+        create_run(tiny_config(), other / "thesis.tex", overwrite=True)
+    assert (other / "thesis.tex").exists()
+    create_run(tiny_config(seed=1), run.path, overwrite=True)
+    assert run.config.seed == 1
+    assert not (run.path / "mine.txt").exists()
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert create_run(tiny_config(), tmp_path).config == tiny_config()
+
+
+def test_out_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*file/run"):
+        create_run(tiny_config(), tmp_path / "file" / "run")
+
+
+def test_resuming_with_other_settings(run, tmp_path):
+    open_run(tiny_config(max_steps=99, workers=3, log_interval=5), run.path)
+    with pytest.raises(UserError, match=r"was trained with embedding-dim 8, not 16"):
+        open_run(tiny_config(embedding_dim=16), run.path)
+    with pytest.raises(UserError, match="no run folder"):
+        open_run(tiny_config(), tmp_path / "none")
+    with pytest.raises(UserError, match="name its folder"):
+        open_run(tiny_config(), None)
+
+
+def test_the_newest_run_is_the_one_that_was_trained_last(tmp_path):
+    with pytest.raises(UserError, match="there is no trained run in"):
+        newest_run(tmp_path)
+    for number, name in enumerate(("b", "a", "c")):
+        run = create_run(tiny_config(), tmp_path / name)
+        if name != "c":  # this one has no checkpoint yet
+            add_steps(run, 1)
+            run.link(1, 1)
+            os.utime(run.checkpoints_path / "last", (number, number), follow_symlinks=False)
+    assert newest_run(tmp_path).path.name == "a"
+
+
+def test_checkpoints_that_are_not_there(run, tmp_path):
+    with pytest.raises(UserError, match="has no checkpoint 'best' yet"):
+        run.checkpoint("best")
+    with pytest.raises(UserError, match="is no run folder"):
+        RunFolder(tmp_path / "none").checkpoint("best")
