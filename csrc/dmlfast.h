@@ -1,5 +1,5 @@
-// The C interface of the compiled kernels. Arrays are contiguous, matrices row-major, statistics and gradients float32.
-// Functions return 0, or DML_OUT_OF_MEMORY. The maths stands in the README of each op.
+// The C interface of the compiled kernels. Arrays are contiguous, matrices row-major, statistics and
+// gradients float32. Functions return 0, or DML_OUT_OF_MEMORY. The maths stands in the README of each op.
 #pragma once
 
 #include <stdint.h>
@@ -17,12 +17,12 @@ enum dml_status { DML_OK = 0, DML_OUT_OF_MEMORY = 1 };
 
 // Rows against columns. columns = NULL: the rows against themselves, row i being its own column i.
 struct dml_pairs {
-  const float* rows;             // (n, d)
-  const float* columns;          // (m, d) or NULL
+  const float* rows;     // (n, d)
+  const float* columns;  // (m, d) or NULL
   int64_t n, m, d;
   const int64_t* row_labels;     // (n,); NULL where the selection looks at no label
   const int64_t* column_labels;  // (m,)
-  const int64_t* self_index;     // (n,): the column that is row i itself, -1 for none; or NULL for none at all
+  const int64_t* self_index;  // (n,): the column that is row i itself, -1 for none; or NULL for none at all
   int32_t threads;
 };
 
@@ -33,18 +33,22 @@ struct dml_term {
   const float* column_bias;  // (m,) or NULL; with columns of their own and statistics of the rows alone
 };
 
-// row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each column.
-DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out, float* column_out);
+// row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
+// column.
+DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
+                                float* column_out);
 
-// Gradients of sum_i row_grad[i] row_stat[i] + sum_j column_grad[j] column_stat[j], where the statistics are those of
-// dml_cpu_pair_reduce (or include further columns). d_rows, d_columns, d_bias may be NULL; so may column_stat together
-// with column_grad. Without columns of their own the column statistics are not given: each row is in both roles.
-DML_API int dml_cpu_pair_grad(const struct dml_pairs*, const struct dml_term*, const float* row_stat, const float* row_grad,
-                              const float* column_stat, const float* column_grad, float* d_rows, float* d_columns,
-                              float* d_bias);
+// Gradients of sum_i row_grad[i] row_stat[i] + sum_j column_grad[j] column_stat[j], where the statistics are
+// those of dml_cpu_pair_reduce (or include further columns). d_rows, d_columns, d_bias may be NULL; so may
+// column_stat together with column_grad. Without columns of their own the column statistics are not given:
+// each row is in both roles.
+DML_API int dml_cpu_pair_grad(const struct dml_pairs*, const struct dml_term*, const float* row_stat,
+                              const float* row_grad, const float* column_stat, const float* column_grad,
+                              float* d_rows, float* d_columns, float* d_bias);
 
 // The lifted structured loss, and its gradients where d_rows or d_columns is not NULL.
-DML_API int dml_cpu_lifted(const struct dml_pairs*, float margin, float* loss, float* d_rows, float* d_columns);
+DML_API int dml_cpu_lifted(const struct dml_pairs*, float margin, float* loss, float* d_rows,
+                           float* d_columns);
 
 DML_API const char* dml_cpu_isa(void);          // "avx512", "avx2" or "generic"
 DML_API int dml_cpu_set_isa(const char* name);  // 0, or 1 where this machine or build lacks it

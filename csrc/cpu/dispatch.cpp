@@ -6,12 +6,12 @@
 
 std::atomic<bool> poison_buffers{false};
 
-#define DML_DECLARE(isa)                                                                                                \
-  namespace isa {                                                                                                       \
-  int pair_reduce(const dml_pairs*, const dml_term*, float*, float*);                                                   \
-  int pair_grad(const dml_pairs*, const dml_term*, const float*, const float*, const float*, const float*, float*,      \
-                float*, float*);                                                                                        \
-  int lifted(const dml_pairs*, float, float*, float*, float*);                                                          \
+#define DML_DECLARE(isa)                                                                                   \
+  namespace isa {                                                                                          \
+  int pair_reduce(const dml_pairs*, const dml_term*, float*, float*);                                      \
+  int pair_grad(const dml_pairs*, const dml_term*, const float*, const float*, const float*, const float*, \
+                float*, float*, float*);                                                                   \
+  int lifted(const dml_pairs*, float, float*, float*, float*);                                             \
   }
 
 DML_DECLARE(generic)
@@ -31,7 +31,10 @@ struct Kernels {
   decltype(&generic::lifted) lifted;
 };
 
-#define DML_KERNELS(isa) Kernels{#isa, isa::pair_reduce, isa::pair_grad, isa::lifted}
+#define DML_KERNELS(isa)                                \
+  Kernels {                                             \
+    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted \
+  }
 
 const Kernels* find(const char* name) {
   static const Kernels generic_kernels = DML_KERNELS(generic);
@@ -63,16 +66,21 @@ int dml_cpu_pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, f
   return kernels().pair_reduce(p, t, row_out, column_out);
 }
 int dml_cpu_pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, const float* row_grad,
-                      const float* column_stat, const float* column_grad, float* d_rows, float* d_columns, float* d_bias) {
+                      const float* column_stat, const float* column_grad, float* d_rows, float* d_columns,
+                      float* d_bias) {
   return kernels().pair_grad(p, t, row_stat, row_grad, column_stat, column_grad, d_rows, d_columns, d_bias);
 }
 int dml_cpu_lifted(const dml_pairs* p, float margin, float* loss, float* d_rows, float* d_columns) {
   return kernels().lifted(p, margin, loss, d_rows, d_columns);
 }
-const char* dml_cpu_isa(void) { return kernels().isa; }
+const char* dml_cpu_isa(void) {
+  return kernels().isa;
+}
 int dml_cpu_set_isa(const char* name) {
   const Kernels* k = find(name);
   if (k) chosen.store(k);
   return k ? 0 : 1;
 }
-void dml_cpu_poison(int on) { poison_buffers.store(on != 0); }
+void dml_cpu_poison(int on) {
+  poison_buffers.store(on != 0);
+}

@@ -10,12 +10,11 @@ struct Factors {
   std::vector<float> statistic, gradient;
 
   Factors() = default;
-  Factors(const Side& side, const float* stat, const float* grad) : Factors(side.n, side.panels()) {
+  explicit Factors(const Side& side)
+      : statistic(side.panels() * VL + NR, std::numeric_limits<float>::infinity()),
+        gradient(side.panels() * VL + NR, 0.0f) {}
+  Factors(const Side& side, const float* stat, const float* grad) : Factors(side) {
     for (int64_t i = 0; i < side.n; i++) set(i, stat[side.order[i]], grad[side.order[i]]);
-  }
-  Factors(int64_t n, int64_t panels)
-      : statistic(panels * VL + NR, std::numeric_limits<float>::infinity()), gradient(panels * VL + NR, 0.0f) {
-    (void)n;
   }
   // A row that selects nothing has the statistic -inf and no part in the gradient: exp(t - inf) * 0.
   void set(int64_t i, float stat, float grad) {
@@ -28,7 +27,7 @@ struct Factors {
 // What a loss adds to the weights of a row of a strip; the primitive adds nothing.
 struct NoMore {
   static constexpr bool visits_all = false;
-  auto of(const Strip&, bool) const {
+  auto of(const Strip&) const {
     return [](int64_t, const float*, vf*) {};
   }
 };
@@ -36,24 +35,29 @@ struct NoMore {
 template <class More = NoMore>
 class PairGradient {
  public:
-  PairGradient(const Pairs& pairs, const Term& term, const Factors& rows, const Factors& columns, bool want_rows,
-               bool want_columns, bool want_bias, More more = {})
-      : pairs_(pairs), term_(term), row_factors_(rows), column_factors_(pairs.symmetric ? rows : columns),
-        want_rows_(want_rows), want_columns_(want_columns && !pairs.symmetric), more_(more) {
+  PairGradient(const Pairs& pairs, const Term& term, const Factors& rows, const Factors& columns,
+               bool want_rows, bool want_columns, bool want_bias, More more = {})
+      : pairs_(pairs),
+        term_(term),
+        row_factors_(rows),
+        column_factors_(pairs.symmetric ? rows : columns),
+        want_rows_(want_rows),
+        want_columns_(want_columns && !pairs.symmetric),
+        more_(more) {
     if (want_rows_) rows_ = zero_gradient(pairs.rows());
     if (want_columns_) columns_ = zero_gradient(pairs.columns());
     if (want_bias) bias_.assign(pairs.columns().n, 0.0);
   }
 
   void run(Scores& scores) {
-    std::vector<std::unique_ptr<Tile>> tiles;
-    for (int i = 0; i < pairs_.threads; i++) tiles.emplace_back(new Tile());
+    std::vector<std::unique_ptr<Work>> works;
+    for (int i = 0; i < pairs_.threads; i++) works.emplace_back(new Work());
     pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
-      Tile& tile = *tiles[worker];
-      pairs_.for_each_tile(task, [&](Range rows, Range columns, bool upper) {
-        if (!weigh(tile, worker, index, rows, columns, upper, scores)) return;
+      Work& work = *works[worker];
+      pairs_.for_each_tile(task, [&](const Tile& tile) {
+        if (!weigh(work, worker, index, tile, scores)) return;
         wait();
-        accumulate(tile, rows, columns, upper);
+        accumulate(work, tile);
       });
     });
   }
@@ -69,54 +73,53 @@ class PairGradient {
     int64_t i, j;
     float weight;
   };
-  struct Tile {
+  // What one worker holds of a tile before it is the tile's turn.
+  struct Work {
     std::vector<ClosePair> close;
     Buffer<float> weights = Buffer<float>(tile_floats);
     float row_sum[Schedule::tile][VL], column_sum[Schedule::tile + NR], bias_sum[Schedule::tile + NR];
     float row_factor[Schedule::tile], column_factor[Schedule::tile + NR];
   };
 
-  // Writes the weights of a tile: (dloss / dscore) / score for distances, dloss / dscore for products. False where all
-  // are zero.
-  bool weigh(Tile& tile, int worker, int64_t index, Range rows, Range columns, bool upper, Scores& scores) {
-    tile.close.clear();
-    std::memset(tile.row_sum, 0, sizeof tile.row_sum);
-    std::memset(tile.column_sum, 0, sizeof tile.column_sum);
-    std::memset(tile.bias_sum, 0, sizeof tile.bias_sum);
-    const float shift = factorise(tile, rows, columns);
+  // Writes the weights of a tile: (dloss / dscore) / score for distances, dloss / dscore for products. False
+  // where all are zero.
+  bool weigh(Work& work, int worker, int64_t index, const Tile& tile, Scores& scores) {
+    work.close.clear();
+    std::memset(work.row_sum, 0, sizeof work.row_sum);
+    std::memset(work.column_sum, 0, sizeof work.column_sum);
+    std::memset(work.bias_sum, 0, sizeof work.bias_sum);
+    const float shift = factorise(work, tile);
     bool some = false;
-    for_each_strip(columns, [&](const Strip& strip) {
-      Range range = pairs_.active(rows, strip, upper, More::visits_all ? int(DML_ALL) : pairs_.select);
-      if (range.size() <= 0) range = {rows.begin, rows.begin};
-      clear(tile, rows, columns, strip, {rows.begin, range.begin});
-      clear(tile, rows, columns, strip, {range.end, rows.end});
+    for_each_strip(tile, [&](const Strip& strip) {
+      Range range = pairs_.active(strip, More::visits_all ? int(DML_ALL) : pairs_.select);
+      if (range.size() <= 0) range = {tile.rows.begin, tile.rows.begin};
+      clear(work, strip, {tile.rows.begin, range.begin});
+      clear(work, strip, {range.end, tile.rows.end});
       if (range.size() == 0) return;
       some = true;
-      const float* s = scores.get(worker, index, rows, range, strip, upper);
-      weigh_strip(tile, rows, columns, range, strip, upper, s, shift);
+      weigh_strip(work, range, strip, scores.get(worker, index, range, strip), shift);
     });
     return some;
   }
 
-  void weigh_strip(Tile& tile, Range rows, Range columns, Range range, const Strip& strip, bool upper, const float* s,
-                   float shift) {
-    const int64_t first = strip.begin - columns.begin;
+  void weigh_strip(Work& work, Range range, const Strip& strip, const float* s, float shift) {
+    const int64_t first = strip.column(), first_row = strip.tile.rows.begin;
     const bool factorised = std::isfinite(shift);
     vf column_sum[NV] = {}, bias_sum[NV] = {};
-    Selector selected(pairs_, strip, upper, pairs_.select);
-    auto more = more_.of(strip, upper);
+    Selector selected(pairs_, strip, pairs_.select);
+    auto more = more_.of(strip);
     for (int64_t i = range.begin; i < range.end; i++, s += NR) {
       vf w[NV] = {};
       if (const Selector::Lanes* lanes = selected(i))
         for (int v = 0; v < NV; v++) {
-          const vf raw = factorised ? weight(tile, i - rows.begin, first, load(s + v * VL), strip, v, shift)
+          const vf raw = factorised ? weight(work, i - first_row, first, load(s + v * VL), strip, v, shift)
                                     : weight(i, load(s + v * VL), strip, v);
           w[v] = keep((*lanes)[v], raw);
           bias_sum[v] += w[v];
           w[v] *= term_.scale;
         }
       more(i, s, w);
-      float* out = tile.weights.data() + (i - rows.begin) * tile_stride + first;
+      float* out = work.weights.data() + (i - first_row) * tile_stride + first;
       vf row_sum = {};
       for (int v = 0; v < NV; v++) {
         if (pairs_.score == DML_DISTANCE) {
@@ -125,24 +128,24 @@ class PairGradient {
           w[v] = keep(counts, w[v] / distance);
           const vf norms = load(pairs_.columns().norm.data() + strip.begin + v * VL) + pairs_.rows().norm[i];
           const vi close = counts & (distance * distance < norms * close_share);
-          if (any(close)) w[v] = set_aside(tile, i, strip.begin + v * VL, close, w[v]);
+          if (any(close)) w[v] = set_aside(work, i, strip.begin + v * VL, close, w[v]);
         }
         row_sum += w[v];
         column_sum[v] += w[v];
         if (v < strip.vectors) store(out + v * VL, w[v]);
       }
-      store(tile.row_sum[i - rows.begin], load(tile.row_sum[i - rows.begin]) + row_sum);
+      store(work.row_sum[i - first_row], load(work.row_sum[i - first_row]) + row_sum);
     }
     for (int v = 0; v < NV; v++) {
-      store(tile.column_sum + first + v * VL, column_sum[v]);
-      store(tile.bias_sum + first + v * VL, bias_sum[v]);
+      store(work.column_sum + first + v * VL, column_sum[v]);
+      store(work.bias_sum + first + v * VL, bias_sum[v]);
     }
   }
 
   // Takes the weights of close pairs out of the tile, to be accumulated by difference.
-  static vf set_aside(Tile& tile, int64_t i, int64_t first_column, vi close, vf w) {
+  static vf set_aside(Work& work, int64_t i, int64_t first_column, vi close, vf w) {
     for (int lane = 0; lane < VL; lane++)
-      if (close[lane]) tile.close.push_back({i, first_column + lane, w[lane]});
+      if (close[lane]) work.close.push_back({i, first_column + lane, w[lane]});
     return keep(~close, w);
   }
 
@@ -156,13 +159,15 @@ class PairGradient {
   }
 
   // The same by one: exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Sums need no exponential.
-  vf weight(const Tile& tile, int64_t r, int64_t first, vf score, const Strip& strip, int v, float shift) const {
-    const vf factors = load(tile.column_factor + first + v * VL) + tile.row_factor[r];
+  vf weight(const Work& work, int64_t r, int64_t first, vf score, const Strip& strip, int v,
+            float shift) const {
+    const vf factors = load(work.column_factor + first + v * VL) + work.row_factor[r];
     return term_.logsumexp ? exp(term_(score, strip, v, shift)) * factors : factors;
   }
 
-  // Fills the factors of a tile whose statistics lie close together and returns their least; NaN where they do not.
-  float factorise(Tile& tile, Range rows, Range columns) const {
+  // Fills the factors of a tile whose statistics lie close together and returns their least; NaN where they
+  // do not.
+  float factorise(Work& work, const Tile& tile) const {
     float low = std::numeric_limits<float>::infinity(), high = -low;
     auto widen = [&](const Factors& f, Range range) {
       if (f.statistic.empty()) return;
@@ -171,8 +176,8 @@ class PairGradient {
         if (f.statistic[i] < std::numeric_limits<float>::infinity()) high = std::max(high, f.statistic[i]);
       }
     };
-    widen(row_factors_, rows);
-    widen(column_factors_, columns);
+    widen(row_factors_, tile.rows);
+    widen(column_factors_, tile.columns);
     if (!term_.logsumexp || high < low) low = high = 0;  // sums, or nothing selected
     if (!(high - low <= safe_span)) return std::numeric_limits<float>::quiet_NaN();
     auto fill = [&](const Factors& f, Range range, float* out) {
@@ -185,31 +190,32 @@ class PairGradient {
         store(out + (i - range.begin), factor);
       }
     };
-    fill(row_factors_, rows, tile.row_factor);
-    fill(column_factors_, columns, tile.column_factor);
+    fill(row_factors_, tile.rows, work.row_factor);
+    fill(column_factors_, tile.columns, work.column_factor);
     return low;
   }
 
-  static void clear(Tile& tile, Range rows, Range columns, const Strip& strip, Range range) {
+  static void clear(Work& work, const Strip& strip, Range range) {
+    float* w = work.weights.data() + strip.column();
     for (int64_t i = range.begin; i < range.end; i++)
-      std::memset(tile.weights.data() + (i - rows.begin) * tile_stride + (strip.begin - columns.begin), 0,
-                  strip.vectors * VL * sizeof(float));
+      std::memset(w + (i - strip.tile.rows.begin) * tile_stride, 0, strip.vectors * VL * sizeof(float));
   }
 
-  void accumulate(const Tile& tile, Range rows, Range columns, bool upper) {
-    const float* w = tile.weights.data();
+  void accumulate(const Work& work, const Tile& tile) {
     Gradient* of_columns = pairs_.symmetric ? &rows_ : want_columns_ ? &columns_ : nullptr;
     if (want_rows_) {
-      add_weighted_columns(w, rows, columns, pairs_.columns(), upper, rows_);
-      for (int64_t i = rows.begin; i < rows.end; i++) rows_.weight[i] += hsum(load(tile.row_sum[i - rows.begin]));
+      add_weighted_columns(work.weights.data(), tile, pairs_.columns(), rows_);
+      for (int64_t r = 0; r < tile.rows.size(); r++)
+        rows_.weight[tile.rows.begin + r] += hsum(load(work.row_sum[r]));
     }
     if (of_columns) {
-      add_weighted_rows(w, rows, columns, pairs_.rows(), upper, *of_columns);
-      for (int64_t j = columns.begin; j < columns.end; j++) of_columns->weight[j] += tile.column_sum[j - columns.begin];
+      add_weighted_rows(work.weights.data(), tile, pairs_.rows(), *of_columns);
+      for (int64_t c = 0; c < tile.columns.size(); c++)
+        of_columns->weight[tile.columns.begin + c] += work.column_sum[c];
     }
-    for (const ClosePair& pair : tile.close) add_difference(pair, of_columns);
-    if (!bias_.empty())
-      for (int64_t j = columns.begin; j < columns.end; j++) bias_[j] += tile.bias_sum[j - columns.begin];
+    for (const ClosePair& pair : work.close) add_difference(pair, of_columns);
+    for (int64_t c = 0; c < tile.columns.size() && !bias_.empty(); c++)
+      bias_[tile.columns.begin + c] += work.bias_sum[c];
   }
 
   // The gradient is weight * x - sum, so that a difference enters the sum with the opposite sign.

@@ -1,4 +1,5 @@
-// The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the namespace.
+// The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the
+// namespace.
 #include "lifted.h"
 
 namespace DML_ISA {
@@ -12,7 +13,9 @@ void fill(float* out, int64_t size, float value) {
 }
 
 // Pairs of rows with themselves are walked once where each pair counts the same for both of its rows.
-bool walk_once(const dml_pairs& p, const dml_term& t) { return !p.columns && t.select != DML_ALL && !t.column_bias; }
+bool walk_once(const dml_pairs& p, const dml_term& t) {
+  return !p.columns && t.select != DML_ALL && !t.column_bias;
+}
 
 template <class F>
 int guarded(F&& f) {
@@ -38,12 +41,14 @@ int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* co
     Reduction reduction(pairs, term, column_out != nullptr);
     reduction.run(scores);
     for (int64_t i = 0; i < p->n; i++) row_out[pairs.rows().order[i]] = reduction.row(i);
-    for (int64_t j = 0; j < p->m && column_out; j++) column_out[pairs.columns().order[j]] = reduction.column(j);
+    for (int64_t j = 0; j < p->m && column_out; j++)
+      column_out[pairs.columns().order[j]] = reduction.column(j);
   });
 }
 
-int pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, const float* row_grad, const float* column_stat,
-              const float* column_grad, float* d_rows, float* d_columns, float* d_bias) {
+int pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, const float* row_grad,
+              const float* column_stat, const float* column_grad, float* d_rows, float* d_columns,
+              float* d_bias) {
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), true);
     const Term term(*t, pairs.columns());
@@ -58,7 +63,8 @@ int pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, cons
     const bool both_roles = !p->columns && !pairs.symmetric && d_rows;
     std::vector<float> of_columns(both_roles ? p->n * p->d : 0);
     if (both_roles) d_columns = of_columns.data();
-    PairGradient<> gradient(pairs, term, rows, columns, d_rows != nullptr, d_columns != nullptr, d_bias != nullptr);
+    PairGradient<> gradient(pairs, term, rows, columns, d_rows != nullptr, d_columns != nullptr,
+                            d_bias != nullptr);
     gradient.run(scores);
     if (d_rows) gradient.write_rows(d_rows);
     if (d_columns) gradient.write_columns(d_columns);

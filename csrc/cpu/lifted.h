@@ -1,18 +1,19 @@
-// The lifted structured loss: log-sum-exps over negatives, a pass over the positive pairs, one gradient of both.
+// The lifted structured loss: log-sum-exps over negatives, a pass over the positive pairs, one gradient of
+// both.
 #pragma once
 
 #include "gradient.h"
 
 namespace DML_ISA {
 
-// J = D + log(exp(L_i) + exp(L_j)) for a vector of positive pairs; hinge = max(J, 0), 0 where neither has a negative.
-// row_share and column_share are dJ / dL_i and dJ / dL_j.
+// J = D + log(exp(L_i) + exp(L_j)) for a vector of positive pairs; hinge = max(J, 0), 0 where neither has a
+// negative. row_share and column_share are dJ / dL_i and dJ / dL_j.
 struct PositiveTerm {
   vf hinge, row_share, column_share;
 
   PositiveTerm(vf distance, vf row, vf column) {
     const vf high = max(row, column), low = row > column ? column : row;
-    const vi defined = high > -std::numeric_limits<float>::infinity();
+    const vi defined = high > minus_infinity;
     const vf ratio = exp(low - high);
     hinge = keep(defined, max(distance + high + log1p(ratio), vf{}));
     const vf larger = 1.0f / (1.0f + ratio), smaller = ratio * larger;
@@ -43,9 +44,10 @@ class Lifted {
   void gradient(float* d_rows, float* d_columns) {
     const float share = pairs_counted_ ? 1.0f / float(pairs_counted_) : 0.0f;
     const Factors rows = factors(pairs_.rows(), row_stat_, row_grad_, share);
-    const Factors columns = pairs_.symmetric ? Factors() : factors(pairs_.columns(), column_stat_, column_grad_, share);
-    PairGradient<PositiveWeights> gradient(pairs_, term_, rows, columns, d_rows != nullptr, d_columns != nullptr, false,
-                                           PositiveWeights{*this, share});
+    const Factors columns =
+        pairs_.symmetric ? Factors() : factors(pairs_.columns(), column_stat_, column_grad_, share);
+    PairGradient<PositiveWeights> gradient(pairs_, term_, rows, columns, d_rows != nullptr,
+                                           d_columns != nullptr, false, PositiveWeights{*this, share});
     gradient.run(scores_);
     if (d_rows) gradient.write_rows(d_rows);
     if (d_columns) gradient.write_columns(d_columns);
@@ -56,9 +58,9 @@ class Lifted {
     static constexpr bool visits_all = true;
     const Lifted& lifted;
     const float share;
-    auto of(const Strip& strip, bool upper) const {
-      return [this, &strip, selected = Selector(lifted.pairs_, strip, upper, DML_POSITIVE)](int64_t i, const float* s,
-                                                                                             vf* w) mutable {
+    auto of(const Strip& strip) const {
+      return [this, &strip, selected = Selector(lifted.pairs_, strip, DML_POSITIVE)](
+                 int64_t i, const float* s, vf* w) mutable {
         const Selector::Lanes* lanes = selected(i);
         for (int v = 0; v < NV && lanes; v++)
           w[v] += keep((*lanes)[v], lifted.positive(i, strip, v, s).hinge * share);
@@ -73,12 +75,13 @@ class Lifted {
 
   void take(const Reduction& negatives) {
     auto values = [](const Side& side, auto&& value) {
-      std::vector<float> out(side.panels() * VL + NR, -std::numeric_limits<float>::infinity());
+      std::vector<float> out(side.panels() * VL + NR, minus_infinity);
       for (int64_t i = 0; i < side.n; i++) out[i] = value(i);
       return out;
     };
     row_stat_ = values(pairs_.rows(), [&](int64_t i) { return negatives.row(i); });
-    if (!pairs_.symmetric) column_stat_ = values(pairs_.columns(), [&](int64_t j) { return negatives.column(j); });
+    if (!pairs_.symmetric)
+      column_stat_ = values(pairs_.columns(), [&](int64_t j) { return negatives.column(j); });
   }
 
   // Sums hinge^2 and collects |P| dloss / dL for both sides.
@@ -93,15 +96,15 @@ class Lifted {
     std::vector<double>& column_grad = pairs_.symmetric ? row_grad_ : column_grad_;
     pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
       Partial& part = partials[worker];
-      pairs_.for_each_tile(task, [&](Range rows, Range columns, bool upper) {
-        if (!pairs_.share_labels(rows, columns)) return;
+      pairs_.for_each_tile(task, [&](const Tile& tile) {
+        if (!pairs_.share_labels(tile)) return;
         std::memset(&part, 0, sizeof part);
-        for_each_strip(columns, [&](const Strip& strip) {
-          const Range range = pairs_.active(rows, strip, upper, DML_POSITIVE);
+        for_each_strip(tile, [&](const Strip& strip) {
+          const Range range = pairs_.active(strip, DML_POSITIVE);
           if (range.size() <= 0) return;
-          const float* s = scores_.get(worker, index, rows, range, strip, upper);
+          const float* s = scores_.get(worker, index, range, strip);
           vf column[NV] = {};
-          Selector selected(pairs_, strip, upper, DML_POSITIVE);
+          Selector selected(pairs_, strip, DML_POSITIVE);
           for (int64_t i = range.begin; i < range.end; i++, s += NR) {
             const Selector::Lanes* lanes = selected(i);
             if (!lanes) continue;
@@ -113,18 +116,19 @@ class Lifted {
               row += hinge * keep((*lanes)[v], term.row_share);
               column[v] += hinge * keep((*lanes)[v], term.column_share);
             }
-            const int64_t r = i - rows.begin;
+            const int64_t r = i - tile.rows.begin;
             store(part.loss[r], load(part.loss[r]) + loss);
             store(part.row[r], load(part.row[r]) + row);
           }
-          for (int v = 0; v < NV; v++) store(part.column + (strip.begin - columns.begin) + v * VL, column[v]);
+          for (int v = 0; v < NV; v++) store(part.column + strip.column() + v * VL, column[v]);
         });
         wait();
-        for (int64_t i = rows.begin; i < rows.end; i++) {
-          row_loss[i] += hsum(load(part.loss[i - rows.begin]));
-          row_grad_[i] += hsum(load(part.row[i - rows.begin]));
+        for (int64_t r = 0; r < tile.rows.size(); r++) {
+          row_loss[tile.rows.begin + r] += hsum(load(part.loss[r]));
+          row_grad_[tile.rows.begin + r] += hsum(load(part.row[r]));
         }
-        for (int64_t j = columns.begin; j < columns.end; j++) column_grad[j] += part.column[j - columns.begin];
+        for (int64_t c = 0; c < tile.columns.size(); c++)
+          column_grad[tile.columns.begin + c] += part.column[c];
       });
     });
     return std::accumulate(row_loss.begin(), row_loss.end(), 0.0);
@@ -147,8 +151,9 @@ class Lifted {
     return count;
   }
 
-  static Factors factors(const Side& side, const std::vector<float>& stat, const std::vector<double>& grad, float share) {
-    Factors out(side.n, side.panels());
+  static Factors factors(const Side& side, const std::vector<float>& stat, const std::vector<double>& grad,
+                         float share) {
+    Factors out(side);
     for (int64_t i = 0; i < side.n; i++) out.set(i, stat[i], float(grad[i] * share));
     return out;
   }
@@ -156,7 +161,7 @@ class Lifted {
   const Pairs pairs_;
   const Term term_;
   Scores scores_;
-  std::vector<float> row_stat_, column_stat_;     // by position, padded
+  std::vector<float> row_stat_, column_stat_;  // by position, padded
   std::vector<double> row_grad_, column_grad_;
   int64_t pairs_counted_ = 0;
 };

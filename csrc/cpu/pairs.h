@@ -1,8 +1,8 @@
 // A pair problem ready to be walked: both sides packed, the pairs that count, the scores of a tile.
 #pragma once
 
-#include "../dmlfast.h"
 #include <tuple>
+#include "../dmlfast.h"
 
 #include "tile.h"
 
@@ -12,16 +12,21 @@ class Pairs {
  public:
   // Columns of their own unless symmetric. Symmetric pairs are walked once, column after row.
   Pairs(const dml_pairs& p, int score, int select, bool symmetric, bool with_gradient)
-      : symmetric(symmetric), score(score), select(select), schedule(p.n, symmetric ? p.n : p.m, symmetric),
-        threads(schedule.workers(p.threads)), row_side_{p.rows, p.n, p.d}, column_side_{p.columns ? p.columns : p.rows, p.m, p.d} {
+      : symmetric(symmetric),
+        score(score),
+        select(select),
+        schedule(p.n, symmetric ? p.n : p.m, symmetric),
+        threads(schedule.workers(p.threads)),
+        row_side_{p.rows, p.n, p.d},
+        column_side_{p.columns ? p.columns : p.rows, p.m, p.d} {
     const bool by_label = select == DML_NEGATIVE || select == DML_POSITIVE;
     const int64_t* column_labels = p.columns ? p.column_labels : p.row_labels;
     row_side_.order = by_label ? order_by_label(p.row_labels, p.n) : identity(p.n);
     if (!symmetric) column_side_.order = by_label ? order_by_label(column_labels, p.m) : identity(p.m);
-    if (by_label)
-      rank_labels(row_side_, p.row_labels, symmetric ? nullptr : &column_side_, column_labels);
-    const std::vector<float> mean = score == DML_DISTANCE ? mean_row(row_side_, symmetric ? nullptr : &column_side_, threads)
-                                                          : std::vector<float>(p.d, 0.0f);
+    if (by_label) rank_labels(row_side_, p.row_labels, symmetric ? nullptr : &column_side_, column_labels);
+    const std::vector<float> mean = score == DML_DISTANCE
+                                        ? mean_row(row_side_, symmetric ? nullptr : &column_side_, threads)
+                                        : std::vector<float>(p.d, 0.0f);
     pack(row_side_, mean, with_gradient, threads);
     if (!symmetric) {
       pack(column_side_, mean, with_gradient, threads);
@@ -41,23 +46,25 @@ class Pairs {
   const Schedule schedule;
   const int threads;
 
-  // The tiles of a task: f(rows, columns, upper), upper where the tile holds its own mirror image.
+  // Calls f(tile) for the tiles of a task.
   template <class F>
   void for_each_tile(const Task& task, F&& f) const {
     const Range rows = schedule.rows(task), columns = schedule.columns(task);
     const bool diagonal = symmetric && task.row_block == task.column_block;
     for (int64_t j = columns.begin; j < columns.end; j += Schedule::tile)
       for (int64_t i = rows.begin; i < (diagonal ? j + 1 : rows.end); i += Schedule::tile)
-        f(Range{i, std::min(rows.end, i + Schedule::tile)}, Range{j, std::min(columns.end, j + Schedule::tile)},
-          diagonal && i == j);
+        f(Tile{{i, std::min(rows.end, i + Schedule::tile)},
+               {j, std::min(columns.end, j + Schedule::tile)},
+               diagonal && i == j});
   }
 
   // The rows of a tile that can have a selected pair in the strip.
-  Range active(Range tile_rows, const Strip& strip, bool upper, int selection) const {
-    Range range{tile_rows.begin, upper ? std::min(tile_rows.end, strip.end()) : tile_rows.end};
+  Range active(const Strip& strip, int selection) const {
+    Range range = strip.rows();
     if (selection == DML_NEGATIVE && range.size() > 0) {
       const auto [low, high] = labels_of(strip);
-      if (low == high && row_side_.label[range.begin] == low && row_side_.label[range.end - 1] == high) range.end = range.begin;
+      if (low == high && row_side_.label[range.begin] == low && row_side_.label[range.end - 1] == high)
+        range.end = range.begin;
     }
     if (selection == DML_POSITIVE) {  // rows are in the order of their labels
       const auto [low, high] = labels_of(strip);
@@ -71,18 +78,18 @@ class Pairs {
     return range;
   }
 
-  bool share_labels(Range tile_rows, Range tile_columns) const {
+  bool share_labels(const Tile& tile) const {
     const auto &row = row_side_.label, &column = columns().label;
-    return row[tile_rows.begin] <= column[tile_columns.end - 1] && column[tile_columns.begin] <= row[tile_rows.end - 1];
+    return row[tile.rows.begin] <= column[tile.columns.end - 1] &&
+           column[tile.columns.begin] <= row[tile.rows.end - 1];
   }
 
   // Products or distances of the active rows with a strip.
-  void scores(Range range, const Strip& strip, bool upper, float* out) const {
+  void scores(Range range, const Strip& strip, float* out) const {
     strip_products(row_side_, range, columns(), strip, out);
     if (score != DML_DISTANCE) return;
-    strip_distances(row_side_, range, columns(), strip, out, [&](int64_t i, int64_t j) {
-      return !(upper && j <= i);
-    });
+    strip_distances(row_side_, range, columns(), strip, out,
+                    [&](int64_t i, int64_t j) { return !(strip.tile.upper && j <= i); });
   }
 
   // Bounds of a score, for terms that need no running maximum.
@@ -90,7 +97,8 @@ class Pairs {
     return score == DML_DISTANCE ? 0.0f : -row_side_.max_norm * columns().max_norm;
   }
   float highest_score() const {
-    return score == DML_DISTANCE ? row_side_.max_norm + columns().max_norm : row_side_.max_norm * columns().max_norm;
+    return score == DML_DISTANCE ? row_side_.max_norm + columns().max_norm
+                                 : row_side_.max_norm * columns().max_norm;
   }
 
   // The least and the greatest label of a strip.
@@ -125,11 +133,15 @@ class Selector {
  public:
   using Lanes = vi[NV];
 
-  Selector(const Pairs& pairs, const Strip& strip, bool upper, int selection)
-      : pairs_(pairs), strip_(strip), labels_(pairs.columns().label.data() + strip.begin),
-        by_label_(selection == DML_NEGATIVE || selection == DML_POSITIVE), positive_(selection == DML_POSITIVE),
-        leaves_self_(positive_ || selection == DML_OTHER), ragged_(strip.end() > pairs.columns().n),
-        first_upper_row_(upper ? strip.begin : std::numeric_limits<int64_t>::max()) {
+  Selector(const Pairs& pairs, const Strip& strip, int selection)
+      : pairs_(pairs),
+        strip_(strip),
+        labels_(pairs.columns().label.data() + strip.begin),
+        by_label_(selection == DML_NEGATIVE || selection == DML_POSITIVE),
+        positive_(selection == DML_POSITIVE),
+        leaves_self_(positive_ || selection == DML_OTHER),
+        ragged_(strip.end() > pairs.columns().n),
+        first_upper_row_(strip.tile.upper ? strip.begin : std::numeric_limits<int64_t>::max()) {
     if (by_label_) std::tie(low_, high_) = pairs.labels_of(strip);
     for (int v = 0; v < NV; v++) whole_[v] = splat(v < strip.vectors ? -1 : 0);
   }
@@ -164,7 +176,8 @@ class Selector {
   const Strip& strip_;
   const int32_t* labels_;
   const bool by_label_, positive_, leaves_self_, ragged_;
-  const int64_t first_upper_row_;  // from this row on some columns of an upper tile lie on or below the diagonal
+  const int64_t
+      first_upper_row_;  // from this row on some columns of an upper tile lie on or below the diagonal
   int32_t low_ = 0, high_ = 0;
   Lanes whole_, lanes_;
 };

@@ -20,7 +20,8 @@ void on_each_thread(int threads, F&& f) {
 template <class F>
 void parallel_for(int threads, int64_t n, F&& f) {
   on_each_thread(int(std::min<int64_t>(threads, n)), [&](int) {
-    const int64_t team = threads <= 1 || n <= 1 ? 1 : omp_get_num_threads(), worker = team == 1 ? 0 : omp_get_thread_num();
+    const int64_t team = threads <= 1 || n <= 1 ? 1 : omp_get_num_threads(),
+                  worker = team == 1 ? 0 : omp_get_thread_num();
     for (int64_t i = n * worker / team; i < n * (worker + 1) / team; i++) f(i);
   });
 }

@@ -8,13 +8,16 @@ namespace DML_ISA {
 // Exponents that span less than this need no running maximum: exp(-60) is far from the smallest float.
 constexpr float safe_span = 60.0f;
 
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
 struct Term {
   bool logsumexp;
   float scale, offset;
   Buffer<float> bias;  // by column position, padded; empty without a bias
   float lowest_bias = 0, highest_bias = 0;
 
-  Term(const dml_term& term, const Side& columns) : logsumexp(term.reduce == DML_LOGSUMEXP), scale(term.scale), offset(term.offset) {
+  Term(const dml_term& term, const Side& columns)
+      : logsumexp(term.reduce == DML_LOGSUMEXP), scale(term.scale), offset(term.offset) {
     if (!term.column_bias || columns.n == 0) return;
     bias = Buffer<float>(columns.panels() * VL + NR);
     bias.fill(0);
@@ -48,9 +51,7 @@ struct Statistic {
     }
     sum[i] += part_top == top[i] ? part_sum : part_sum * std::exp(double(part_top) - top[i]);
   }
-  float logsumexp(int64_t i) const {
-    return sum[i] > 0 ? float(top[i] + std::log(sum[i])) : -std::numeric_limits<float>::infinity();
-  }
+  float logsumexp(int64_t i) const { return sum[i] > 0 ? float(top[i] + std::log(sum[i])) : minus_infinity; }
 };
 
 // The scores of every tile, kept where they are few, so that the gradient need not compute them again.
@@ -67,21 +68,18 @@ class Scores {
       strips_ = strips;
     }
   }
-  // Scores of the rows of a strip that are active; row i at the returned pointer + (i - range.begin) * NR.
-  const float* get(int worker, int64_t task, Range tile_rows, Range range, const Strip& strip, bool upper) {
+  // Scores of the active rows of a strip: row i at the returned pointer + (i - range.begin) * NR.
+  const float* get(int worker, int64_t task, Range range, const Strip& strip) {
     if (!kept_) {
       float* out = scratch_.data() + worker * scratch_floats;
-      pairs_.scores(range, strip, upper, out);
+      pairs_.scores(range, strip, out);
       return out;
     }
     float* out = kept_.data() + task * stride_ + strip.index * pairs_.schedule.row_block_size() * NR;
     char& known = known_[task * strips_ + strip.index];
-    if (!known) {
-      const Range all{tile_rows.begin, upper ? std::min(tile_rows.end, round_up(strip.end(), MR)) : tile_rows.end};
-      pairs_.scores(all, strip, upper, out);
-      known = 1;
-    }
-    return out + (range.begin - tile_rows.begin) * NR;
+    if (!known) pairs_.scores(strip.rows(), strip, out);
+    known = 1;
+    return out + (range.begin - strip.tile.rows.begin) * NR;
   }
 
  private:
@@ -95,37 +93,38 @@ class Scores {
 
 class Reduction {
  public:
+  // Statistics of the rows; of the columns too where asked, and where they are the rows.
   Reduction(const Pairs& pairs, const Term& term, bool with_columns)
-      : pairs_(pairs), term_(term), running_(term.logsumexp && !(term.highest(pairs) - term.lowest(pairs) <= safe_span)),
+      : pairs_(pairs),
+        term_(term),
+        with_columns_(with_columns || pairs.symmetric),
+        running_(term.logsumexp && !(term.highest(pairs) - term.lowest(pairs) <= safe_span)),
         shift_(term.logsumexp && !running_ ? term.highest(pairs) : 0.0f),
-        rows(pairs.rows().n, running_ ? -std::numeric_limits<float>::infinity() : shift_),
-        columns(pairs.symmetric || !with_columns ? 0 : pairs.columns().n, rows.top.empty() ? 0.0f : rows.top[0]),
-        with_columns_(with_columns) {}
+        rows_(pairs.rows().n, running_ ? minus_infinity : shift_),
+        columns_(with_columns && !pairs.symmetric ? pairs.columns().n : 0,
+                 running_ ? minus_infinity : shift_) {}
 
   void run(Scores& scores) {
     std::vector<Partial> partials(pairs_.threads);
     pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
       Partial& part = partials[worker];
-      pairs_.for_each_tile(task, [&](Range tile_rows, Range tile_columns, bool upper) {
+      pairs_.for_each_tile(task, [&](const Tile& tile) {
         part.clear(running_);
-        for_each_strip(tile_columns, [&](const Strip& strip) {
-          const Range range = pairs_.active(tile_rows, strip, upper, pairs_.select);
+        for_each_strip(tile, [&](const Strip& strip) {
+          const Range range = pairs_.active(strip, pairs_.select);
           if (range.size() <= 0) return;
-          const float* s = scores.get(worker, index, tile_rows, range, strip, upper);
-          if (running_)
-            add_running(part, tile_rows.begin, tile_columns.begin, range, strip, upper, s);
-          else
-            add(part, tile_rows.begin, tile_columns.begin, range, strip, upper, s);
+          const float* s = scores.get(worker, index, range, strip);
+          running_ ? add_running(part, range, strip, s) : add(part, range, strip, s);
         });
         wait();
-        merge(part, tile_rows, tile_columns);
+        merge(part, tile);
       });
     });
   }
 
   // Position i of the rows; of the columns, which are the rows where the pairs are symmetric.
-  float row(int64_t i) const { return value(rows, i); }
-  float column(int64_t j) const { return value(pairs_.symmetric ? rows : columns, j); }
+  float row(int64_t i) const { return value(rows_, i); }
+  float column(int64_t j) const { return value(pairs_.symmetric ? rows_ : columns_, j); }
 
  private:
   // What one tile adds, before it is the tile's turn.
@@ -136,14 +135,14 @@ class Reduction {
       std::memset(row_sum, 0, sizeof row_sum);
       std::memset(column_sum, 0, sizeof column_sum);
       if (!running) return;
-      std::fill_n(row_top, Schedule::tile, -std::numeric_limits<float>::infinity());
-      std::fill_n(column_top, Schedule::tile + NR, -std::numeric_limits<float>::infinity());
+      std::fill_n(row_top, Schedule::tile, minus_infinity);
+      std::fill_n(column_top, Schedule::tile + NR, minus_infinity);
     }
   };
 
-  void add(Partial& part, int64_t first_row, int64_t first_column, Range range, const Strip& strip, bool upper, const float* s) {
+  void add(Partial& part, Range range, const Strip& strip, const float* s) {
     vf column[NV] = {};
-    Selector selected(pairs_, strip, upper, pairs_.select);
+    Selector selected(pairs_, strip, pairs_.select);
     for (int64_t i = range.begin; i < range.end; i++, s += NR) {
       const Selector::Lanes* lanes = selected(i);
       if (!lanes) continue;
@@ -155,19 +154,18 @@ class Reduction {
         row += t;
         column[v] += t;
       }
-      float* sum = part.row_sum[i - first_row];
+      float* sum = part.row_sum[i - strip.tile.rows.begin];
       store(sum, load(sum) + row);
     }
-    for (int v = 0; v < NV; v++) store(part.column_sum + (strip.begin - first_column) + v * VL, column[v]);
+    for (int v = 0; v < NV; v++) store(part.column_sum + strip.column() + v * VL, column[v]);
   }
 
   // The same with a running maximum for each row and column, for terms of any size.
-  void add_running(Partial& part, int64_t first_row, int64_t first_column, Range range, const Strip& strip, bool upper,
-                   const float* s) {
-    const vf nothing = splat(-std::numeric_limits<float>::infinity());
-    float* column_top = part.column_top + (strip.begin - first_column);
-    float* column_sum = part.column_sum + (strip.begin - first_column);
-    Selector selected(pairs_, strip, upper, pairs_.select);
+  void add_running(Partial& part, Range range, const Strip& strip, const float* s) {
+    const vf nothing = splat(minus_infinity);
+    float* column_top = part.column_top + strip.column();
+    float* column_sum = part.column_sum + strip.column();
+    Selector selected(pairs_, strip, pairs_.select);
     for (int64_t i = range.begin; i < range.end; i++, s += NR) {
       const Selector::Lanes* lanes = selected(i);
       if (!lanes) continue;
@@ -176,15 +174,15 @@ class Reduction {
         t[v] = ::DML_ISA::select((*lanes)[v], term_(load(s + v * VL), strip, v, 0.0f), nothing);
         largest = max(largest, t[v]);
       }
-      float& top = part.row_top[i - first_row];
+      float& top = part.row_top[i - strip.tile.rows.begin];
       const float new_top = std::max(top, hmax(largest));
       const float shrink = std::exp(top - new_top);
-      float* sum = part.row_sum[i - first_row];
+      float* sum = part.row_sum[i - strip.tile.rows.begin];
       vf row = load(sum) * shrink;
       top = new_top;
       for (int v = 0; v < NV; v++) {
         row += keep((*lanes)[v], exp(t[v] - top));
-        if (!with_columns_ && !pairs_.symmetric) continue;
+        if (!with_columns_) continue;
         const vf old = load(column_top + v * VL), higher = max(old, t[v]);
         const vf kept = keep(old > nothing, load(column_sum + v * VL) * exp(old - higher));
         store(column_sum + v * VL, kept + keep((*lanes)[v], exp(t[v] - higher)));
@@ -194,15 +192,13 @@ class Reduction {
     }
   }
 
-  void merge(const Partial& part, Range tile_rows, Range tile_columns) {
-    for (int64_t i = tile_rows.begin; i < tile_rows.end; i++) {
-      const int64_t r = i - tile_rows.begin;
-      merge(rows, i, part.row_top[r], hsum(load(part.row_sum[r])));
-    }
-    if (!pairs_.symmetric && !with_columns_) return;
-    Statistic& statistic = pairs_.symmetric ? rows : columns;
-    for (int64_t j = tile_columns.begin; j < tile_columns.end; j++)
-      merge(statistic, j, part.column_top[j - tile_columns.begin], part.column_sum[j - tile_columns.begin]);
+  void merge(const Partial& part, const Tile& tile) {
+    for (int64_t r = 0; r < tile.rows.size(); r++)
+      merge(rows_, tile.rows.begin + r, part.row_top[r], hsum(load(part.row_sum[r])));
+    if (!with_columns_) return;
+    Statistic& columns = pairs_.symmetric ? rows_ : columns_;
+    for (int64_t c = 0; c < tile.columns.size(); c++)
+      merge(columns, tile.columns.begin + c, part.column_top[c], part.column_sum[c]);
   }
   void merge(Statistic& statistic, int64_t i, float top, float sum) {
     if (!running_)
@@ -216,14 +212,9 @@ class Reduction {
 
   const Pairs& pairs_;
   const Term& term_;
-  const bool running_;
+  const bool with_columns_, running_;
   const float shift_;
-
- public:
-  Statistic rows, columns;
-
- private:
-  const bool with_columns_;
+  Statistic rows_, columns_;
 };
 
 }  // namespace DML_ISA

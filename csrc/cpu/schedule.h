@@ -1,4 +1,5 @@
-// Which pairs of blocks are computed, in which order, by whom: the same sums in the same order for any number of threads.
+// Which pairs of blocks are computed, in which order, by whom: the same sums in the same order for any number
+// of threads.
 #pragma once
 
 #include <atomic>
@@ -22,12 +23,24 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
+// Rows and columns of at most Schedule::tile. upper: the tile holds its own mirror image, so that only the
+// pairs above its diagonal count.
+struct Tile {
+  Range rows, columns;
+  bool upper;
+};
+
 class Schedule {
  public:
-  // Symmetric: every unordered pair of blocks once, in the rounds of a tournament, so that the pairs of a round share
-  // no block. Otherwise every row block against every column block, in the rounds of a Latin square.
+  // Symmetric: every unordered pair of blocks once, in the rounds of a tournament, so that the pairs of a
+  // round share no block. Otherwise every row block against every column block, in the rounds of a Latin
+  // square.
   Schedule(int64_t n, int64_t m, bool symmetric)
-      : n_(n), m_(m), row_size_(block_size(n)), column_size_(symmetric ? row_size_ : block_size(m)), symmetric_(symmetric) {
+      : n_(n),
+        m_(m),
+        row_size_(block_size(n)),
+        column_size_(symmetric ? row_size_ : block_size(m)),
+        symmetric_(symmetric) {
     const int rows = blocks(n, row_size_), columns = blocks(m, column_size_);
     turns_ = symmetric ? rows : rows + columns;
     std::vector<int32_t> served(turns_, 0);
@@ -54,8 +67,8 @@ class Schedule {
     }
   }
 
-  // Calls body(worker, task index, task, wait) for every task. After wait() the task alone may add to its blocks, and
-  // earlier tasks have added to them before.
+  // Calls body(worker, task index, task, wait) for every task. After wait() the task alone may add to its
+  // blocks, and earlier tasks have added to them before.
   template <class Body>
   void run(int threads, Body&& body) const {
     std::unique_ptr<std::atomic<int32_t>[]> served(new std::atomic<int32_t>[turns_ + 1]);
@@ -79,19 +92,25 @@ class Schedule {
     });
   }
 
-  int workers(int threads) const { return int(std::max<int64_t>(1, std::min<int64_t>(threads, tasks_.size()))); }
+  int workers(int threads) const {
+    return int(std::max<int64_t>(1, std::min<int64_t>(threads, tasks_.size())));
+  }
   int64_t size() const { return int64_t(tasks_.size()); }
   int64_t row_block_size() const { return row_size_; }
   int64_t column_block_size() const { return column_size_; }
-  Range rows(const Task& t) const { return {t.row_block * row_size_, std::min(n_, (t.row_block + 1) * row_size_)}; }
+  Range rows(const Task& t) const {
+    return {t.row_block * row_size_, std::min(n_, (t.row_block + 1) * row_size_)};
+  }
   Range columns(const Task& t) const {
     return {t.column_block * column_size_, std::min(m_, (t.column_block + 1) * column_size_)};
   }
 
-  static constexpr int64_t tile = 256;  // rows and columns of the largest tile; larger blocks are walked tile by tile
+  static constexpr int64_t tile =
+      256;  // rows and columns of the largest tile; larger blocks are walked tile by tile
 
  private:
-  // Depends on the number of rows alone. About 64 blocks keep many threads busy; small ones keep a small batch parallel.
+  // Depends on the number of rows alone. About 64 blocks keep many threads busy; small ones keep a small
+  // batch parallel.
   static int64_t block_size(int64_t n) {
     if (n <= 128) return 128;
     if (n <= 640) return 64;

@@ -14,10 +14,12 @@
 
 namespace DML_ISA {
 
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
-// Memory for vectors, without the cost of zeroing it. Filled with NaN when poisoned, so that a test sees a read of
-// what was never written.
+// Memory for vectors, without the cost of zeroing it. Filled with NaN when poisoned, so that a test sees a
+// read of what was never written.
 template <class T>
 class Buffer {
  public:
@@ -58,11 +60,11 @@ struct Side {
   const float* x = nullptr;  // (n, d), as given
   int64_t n = 0, d = 0;
   Order order;
-  std::vector<int32_t> label;       // dense rank of the label by position, padded to whole panels with -1
-  Buffer<float> packed;             // [panel][d][VL] rows minus the mean, for the product of rows with rows
-  Buffer<float> spread;             // [panel of d][position][VL] the same values, for weights times rows
-  Buffer<float> norm;               // |x - mean|^2 by position
-  float max_norm = 0;               // the largest |x - mean|
+  std::vector<int32_t> label;  // dense rank of the label by position, padded to whole panels with -1
+  Buffer<float> packed;        // [panel][d][VL] rows minus the mean, for the product of rows with rows
+  Buffer<float> spread;        // [panel of d][position][VL] the same values, for weights times rows
+  Buffer<float> norm;          // |x - mean|^2 by position
+  float max_norm = 0;          // the largest |x - mean|
   bool finite = true;
 
   int64_t panels() const { return round_up(n, VL) / VL; }

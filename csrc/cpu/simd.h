@@ -16,9 +16,10 @@ extern std::atomic<bool> poison_buffers;  // set by tests: fresh memory is fille
 namespace DML_ISA {
 
 #if defined(__AVX512F__)
-constexpr int VL = 16, MR = 8, NV = 2;  // MR x NV accumulators, NV operands and a broadcast: 19 of 32 registers
+constexpr int VL = 16, MR = 8,
+              NV = 2;  // MR x NV accumulators, NV operands and a broadcast: 19 of 32 registers
 #elif defined(__AVX2__)
-constexpr int VL = 8, MR = 4, NV = 3;   // 16 of 16 registers
+constexpr int VL = 8, MR = 4, NV = 3;  // 16 of 16 registers
 #else
 constexpr int VL = 4, MR = 4, NV = 2;
 #endif
@@ -46,8 +47,12 @@ inline vf load_first(const float* p, int64_t count) {
   std::memcpy(&v, p, count * sizeof(float));
   return v;
 }
-inline void store_first(float* p, vf v, int64_t count) { std::memcpy(p, &v, count * sizeof(float)); }
-inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+inline void store_first(float* p, vf v, int64_t count) {
+  std::memcpy(p, &v, count * sizeof(float));
+}
+inline void store(float* p, vf v) {
+  std::memcpy(p, &v, sizeof v);
+}
 
 inline vf splat(float x) {
   vf v;
@@ -65,8 +70,12 @@ inline vi lane_index() {
   return v;
 }
 
-inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }
-inline vf keep(vi mask, vf a) { return (vf)(mask & (vi)a); }  // 0 where the mask is off
+inline vf select(vi mask, vf a, vf b) {
+  return mask ? a : b;
+}
+inline vf keep(vi mask, vf a) {
+  return (vf)(mask & (vi)a);
+}  // 0 where the mask is off
 
 // Transposes a square of vectors: in step s every 2s x 2s square swaps its off-diagonal s x s squares.
 inline void transpose(vf (&m)[VL]) {
