@@ -63,7 +63,7 @@ struct Side {
   std::vector<int32_t> label;  // dense rank of the label by position, padded to whole panels with -1
   Buffer<float> packed;        // [panel][d][VL] rows minus the mean, for the product of rows with rows
   Buffer<float> spread;        // [panel of d][position][VL] the same values, for weights times rows
-  Buffer<float> norm;          // |x - mean|^2 by position
+  Buffer<float> norm;          // |x - mean|^2 by position, padded by a strip
   float max_norm = 0;          // the largest |x - mean|
   bool finite = true;
 
@@ -99,7 +99,8 @@ inline std::vector<float> mean_row(const Side& a, const Side* b, int threads) {
 inline void pack(Side& side, const std::vector<float>& mean, bool with_spread, int threads) {
   const int64_t n = side.n, d = side.d, panels = side.panels(), d_panels = side.d_panels();
   side.packed = Buffer<float>(panels * d * VL);
-  side.norm = Buffer<float>(panels * VL);
+  side.norm = Buffer<float>(panels * VL + NR);
+  std::fill_n(side.norm.data() + panels * VL, NR, 0.0f);
   if (with_spread) side.spread = Buffer<float>(d_panels * side.spread_stride());
   parallel_for(threads, panels, [&](int64_t p) {
     vd squared = {};
