@@ -68,11 +68,11 @@ setup(
     package_dir={"dmlfast.cli": "cli", "dmlfast.bench": "bench"},
     packages=[
         *("dmlfast" + suffix for suffix in ("", ".ops", ".ops.pairs", ".ops.lifted", ".losses")),
-        *(f"dmlfast.{name}" for name in ("models", "data", "training", "retrieval", "recipes")),
+        *(f"dmlfast.{name}" for name in ("models", "data", "training", "retrieval")),
         "dmlfast.cli",
         "dmlfast.bench",
     ],
-    package_data={"dmlfast": ["py.typed"], "dmlfast.recipes": ["*.yaml"]},
+    package_data={"dmlfast": ["py.typed"]},
     ext_modules=[
         Extension(
             "dmlfast.ops.libdmlfast_cpu",
