@@ -1,0 +1,81 @@
+"""`dmlfast demo`: the main job end to end, by the commands a user would type."""
+
+import contextlib
+import io
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dmlfast.cli.main import cli
+
+FEATURES = {"raw pixels": "--raw-pixels", "untrained network": "--untrained", "trained network": ""}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for everything it makes; an earlier demo there is replaced.",
+)
+@click.option("--max-steps", type=click.IntRange(min=1), help="Shorten the training.")
+def command(out: Path, max_steps: int | None) -> None:
+    """Train on the glyphs, embed, evaluate and benchmark, in a few minutes on a laptop."""
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    steps = [] if max_steps is None else ["--max-steps", max_steps]
+    run = out / "run"
+    dmlfast("train", "--out", run, "--overwrite", *steps)
+    reports = {}
+    for name, option in FEATURES.items():
+        file = out / f"{name.split()[0]}.h5"
+        dmlfast("embed", run, "--out", file, "--overwrite", *([option] if option else []))
+        pictures = ["--montage", out / "montage.png", "--map", out / "map.png"] if not option else []
+        reports[name] = dmlfast("eval", file, "--json", *pictures)
+    csv, plot = out / "bench.csv", out / "bench.png"
+    csv.unlink(missing_ok=True)
+    bench = dmlfast("bench", "lifted", "--quick", "--csv", csv, "--plot", plot, "--json")
+    minutes = (time.monotonic() - started) / 60
+    click.echo("\n".join(["", *summary(out, reports, bench, minutes)]))
+
+
+def dmlfast(*words: Any) -> Any:
+    """Shows and runs a command; with --json among its words, returns what it printed."""
+    arguments = [str(word) for word in words]
+    click.secho(f"\n$ dmlfast {shlex.join(arguments)}", bold=True, err=True)
+    if "--json" not in arguments:
+        return cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
+    return json.loads(printed.getvalue())
+
+
+def summary(
+    out: Path, reports: dict[str, dict[str, Any]], bench: list[dict[str, Any]], minutes: float
+) -> list[str]:
+    """What came out, in about a dozen lines."""
+    lines = [f"{'test classes, never seen in training':40}recall at 1   MAP at R"]
+    for name, report in reports.items():
+        lines.append(f"  {name:38}{report['recall_at_1']:11.3f}{report['map_at_r']:11.3f}")
+    largest = max(row["n"] for row in bench)
+    lines.append(f"lifted loss and gradient, batch {largest}")
+    for row in bench:
+        if row["n"] == largest and row.get("median_ms"):
+            memory = "" if row.get("extra_mib") is None else f"{row['extra_mib']:9.1f} MiB"
+            lines.append(f"  {row['provider']:38}{row['median_ms']:8.1f} ms{memory}")
+    lines.append(f"in {minutes:.1f} minutes; all of it is in {out}/")
+    for file, text in {
+        "run/": "checkpoints, summary.csv, curves.png, TensorBoard events",
+        "trained.h5": "the embeddings of the test images",
+        "montage.png": "queries with their nearest neighbours",
+        "map.png": "the embeddings in two dimensions",
+        "bench.png": "time and memory of the loss against PyTorch",
+    }.items():
+        lines.append(f"  {file:14}{text}")
+    return lines
