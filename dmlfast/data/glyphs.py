@@ -23,7 +23,7 @@ from dmlfast.files import atomic_write_path
 
 SIZE = 32
 MARGIN = 1
-FONT_SIZES = range(22, 5, -1)  # a character is drawn at the largest at which it fits
+FONT_SIZES = range(20, 5, -1)  # a character is drawn at the largest at which it fits
 MIN_DRAWINGS = 4
 
 FAMILIES = {

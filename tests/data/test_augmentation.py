@@ -103,3 +103,10 @@ def test_nothing_is_mirrored():
     image[:, :, :8] = 1
     out = create_augmentation("glyphs")(image, generator(0))
     assert (centres(out) < -2).all()
+
+
+def test_rotation_and_shear_keep_the_area():
+    image = blob(0, 0)
+    out = AffineJitter(30, 0, 0, 0.5)(image.expand(200, 1, 32, 32), generator(0))
+    area = out.sum(dim=(1, 2, 3)) / image.sum()
+    assert torch.allclose(area, torch.tensor(1.0), atol=0.02)
