@@ -1,0 +1,125 @@
+"""`dmlfast embed`: streams a data set through a trained network into an embedding file."""
+
+import json
+import sys
+from typing import Any
+
+import click
+from torch import nn
+
+from dmlfast.models import load_model
+from dmlfast.retrieval.embed import RawPixels, embed
+from dmlfast.training import (
+    RunFolder,
+    load_split,
+    newest_run,
+    resolve_device,
+    seeded_model,
+)
+
+
+@click.command("embed")
+@click.argument("run", required=False)
+@click.option("--out", required=True, metavar="FEATS.h5", help="Embedding file to write.")
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Checkpoint of the run to embed with.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "val", "train"]),
+    default="test",
+    show_default=True,
+    help="Split of the run's data set to embed.",
+)
+@click.option("--untrained", is_flag=True, help="Embed with the run's network before training.")
+@click.option("--raw-pixels", is_flag=True, help="Embed every image as its own pixels.")
+@click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
+@click.option("--float16", is_flag=True, help="Store half the bytes.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Images that go through the network at a time.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    run: str | None,
+    out: str,
+    checkpoint: str,
+    split: str,
+    untrained: bool,
+    raw_pixels: bool,
+    normalize: bool,
+    float16: bool,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the embeddings of a data set into an HDF5 file.
+
+    RUN is a run folder; by default the one below ./runs that was trained last. The images go
+    through batch by batch, so memory does not grow with the data set, and the file appears when it
+    is whole. --untrained and --raw-pixels are what a trained network has to beat.
+    """
+    if untrained and raw_pixels:
+        raise click.UsageError("--untrained and --raw-pixels exclude each other")
+    place = resolve_device(device)
+    folder = RunFolder(run) if run else newest_run()
+    if not run:
+        click.echo(f"embedding with the newest run, {folder}", err=True)
+    config = folder.config
+    if raw_pixels:
+        model: nn.Module = RawPixels()
+        source: dict[str, Any] = {"model": "raw pixels"}
+    elif untrained:
+        model, source = untrained_model(folder, checkpoint)
+    else:
+        model, source = trained_model(folder, checkpoint)
+    attributes = {**source, "run": str(folder)}
+    images = embed(
+        model.to(place),
+        load_split(config, split),
+        out,
+        batch_size=batch_size,
+        device=place,
+        dtype="float16" if float16 else "float32",
+        normalize=normalize,
+        attributes=attributes,
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    if as_json:
+        result = {"out": out, "images": images, "dataset": config.dataset, "split": split}
+        click.echo(json.dumps(result | attributes))
+    else:
+        click.echo(f"{out}: {images} images of the {split} split of {config.dataset}")
+        click.echo(f"next: dmlfast eval {out}")
+
+
+def trained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint, and where its embeddings come from as attributes of the file."""
+    checkpoint, config = run.checkpoint(name), run.config
+    source = {
+        "model": config.backbone,
+        "loss": config.loss,
+        "checkpoint": str(checkpoint.folder),
+        "checkpoint_sha256": checkpoint.model_sha256,
+        "step": checkpoint.step,
+    }
+    if name == "best":
+        source["selected_on"] = checkpoint.state["selected_on"]
+    return load_model(checkpoint.folder), source
+
+
+def untrained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network as the run started with it, and where its embeddings come from."""
+    spec, config = load_model(run.checkpoint(name).folder).spec, run.config
+    return seeded_model(config.seed, **spec), {"model": f"{config.backbone}, untrained", "step": 0}

@@ -1,0 +1,110 @@
+"""Options made from the fields of a settings class, and help that is grouped like them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from dmlfast.errors import UserError
+from dmlfast.training.config import (
+    FIELDS,
+    TrainConfig,
+    check_value,
+    option_name,
+    plain_type,
+    read_settings,
+)
+
+CLICK_TYPES = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+class SettingType(click.ParamType):
+    """Reads a field's value and checks it by the field's own rules."""
+
+    def __init__(self, field: "dataclasses.Field[Any]"):
+        self.field = field
+        self.kind, _ = plain_type(field.name)
+        self.name = self.kind.__name__
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value in the field's type; one it does not take is wrong usage."""
+        if isinstance(value, str):
+            value = CLICK_TYPES[self.kind].convert(value, param, ctx)
+        try:
+            return check_value(self.field, value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class SettingOption(click.Option):
+    """An option that is listed under its field's group."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its own options first and then those of each group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under the names of their groups."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records, col_max=28)
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for every field of `TrainConfig`."""
+    for field in reversed(dataclasses.fields(TrainConfig)):
+        command = _setting_option(field)(command)
+    return command
+
+
+def _setting_option(field: "dataclasses.Field[Any]") -> Callable[..., Any]:
+    is_flag = plain_type(field.name)[0] is bool
+    name, choices = option_name(field.name), field.metadata["choices"]
+    return click.option(
+        f"--{name}/--no-{name}" if is_flag else f"--{name}",
+        field.name,
+        cls=SettingOption,
+        group=field.metadata["group"],
+        type=None if is_flag else SettingType(field),
+        default=field.default,
+        show_default=field.default is not None,
+        metavar=f"[{'|'.join(choices)}]" if choices else None,
+        help=field.metadata["help"],
+    )
+
+
+def load_config_file(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    """Makes a YAML file's settings the defaults of the command."""
+    if path is not None:
+        try:
+            ctx.default_map = {**(ctx.default_map or {}), **read_settings(path)}
+        except UserError as error:
+            raise click.UsageError(str(error), ctx) from None
+    return path
+
+
+def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that the command line or the configuration file gives."""
+    sources = {name: ctx.get_parameter_source(name) for name in FIELDS}
+    given = {
+        name: settings[name]
+        for name, source in sources.items()
+        if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+    }
+    if (
+        sources["epochs"] == ParameterSource.COMMANDLINE
+        and sources["max_steps"] != ParameterSource.COMMANDLINE
+    ):
+        given["max_steps"] = None  # a length that was typed wins over one from a file
+    return given

@@ -1,0 +1,92 @@
+"""`dmlfast train`: trains a network into a run folder."""
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+from dmlfast.cli.options import GroupedCommand, given_settings, load_config_file, setting_options
+
+from dmlfast.training import Interrupted, RunFolder, TrainConfig, is_main_process, train
+
+
+@click.command("train", cls=GroupedCommand)
+@click.option(
+    "-c",
+    "--config",
+    "config_path",
+    metavar="FILE.yaml",
+    is_eager=True,
+    callback=load_config_file,
+    help="Settings by the names of the options below; the command line wins.",
+)
+@click.option("--out", metavar="RUN", help="Run folder; by default runs/<date>-<loss>-<dataset>.")
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@setting_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    config_path: str | None,
+    out: str | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Train a network and write checkpoints, a log and curves into a run folder.
+
+    Without any option it trains the lifted structured loss on the glyphs. Ctrl-C saves a checkpoint
+    and stops; --resume with the same --out goes on, with the settings of the run where no others
+    are given. Under torchrun all processes train one network.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if resume and out is None:
+        raise click.UsageError("--resume needs the folder of the run: --out RUN")
+    given = given_settings(ctx, settings)
+    config = dataclasses.replace(RunFolder(out).config, **given) if out and resume else None
+    try:
+        run = train(
+            config or TrainConfig(**given),
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            report=lambda line: click.echo(line, err=True),
+        )
+    except Interrupted as stop:
+        if is_main_process():
+            click.echo(f"{stop}; to go on: dmlfast train --out {stop.run} --resume", err=True)
+        return stop.exit_code
+    if is_main_process():
+        click.echo(json.dumps(result(run)) if as_json else summary(run))
+    return 0
+
+
+def result(run: RunFolder) -> dict[str, Any]:
+    """What a run came to, as plain values."""
+    last = run.checkpoint("last")
+    return {
+        "run": str(run),
+        "steps": last.step,
+        "selected_on": last.state["selected_on"],
+        "best": last.state["best"],
+        "checkpoint": str(run.checkpoint("best").folder),
+    }
+
+
+def summary(run: RunFolder) -> str:
+    """What a run came to, and what to type next, in a few lines."""
+    values = result(run)
+    lines = [f"{run}: {values['steps']} steps, curves in {run.curves_path}"]
+    best = values["best"]
+    if best:
+        on_test = values["selected_on"] == "test"
+        where = "TEST classes, selected on them" if on_test else "held-out training classes"
+        lines.append(
+            f"best: recall@1 {best['recall_at_1']:.4f}, MAP@R {best['map_at_r']:.4f} "
+            f"on {where}, step {best['step']}"
+        )
+    lines.append(f"next: dmlfast embed {run} --out feats.h5")
+    return "\n".join(lines)

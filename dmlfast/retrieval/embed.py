@@ -1,0 +1,102 @@
+"""From images to embeddings, batch by batch."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dmlfast.data import Dataset
+from dmlfast.errors import UserError
+from dmlfast.retrieval.store import FeatureWriter
+
+
+class RawPixels(nn.Module):
+    """Embeds an image as its own pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C * H * W) float32 in [0, 1]."""
+        return images.flatten(1).float() / 255
+
+
+def embed_batches(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
+    """Yields embeddings (B, D) float32, labels (B,) int64 and paths (B,), in the data set's order.
+
+    The model is in eval mode while a batch goes through it, and then again in the mode it was in.
+    """
+    for start in range(0, len(dataset), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(dataset)))
+        images, labels = dataset.take(rows)
+        paths = [dataset.paths[row] for row in rows]
+        yield _embed_images(model, images, device), labels.numpy(), paths
+
+
+def _embed_images(model: nn.Module, images: Tensor, device: torch.device | str) -> np.ndarray:
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        embeddings = model(images.to(device)).float().cpu()
+    model.train(training)
+    return embeddings.numpy()
+
+
+def embed(
+    model: nn.Module,
+    dataset: Dataset,
+    path: str | Path,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    dtype: str = "float32",
+    normalize: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> int:
+    """Streams a data set through a model into an embedding file, and returns the number of images.
+
+    Args:
+        model: (B, C, H, W) uint8 -> (B, D), on `device`.
+        dataset: its images, in its order.
+        path: the HDF5 file, which appears when it is whole.
+        batch_size: images that go through the model, and are in memory, at a time.
+        device: where the model is.
+        dtype: "float32" or "float16", of the embeddings in the file.
+        normalize: scale every embedding to length 1.
+        attributes: where the embeddings come from.
+        overwrite: replace `path` if it exists.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: where the data set is empty or the file cannot be written.
+    """
+    if not len(dataset):
+        raise UserError(f"the {dataset.split} split of {dataset.name} is empty")
+    one_image, _ = dataset.take([0])
+    writer = FeatureWriter(
+        path,
+        dimension=_embed_images(model, one_image, device).shape[1],
+        normalized=normalize or getattr(model, "spec", {}).get("normalize", False),
+        dtype=dtype,
+        class_names=dataset.class_names,
+        attributes={"dataset": dataset.name, "split": dataset.split, **(attributes or {})},
+        overwrite=overwrite,
+    )
+    with writer, tqdm(total=len(dataset), unit="image", disable=not progress, leave=False) as bar:
+        for embeddings, labels, paths in embed_batches(
+            model, dataset, batch_size=batch_size, device=device
+        ):
+            if normalize:
+                embeddings = nn.functional.normalize(torch.from_numpy(embeddings)).numpy()
+            writer.append(embeddings, labels, paths)
+            bar.update(len(labels))
+    return len(dataset)

@@ -1,0 +1,160 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dmlfast.cli.main import main
+
+from dmlfast.data import create_dataset
+from dmlfast.models import create_model, load_model
+from dmlfast.retrieval import load_features
+from dmlfast.training import RunFolder, TrainConfig, train
+
+CONFIG = TrainConfig(
+    dataset="digits",
+    batch_size=12,
+    embedding_dim=8,
+    max_steps=4,
+    eval_interval=2,
+    checkpoint_interval=2,
+    device="cpu",
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunFolder:
+    return train(CONFIG, tmp_path_factory.mktemp("home") / "runs" / "one")
+
+
+@pytest.fixture(autouse=True)
+def _at_home(run, monkeypatch):
+    monkeypatch.chdir(run.path.parent.parent)
+
+
+def embed(*words: str) -> int:
+    return main(["embed", *words, "--device", "cpu"])
+
+
+def test_embeddings_are_the_checkpoints_and_say_so(run, tmp_path, capsys):
+    out = tmp_path / "f.h5"
+    assert embed(str(run), "--out", str(out)) == 0
+    images = len(create_dataset("digits", split="test"))
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first == f"{out}: {images} images of the test split of digits"
+    features, checkpoint = load_features(out), run.checkpoint("best")
+    dataset = create_dataset("digits", split="test", seed=3)
+    with torch.no_grad():
+        expected = load_model(checkpoint.folder)(dataset.take(range(len(dataset)))[0]).numpy()
+    np.testing.assert_allclose(features.embeddings, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(features.labels, dataset.labels)
+    weights = checkpoint.folder / "model.safetensors"
+    wanted = {
+        "model": "convnet",
+        "loss": "lifted",
+        "dataset": "digits",
+        "split": "test",
+        "run": str(run),
+        "checkpoint": str(checkpoint.folder),
+        "checkpoint_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "step": checkpoint.step,
+        "selected_on": "val",
+        "distance": "euclidean",
+        "dimension": 8,
+    }
+    assert wanted.items() <= features.attributes.items()
+    assert not features.attributes["normalized"]
+    assert checkpoint.folder.is_absolute()
+
+
+def test_the_newest_run_is_taken_and_named(tmp_path, capsys):
+    assert embed("--out", str(tmp_path / "f.h5"), "--json") == 0
+    out, err = capsys.readouterr()
+    assert "embedding with the newest run, runs/one" in err
+    result = json.loads(out)
+    assert result["run"] == "runs/one"
+    assert result["images"] == len(load_features(tmp_path / "f.h5"))
+
+
+def test_other_checkpoint_split_and_form(run, tmp_path):
+    out = tmp_path / "f.h5"
+    words = [
+        "--checkpoint",
+        "last",
+        "--split",
+        "val",
+        "--normalize",
+        "--float16",
+        "--batch-size",
+        "7",
+    ]
+    assert embed(str(run), "--out", str(out), *words, "--batch-size", "7") == 0
+    features = load_features(out)
+    assert features.attributes["step"] == 4
+    assert features.attributes["split"] == "val"
+    assert "selected_on" not in features.attributes
+    assert features.attributes["normalized"]
+    assert features.embeddings.dtype == np.float16
+    lengths = np.linalg.norm(features.embeddings.astype(np.float32), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=2e-3)
+    trained_on = create_dataset("digits", split="train", seed=3)
+    assert not set(features.labels) & set(trained_on.labels)
+
+
+def test_baselines(run, tmp_path):
+    dataset = create_dataset("digits", split="test", seed=3)
+    images, _ = dataset.take(range(len(dataset)))
+    assert embed(str(run), "--out", str(tmp_path / "u.h5"), "--untrained") == 0
+    untrained = load_features(tmp_path / "u.h5")
+    torch.manual_seed(3)
+    model = create_model("convnet", channels=1, embedding_dim=8).eval()
+    with torch.no_grad():
+        expected = model(images).numpy()
+    np.testing.assert_allclose(untrained.embeddings, expected, rtol=1e-4, atol=1e-5)
+    assert untrained.attributes["model"] == "convnet, untrained"
+    assert "checkpoint_sha256" not in untrained.attributes
+    assert embed(str(run), "--out", str(tmp_path / "p.h5"), "--raw-pixels") == 0
+    pixels = load_features(tmp_path / "p.h5")
+    np.testing.assert_allclose(pixels.embeddings, images.flatten(1).numpy() / 255, atol=1e-7)
+    assert pixels.attributes["model"] == "raw pixels"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("--out here.h5", 1, "here.h5 exists; --overwrite replaces it"),
+        ("nowhere --out f.h5", 1, "nowhere is no run folder"),
+        ("--out none/f.h5", 1, "none/f.h5: No such file"),
+        ("", 2, "Missing option '--out'"),
+        ("--out f.h5 --split tst", 2, "'tst' is not one of"),
+        ("--out f.h5 --checkpoint first", 2, "'first' is not one of"),
+        ("--out f.h5 --untrained --raw-pixels", 2, "exclude each other"),
+        ("--out f.h5 --batch-size 0", 2, "--batch-size"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_leaves_nothing(capsys, words, code, message):
+    Path("here.h5").write_text("mine")
+    assert embed(*words.split()) == code
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("Error")]
+    assert message in line
+    assert {path.name for path in Path().iterdir()} == {"here.h5", "runs"}
+    assert Path("here.h5").read_text() == "mine"
+
+
+def test_without_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert embed("--out", "f.h5") == 1
+    assert "there is no trained run in runs" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint(run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run.path, tmp_path / "run", symlinks=True)
+    weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    assert embed(str(tmp_path / "run"), "--out", str(tmp_path / "f.h5")) == 1
+    assert "model.safetensors is not what was written" in capsys.readouterr().err
+    assert not (tmp_path / "f.h5").exists()

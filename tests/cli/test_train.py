@@ -1,0 +1,198 @@
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import yaml
+from dmlfast.cli.main import main
+
+from dmlfast.training import RunFolder, TrainConfig
+from dmlfast.training.config import FIELDS
+
+TINY = [
+    "train",
+    *("--dataset", "digits", "--batch-size", "12", "--embedding-dim", "8", "--device", "cpu"),
+    *("--max-steps", "6", "--warmup-steps", "2"),
+    *("--eval-interval", "3", "--checkpoint-interval", "3"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run_folders() -> list[Path]:
+    return sorted(Path("runs").glob("*"))
+
+
+def test_a_run_says_where_it_is_and_what_comes_next(capsys):
+    assert main(TINY) == 0
+    (run,) = run_folders()
+    out, err = capsys.readouterr()
+    assert run.name.endswith("-lifted-digits")
+    first, best, following = out.splitlines()
+    assert first == f"{run}: 6 steps, curves in {run}/curves.png"
+    recall = RunFolder(run).checkpoint("last").state["best"]["recall_at_1"]
+    assert f"recall@1 {recall:.4f}" in best
+    assert "held-out training classes" in best
+    assert following == f"next: dmlfast embed {run} --out feats.h5"
+    assert err.splitlines() == [f"training into {run}: 6 steps on cpu"]  # no bar off a terminal
+
+
+def test_json_and_the_stamp_of_selection_on_test(capsys):
+    assert main([*TINY, "--select-on", "test", "--out", "a", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["run"] == "a"
+    assert result["steps"] == 6
+    assert result["selected_on"] == "test"
+    assert set(result["best"]) == {"step", "recall_at_1", "map_at_r"}
+    assert Path(result["checkpoint"]).is_dir()
+    assert main(["train", "--out", "a", "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "on TEST classes, selected on them" in out
+    assert "a is finished: all 6 steps are done" in err
+
+
+def test_the_command_line_wins_over_the_file_which_wins_over_the_defaults():
+    Path("c.yaml").write_text("seed: 5\nlog_interval: 2\nkeep-checkpoints: 7\naugment: false\n")
+    assert main([*TINY, "-c", "c.yaml", "--log-interval", "1", "--out", "a"]) == 0
+    config = RunFolder("a").config
+    assert (config.seed, config.log_interval, config.keep_checkpoints) == (5, 1, 7)
+    assert not config.augment
+    assert config.lr == TrainConfig().lr
+    assert len(RunFolder("a").summary()) == 6
+
+
+def test_a_run_can_be_repeated_from_its_settings():
+    assert main([*TINY, "--out", "a"]) == 0
+    assert main(["train", "-c", "a/args.yaml", "--out", "b"]) == 0
+    assert RunFolder("a").config == RunFolder("b").config
+    a, b = (RunFolder(name).checkpoint("last").model_sha256 for name in "ab")
+    assert a == b
+
+
+def test_epochs_that_are_typed_win_over_steps_from_a_file(capsys):
+    Path("c.yaml").write_text("max-steps: 2\n")
+    tiny = [word for word in TINY if word not in ("--max-steps", "6")]
+    assert main([*tiny, "-c", "c.yaml", "--out", "a"]) == 0
+    assert "a: 2 steps" in capsys.readouterr().out
+    assert main([*tiny, "-c", "c.yaml", "--epochs", "4", "--out", "b"]) == 0
+    assert "b: 4 steps" in capsys.readouterr().out  # a batch holds every class of digits once
+
+
+def test_resuming_takes_the_settings_of_the_run(capsys):
+    assert main([*TINY, "--seed", "3", "--out", "a"]) == 0
+    assert main(["train", "--resume", "--out", "a", "--max-steps", "8"]) == 0
+    assert RunFolder("a").config.seed == 3
+    assert RunFolder("a").checkpoint("last").step == 8
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", "a", "--seed", "4"]) == 1
+    assert "a was trained with seed 3, not 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("--dataset glyph", 1, "unknown data set 'glyph': did you mean 'glyphs'?"),
+        ("--loss liftd", 1, "unknown loss 'liftd': did you mean 'lifted'?"),
+        ("--backbone convet", 1, "'convet': did you mean 'convnet'?"),
+        ("--device cud", 1, "unknown device 'cud': did you mean 'cuda'?"),
+        ("--impl fast", 1, "unknown impl 'fast'"),
+        ("--images-per-class 1 --batch-size 3", 1, "images-per-class must be at least 2"),
+        ("--batch-size 100000", 1, "batch size of 100000"),
+        ("--batch-size 10", 1, "batch size of 10 is no multiple of images per class, 4"),
+        ("--batch-size many", 2, "'--batch-size': 'many' is not a valid integer"),
+        ("--batch-size 0", 2, "'--batch-size': must be at least 1, not 0"),
+        ("--lr nan", 2, "'--lr': must be finite, not nan"),
+        ("--select-on tst", 2, "'--select-on': must be val or test, not 'tst'"),
+        ("--batchsize 3", 2, "No such option '--batchsize'"),
+        ("--resume", 2, "--resume needs the folder of the run"),
+        ("--resume --overwrite --out a", 2, "exclude each other"),
+        ("--resume --out nowhere", 1, "nowhere is no run folder"),
+        ("--out /proc/none", 1, "cannot write /proc/none"),
+        ("-c nowhere.yaml", 2, "cannot read nowhere.yaml: No such file"),
+        ("-c bad.yaml", 2, "bad.yaml: unknown key 'batch-sise': did you mean 'batch-size'?"),
+        ("-c type.yaml", 2, "type.yaml: lr must be a number, not 'fast'"),
+        ("extra", 2, "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_leaves_nothing(capsys, words, code, message):
+    Path("bad.yaml").write_text("batch-sise: 3\n")
+    Path("type.yaml").write_text("lr: fast\n")
+    assert main([*TINY, *words.split()]) == code
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("Error")]
+    assert message.lower() in line.lower()
+    assert "Traceback" not in err
+    assert sorted(path.name for path in Path().iterdir()) == ["bad.yaml", "type.yaml"]
+
+
+def test_an_existing_folder_is_not_touched(capsys):
+    assert main([*TINY, "--out", "a"]) == 0
+    before = RunFolder("a").checkpoint("last").state
+    assert main([*TINY, "--seed", "1", "--out", "a"]) == 1
+    assert "a holds a run already: --resume goes on, --overwrite replaces it" in (
+        capsys.readouterr().err
+    )
+    assert RunFolder("a").checkpoint("last").state == before
+    assert main([*TINY, "--seed", "1", "--out", "a", "--overwrite"]) == 0
+    assert RunFolder("a").config.seed == 1
+
+
+def test_help_names_every_setting_in_its_group(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in FIELDS.values():
+        assert f"\n  --{field.name.replace('_', '-')} " in text
+        assert f"\n{field.metadata['group']}:\n" in text
+    assert "divided over" in text
+    assert set(yaml.safe_load(TrainConfig().to_yaml())) <= {
+        word.strip("-") for word in text.split() if word.startswith("--")
+    }
+
+
+def start_on_a_terminal(words: list[str]) -> tuple[subprocess.Popen, int]:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
+    command = [sys.executable, "-c", "from dmlfast.cli.main import main; raise SystemExit(main())"]
+    process = subprocess.Popen(
+        [*command, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(terminal: int, word: str | None) -> str:
+    """What the terminal shows up to a word, or up to its end."""
+    text = ""
+    while word is None or word not in text:
+        ready, _, _ = select.select([terminal], [], [], 30)
+        assert ready, f"nothing more came after {text[-500:]!r}"
+        try:
+            text += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:  # the other side is closed
+            break
+    return text
+
+
+def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on():
+    words = [*TINY, "--max-steps", "100000", "--eval-interval", "100000", "--out", "a"]
+    process, terminal = start_on_a_terminal(words)
+    assert "images/s" in read_until(terminal, "images/s")
+    os.killpg(process.pid, signal.SIGINT)
+    text = read_until(terminal, None)
+    assert process.wait(60) == 130
+    step = RunFolder("a").checkpoint("last").step
+    assert f"stopped after step {step}; to go on: dmlfast train --out a --resume" in text
+    assert "Traceback" not in text
+    assert 0 < step < 100000
+    os.close(terminal)
