@@ -63,6 +63,8 @@ def nearest_neighbours(
         x, r = _directions(x), _directions(r)
     halve = distance == "cosine"
 
+    if backend == "faiss" and x.device.type != "cpu":
+        raise ValueError(f"FAISS searches on the CPU, and queries are on {x.device}")
     if backend == "auto":
         backend = "faiss" if _faiss_pays(x, r, k) else "torch"
     keys = torch.full((len(x), k), FAR, device=x.device)

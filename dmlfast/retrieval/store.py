@@ -20,6 +20,7 @@ from dmlfast.retrieval.neighbours import nearest_neighbours
 
 CHUNK_BYTES = 2**18
 UTF8 = h5py.string_dtype("utf-8")
+BEST_COMPRESSION = 1100  # of deflate, the best of the built-in filters
 BUILT_IN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 and h5py; any other would load a plug-in
 
 
@@ -99,7 +100,8 @@ class FeatureWriter:
         every call gives `roles` or none does. Raises UserError where an embedding is not finite, a
         path cannot be stored or the disk is full.
         """
-        block = _to_numpy(embeddings).astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):  # told below
+            block = _to_numpy(embeddings).astype(self.dtype, copy=False)
         if block.shape != (len(paths), self.dimension) or len(labels) != len(paths):
             raise ValueError(
                 f"embeddings {block.shape}, {len(labels)} labels and {len(paths)} paths"
@@ -211,7 +213,7 @@ def new_hdf5(path: Path, overwrite: bool) -> Iterator[tuple[h5py.File, "_Sink"]]
     """Yields an HDF5 file that takes the name `path` when it is whole."""
     with atomic_write_path(path) as temporary:
         with _Sink(temporary, "w+") as sink:
-            with h5py.File(sink, "w") as file:
+            with h5py.File(sink, "w", libver=("v110", "v110")) as file:
                 yield file, sink
             sink.check(path)
         _refuse_existing(path, overwrite)
@@ -221,10 +223,11 @@ class _Sink(io.FileIO):
     """A file that keeps its first error to itself.
 
     HDF5 cannot close a file that it failed to write to, and crashes when the process ends. So a
-    failed write, and every one after it, is taken for done, and `check` tells of it.
+    write that failed or was interrupted, and every one after it, is taken for done, and `check`
+    tells of it.
     """
 
-    error: OSError | None = None
+    error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -232,7 +235,7 @@ class _Sink(io.FileIO):
         try:
             while self.error is None and done < len(view):
                 done += super().write(view[done:])
-        except OSError as error:
+        except BaseException as error:
             self.error = error
         return len(view)
 
@@ -240,14 +243,16 @@ class _Sink(io.FileIO):
         try:
             if self.error is None:
                 return super().truncate(size)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
         return size or 0
 
     def check(self, path: Path) -> None:
-        """Raises the UserError for `path` if anything could not be written."""
-        if self.error is not None:
+        """Raises what went wrong, a failed write as the UserError for `path`."""
+        if isinstance(self.error, OSError):
             raise write_error(path, self.error) from self.error
+        if self.error is not None:
+            raise self.error
 
 
 class _Discarded(BaseException):
@@ -287,7 +292,7 @@ def _reading(path: str | Path) -> Iterator[h5py.File]:
     if not is_hdf5 or not h5py.is_hdf5(path):
         raise UserError(f"{path} is not an HDF5 file")
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(path, "r") as file:
             yield file
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -332,6 +337,9 @@ def _dataset(file: h5py.File, name: str, expected: str) -> h5py.Dataset:
         raise ValueError(
             f"/{name} keeps its values elsewhere or needs a plug-in; expected plain {expected}"
         )
+    # A shape that was damaged, or made up, must not fill the memory with nothing.
+    if dataset.nbytes > dataset.id.get_storage_size() * (BEST_COMPRESSION if filters else 1):
+        raise ValueError(f"/{name} claims {dataset.shape}, which is more than the file holds")
     return dataset
 
 

@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from dmlfast.data import create_dataset
+from dmlfast.errors import UserError
+from dmlfast.retrieval import Features, draw_map, draw_montage
+from dmlfast.retrieval.drawing import GREEN, RED, SCALE, shortened, typeface
+from dmlfast.retrieval.images import image_source, open_picture
+from dmlfast.retrieval.montage import FRAME, TILE
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The raw pixels of 200 digits of five classes, as features."""
+    dataset = create_dataset("digits", split="test")
+    embeddings = dataset.images[:200].flatten(1).numpy().astype(np.float32)
+    return Features(
+        embeddings,
+        dataset.labels[:200],
+        dataset.paths[:200],
+        class_names=dataset.class_names,
+        attributes={"dataset": "digits", "split": "test"},
+    )
+
+
+def plain(path):
+    return Image.new("L", (8, 8), 128)
+
+
+def frames(picture, colour):
+    """How many tiles have a frame of that colour, by the pixels of their frames."""
+    pixels = (np.asarray(picture) == ImageColor.getrgb(colour)).all(axis=2)
+    side, border = TILE * SCALE, FRAME * SCALE
+    runs = 0
+    for row in pixels:  # the upper edge of a tile is `border` rows of `side` pixels
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))
+        runs += ((edges[1::2] - edges[::2]) == side).sum()
+    assert runs % (2 * border) == 0
+    return runs // (2 * border)
+
+
+def line(labels, **more):
+    """Embeddings at 0, 1, 2, ... with these labels."""
+    embeddings = np.arange(len(labels), dtype=np.float32)[:, None]
+    return Features(embeddings, np.array(labels, dtype=np.int64), [str(i) for i in range(len(labels))], **more)
+
+
+def test_frames_tell_right_from_wrong():
+    # 0 finds 1 (wrong) and 2 (right), 2 finds 1 (wrong) and 0 (right); 1 has nothing to find.
+    features = line([5, 7, 5])
+    picture = draw_montage(features, image_of=plain, neighbours=2)
+    # Both queries stand in the random block, and one, the only class, among the worst.
+    assert frames(picture, GREEN) == 3
+    assert frames(picture, RED) == 3
+    alone = draw_montage(features, image_of=plain, neighbours=2, rows=1)
+    assert (frames(alone, GREEN), frames(alone, RED)) == (2, 2)
+
+
+def test_the_worst_queries_are_the_worst():
+    asked = []
+
+    def image_of(path):
+        asked.append(path)
+        return plain(path)
+
+    # Row 3 is alone among strangers; the others of its class, rows 4 to 6, are together.
+    embeddings = np.array([0.0, 0.2, 0.4, 0.3, 9.0, 9.1, 9.3], dtype=np.float32)[:, None]
+    labels = np.array([0, 0, 0, 1, 1, 1, 1])
+    features = Features(embeddings, labels, list("abcdefg"))
+    draw_montage(features, image_of=image_of, rows=1, neighbours=1, seed=0)
+    assert asked[2] == "d"  # query and neighbour of the random block, then the worst query
+    assert asked[3] in "bc"
+
+
+def test_seeds_choose_the_random_queries(digits):
+    image_of = image_source(digits)
+    first, again, other = (
+        draw_montage(digits, image_of=image_of, seed=seed).tobytes() for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_a_montage_of_query_and_gallery(digits):
+    queries = Features(
+        digits.embeddings[:20], digits.labels[:20], digits.paths[:20], attributes=digits.attributes
+    )
+    rows = draw_montage(queries, digits, image_of=image_source(digits), rows=2, neighbours=3)
+    assert frames(rows, GREEN) + frames(rows, RED) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("labels", [[], [3], [1, 2, 3]])
+def test_a_montage_with_nothing_to_find(labels):
+    picture = draw_montage(line(labels), image_of=plain)
+    assert picture.width > 500
+    assert frames(picture, GREEN) == frames(picture, RED) == 0
+
+
+def colours(picture):
+    pixels = np.asarray(picture).reshape(-1, 3).astype(int)
+    colourful = pixels[(pixels.max(axis=1) - pixels.min(axis=1)) > 60]
+    return len(np.unique(colourful // 16, axis=0))
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_a_map_shows_every_class_in_its_colour(digits, with_images):
+    image_of = image_source(digits) if with_images else None
+    picture = draw_map(digits, image_of=image_of, seed=1)
+    assert colours(picture) >= 5
+    ink = (np.asarray(picture).min(axis=2) < 200).mean()
+    assert 0.005 < ink < 0.3
+    assert picture.tobytes() == draw_map(digits, image_of=image_of, seed=1).tobytes()
+
+
+def test_similar_images_are_neighbours_on_the_map(digits):
+    from dmlfast.retrieval.embedding_map import _lay_out
+
+    rows = np.arange(len(digits))
+    points = _lay_out(digits, rows, 9, seed=0)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    same = digits.labels[apart.argmin(axis=1)] == digits.labels
+    assert same.mean() > 0.9
+    assert apart.min() > 4  # pushed off each other
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        line([]),
+        line([4]),
+        line([1, 1]),
+        line([1, 2, 3, 4, 5]),
+        Features(np.full((30, 4), 2.0, np.float32), np.arange(30) % 3),
+        Features(
+            np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3,
+            attributes={"distance": "angular"},
+        ),
+    ],
+)
+def test_maps_of_little(features):
+    assert draw_map(features).size == (2000, 1600)
+
+
+def test_colour_images_keep_their_colours_and_any_shape():
+    image = Image.new("RGB", (30, 10), (10, 200, 250))
+    features = line([1, 1, 2, 2, 1, 2])
+    for picture in (
+        draw_map(features, image_of=lambda path: image),
+        draw_montage(features, image_of=lambda path: image),
+    ):
+        assert (np.asarray(picture) == (10, 200, 250)).all(axis=2).any()
+
+
+def test_text_is_broken_and_cut():
+    font = typeface(7.5)
+    assert shortened("GREEK SMALL LETTER", font, 10_000, 3) == "Greek small letter"
+    broken = shortened("one two three four five six", font, font.getlength("three four"), 2)
+    assert broken.split("\n")[0] == "one two"
+    assert broken.endswith("…")
+    assert all(font.getlength(row) <= font.getlength("three four") for row in broken.split("\n"))
+    assert shortened("", font, 50, 3) == ""
+
+
+def test_images_come_from_the_data_set(digits):
+    dataset = create_dataset("digits", split="test")
+    image_of = image_source(digits)
+    assert image_of(digits.paths[17]).tobytes() == dataset.image(17).tobytes()
+    validation = create_dataset("digits", split="val", val_fraction=0.4, seed=5)
+    features = Features(
+        np.zeros((len(validation), 1)),
+        validation.labels,
+        validation.paths,
+        attributes={"dataset": "digits", "split": "val"},
+    )
+    image = image_source(features)(validation.paths[3])
+    assert image.tobytes() == validation.image(3).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "paths", "message"),
+    [
+        ({}, ["a"], "does not say which data set"),
+        ({"dataset": "digit", "split": "test"}, ["a"], "did you mean 'digits'"),
+        ({"dataset": "digits", "split": "test"}, ["a"], "1 of its 1 paths .* such as 'a'"),
+        ({"dataset": "digits", "split": "test"}, [], "no images for here"),
+    ],
+)
+def test_images_that_cannot_be_had(attributes, paths, message):
+    features = Features(
+        np.zeros((1, 1)), np.zeros(1, int), paths, attributes=attributes, source="here"
+    )
+    with pytest.raises(UserError, match=message):
+        image_source(features)
+
+
+def test_pictures_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a\.png is not an image"):
+        open_picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"cannot read .*none\.png: No such file"):
+        open_picture(tmp_path / "none.png")
+    Image.new("L", (50, 50), 7).save(tmp_path / "b.png")
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[:60])
+    with pytest.raises(UserError, match=r"b\.png"):
+        open_picture(tmp_path / "b.png")
