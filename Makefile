@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup test test-all demo lint format sanitize clean
+KERNELS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
+
+.PHONY: setup test test-all demo lint format clean
 
 setup: $(READY)
 
-$(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*/*)
+$(READY): requirements-dev.txt pyproject.toml setup.py $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements-dev.txt
 	DMLFAST_REQUIRE_NATIVE=$${DMLFAST_REQUIRE_NATIVE:-1} $(BIN)/pip install -q --no-build-isolation --no-deps -e .
@@ -17,14 +19,18 @@ $(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard csrc/*/*)
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+	mkdir -p build/types/dmlfast  # the package as it is installed, with cli and bench in it
+	ln -sfn $(CURDIR)/dmlfast/* $(CURDIR)/cli $(CURDIR)/bench build/types/dmlfast/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNELS)
 
 test: lint
-	$(BIN)/pytest -m "not long and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long and not gpu" -n 2
 
 test-all: lint
 	$(BIN)/pytest -m "not gpu"
