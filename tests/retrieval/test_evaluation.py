@@ -64,9 +64,7 @@ def test_ties_and_duplicates_are_ordered_by_row():
     embeddings = rng.integers(0, 2, size=(120, 4)).astype(np.float32)
     features = Features(embeddings, rng.integers(0, 5, 120))
     expected, _ = by_definition(features)
-    np.testing.assert_allclose(
-        ranking(evaluate(features, clustering=False)), expected, rtol=1e-12
-    )
+    np.testing.assert_allclose(ranking(evaluate(features, clustering=False)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [3, 30, 120])
@@ -167,8 +165,18 @@ def test_a_gallery_that_holds_the_queries_does_not_give_them_away():
     gallery = Features(features.embeddings[::-1], features.labels[::-1], paths[::-1], **same)
     expected, _ = by_definition(queries, gallery, [79 - i for i in range(50)])
     np.testing.assert_allclose(ranking(evaluate(queries, gallery)), expected, rtol=1e-12)
-    other = Features(gallery.embeddings, gallery.labels, paths, attributes={"dataset": "other"})
+    other = Features(
+        gallery.embeddings, gallery.labels, gallery.paths, attributes={"dataset": "other"}
+    )
     assert evaluate(queries, other)["recall_at_1"] == 1
+
+
+def test_an_image_with_another_label_in_the_gallery_is_no_image_to_find():
+    queries = Features(np.zeros((1, 1)), np.array([1]), ["a"])
+    gallery = Features(np.array([[0.0], [1.0], [2.0]]), np.array([2, 2, 1]), ["a", "b", "c"])
+    report = evaluate(queries, gallery, clustering=False)
+    assert report["recall_at_1"] == 0
+    assert report["recall_at_2"] == 1
 
 
 def test_angular_features_are_compared_by_cosine():

