@@ -75,7 +75,7 @@ class TrainConfig:
     )
 
     epochs: int = setting(
-        20, OPTIMISATION, "Length of the run in passes over the classes.", minimum=1, resumable=True
+        50, OPTIMISATION, "Length of the run in passes over the classes.", minimum=1, resumable=True
     )
     max_steps: int | None = setting(
         None,
@@ -84,16 +84,16 @@ class TrainConfig:
         minimum=1,
         resumable=True,
     )
-    lr: float = setting(1e-3, OPTIMISATION, "Peak learning rate of AdamW.", minimum=0)
+    lr: float = setting(6e-3, OPTIMISATION, "Peak learning rate of AdamW.", minimum=0)
     loss_lr: float | None = setting(
         None,
         OPTIMISATION,
         "Peak learning rate of the loss's own weights; --lr by default.",
         minimum=0,
     )
-    weight_decay: float = setting(1e-4, OPTIMISATION, "Weight decay of AdamW.", minimum=0)
+    weight_decay: float = setting(1e-2, OPTIMISATION, "Weight decay of AdamW.", minimum=0)
     warmup_steps: int = setting(
-        50, OPTIMISATION, "Steps of linear warm-up; a cosine to zero follows.", minimum=0
+        100, OPTIMISATION, "Steps of linear warm-up; a cosine to zero follows.", minimum=0
     )
     seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0)
 
