@@ -93,10 +93,10 @@ def join_world(device: str) -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield World(rank, size, place)
-    finally:
-        dist.destroy_process_group()
+    yield World(rank, size, place)
+    # All part together, and only when all went well: one that failed must not wait for the others.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:

@@ -51,21 +51,36 @@ def train(
         Interrupted: after SIGINT or SIGTERM, when the checkpoint is written.
     """
     with join_world(config.device) as world:
-        report = report if world.is_main else quiet
-        if resume:
-            run = open_run(config, out)
-            trainer = Trainer(config, world)
-            trainer.resume(run, report)
-        else:
-            trainer = Trainer(config, world)
-            run = world.from_main(create_run(config, out, overwrite) if world.is_main else None)
-        if trainer.step >= trainer.total_steps:
-            report(f"{run} is finished: all {trainer.total_steps} steps are done")
-            return run
-        report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
-        with stop_on_signals() as stop:
-            trainer.fit(run, stop)
+        run, interruption = _train(
+            world, config, out, resume, overwrite, report if world.is_main else quiet
+        )
+    if interruption is not None:
+        raise interruption
     return run
+
+
+def _train(
+    world: World,
+    config: TrainConfig,
+    out: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    report: Report,
+) -> tuple[RunFolder, Interrupted | None]:
+    """Trains as one of the processes, which share the network: it is gone before they part."""
+    if resume:
+        run = open_run(config, out)
+        trainer = Trainer(config, world)
+        trainer.resume(run, report)
+    else:
+        trainer = Trainer(config, world)
+        run = world.from_main(create_run(config, out, overwrite) if world.is_main else None)
+    if trainer.step >= trainer.total_steps:
+        report(f"{run} is finished: all {trainer.total_steps} steps are done")
+        return run, None
+    report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
+    with stop_on_signals() as stop:
+        return run, trainer.fit(run, stop)
 
 
 class Trainer:
@@ -123,7 +138,7 @@ class Trainer:
         """The step of the best checkpoint: the last one's where there was no evaluation."""
         return int(self.best["step"]) if self.best else self.step
 
-    def fit(self, run: RunFolder, stop: StopRequest) -> None:
+    def fit(self, run: RunFolder, stop: StopRequest) -> Interrupted | None:
         """Trains to the last step, or to the end of the step in which a stop is requested."""
         with ExitStack() as stack:
             progress = stack.enter_context(self.progress(run)) if self.world.is_main else None
@@ -137,7 +152,8 @@ class Trainer:
                     self.record(run, progress, lr, stopping)
                     progress.start_clock()
                 if stopping and self.step < self.total_steps:
-                    raise Interrupted(run, self.step, stop.exit_code)
+                    return Interrupted(run, self.step, stop.exit_code)
+        return None
 
     def progress(self, run: RunFolder) -> Progress:
         """What shows and stores how the run goes from the present step."""

@@ -1,10 +1,12 @@
 import csv
+import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.errors import UserError
 from dmlfast.training import loop, train
@@ -53,6 +55,7 @@ def test_a_step_is_that_of_the_loss_on_the_whole_network():
 def test_a_step_depends_on_settings_and_step_alone():
     def losses(first: int, seed: int = 0) -> list[float]:
         trainer = loop.Trainer(tiny_config(seed=seed, lr=0), ALONE)
+        trainer.model.register_forward_hook(lambda model, args, output: F.dropout(output, 0.2))
         torch.rand(first + 3)  # whatever was drawn before must not matter
         trainer.step = first
         values = []
@@ -67,6 +70,17 @@ def test_a_step_depends_on_settings_and_step_alone():
     # With lr = 0 the weights stay, and batch statistics do not reach the loss.
     assert losses(5) == whole[5:]
     assert losses(0, seed=1) != whole
+
+
+def test_every_step_process_and_seed_draws_something_else():
+    drawn = set()
+    for seed in (0, 1):
+        for rank in (0, 1):
+            trainer = loop.Trainer(tiny_config(seed=seed), ALONE)
+            trainer.world = dataclasses.replace(ALONE, rank=rank)
+            for trainer.step in range(5):
+                drawn.add(trainer.seed_step())
+    assert len(drawn) == 2 * 2 * 5
 
 
 def test_loading_processes_change_nothing(finished, tmp_path):
@@ -182,11 +196,39 @@ def test_bf16_is_close_to_fp32(tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
-def test_reference_and_fused_loss_give_the_same_curve(finished, tmp_path):
-    run = train(tiny_config(impl="reference"), tmp_path / "run")
-    ours = [float(row["loss"]) for row in run.summary()]
-    theirs = [float(row["loss"]) for row in finished.summary()]
-    assert ours == pytest.approx(theirs, rel=1e-3)
+def test_reference_and_fused_loss_give_the_same_curve(tmp_path):
+    losses = {}
+    for impl in ("reference", "auto"):
+        run = train(tiny_config(impl=impl, lr=1e-4), tmp_path / impl)
+        losses[impl] = [float(row["loss"]) for row in run.summary()]
+    assert losses["auto"] == pytest.approx(losses["reference"], rel=1e-3)
+
+
+def test_images_are_augmented_unless_it_is_switched_off():
+    seen = {}
+    for augment in (True, False):
+        trainer = loop.Trainer(tiny_config(augment=augment), ALONE)
+        trainer.model.register_forward_pre_hook(lambda model, args: seen.update(images=args[0]))
+        images, labels = next(iter(trainer.batches()))
+        trainer.train_step(images, labels)
+        if augment:
+            assert seen["images"].shape == images.shape
+            assert not torch.equal(seen["images"], images / 255)
+        else:
+            assert torch.equal(seen["images"], images)
+
+
+def test_matrices_decay_and_vectors_do_not():
+    config = tiny_config(weight_decay=0.3)
+    trainer = loop.Trainer(config, ALONE)
+    decay = {
+        id(weight): group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for weight in group["params"]
+    }
+    for weight in trainer.model.parameters():
+        assert decay.pop(id(weight)) == (0.3 if weight.ndim > 1 else 0)
+    assert not decay
 
 
 class Proxies(torch.nn.Module):
@@ -197,7 +239,7 @@ class Proxies(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(10, 8))
 
     def forward(self, embeddings, labels):
-        return torch.nn.functional.cross_entropy(embeddings @ self.weight.T, labels)
+        return F.cross_entropy(embeddings @ self.weight.T, labels)
 
 
 def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkeypatch):
