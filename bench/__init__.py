@@ -1,0 +1,22 @@
+"""Time and memory of a loss and its gradient, against what one would write in PyTorch."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from dmlfast.errors import unknown_name
+
+if TYPE_CHECKING:
+    from dmlfast.bench.benchmark import Benchmark
+
+# Each module holds a `Benchmark` called BENCHMARK and is imported only to run it.
+BENCHMARKS = {
+    "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
+}
+
+
+def get_benchmark(name: str) -> "Benchmark":
+    """The benchmark called `name`. Raises `UserError` where there is none."""
+    if name not in BENCHMARKS:
+        raise unknown_name("benchmark", name, BENCHMARKS)
+    benchmark: Benchmark = importlib.import_module(BENCHMARKS[name][0]).BENCHMARK
+    return benchmark

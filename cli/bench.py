@@ -1,0 +1,244 @@
+"""`dmlfast bench`: time and memory of a loss against PyTorch."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from dmlfast.bench import BENCHMARKS, get_benchmark
+from dmlfast.cli.pictures import picture_path
+
+from dmlfast.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from dmlfast.bench.benchmark import Benchmark, Competitor
+    from dmlfast.bench.report import Row
+
+SIZES = "128x128,512x128,8192x128,8192x512"
+QUICK_SIZES = "128x128,512x128,2048x128"
+LARGE_SIZE = "65536x128"
+INTERRUPTED = 130
+BUSY = 0.1  # of all cores, by other processes: figures are unsteady from there
+
+
+def sizes_option(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """Checks "512x128,8192x512"."""
+    for word in (text or "1x1").split(","):
+        n, _, d = word.lower().partition("x")
+        if not (n.isdecimal() and d.isdecimal() and int(n) and int(d)):
+            raise click.BadParameter(f"'{word}' is not rows x width, like 512x128", ctx, param)
+    return text
+
+
+def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> Path | None:
+    """A path that a table can be written to; anything else is found before the work begins."""
+    if path is None:
+        return None
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise click.BadParameter(f"'{path}' is not a file in a folder that exists", ctx, param)
+    return Path(path)
+
+
+@click.command("bench")
+@click.argument("name", metavar="[LOSS]", required=False)
+@click.option("--list", "list_only", is_flag=True, help="List what can be measured.")
+@click.option(
+    "--impl",
+    default="auto",
+    show_default=True,
+    help="Backend of dmlfast: auto, all that are available, or a name.",
+)
+@click.option(
+    "--baselines",
+    default="all",
+    show_default=True,
+    metavar="NAME,...",
+    help="What to compare with: all, none, or names.",
+)
+@click.option(
+    "--sizes",
+    callback=sizes_option,
+    metavar="NxD,...",
+    help=f"Rows x width of the embeddings.  [default: {SIZES}]",
+)
+@click.option("--large", is_flag=True, help=f"Also {LARGE_SIZE}; takes many minutes.")
+@click.option("--quick", is_flag=True, help=f"{QUICK_SIZES}, few rounds and no compiling.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Measurements of each.  [default: 15]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help="Fewer rounds for what has taken longer at a size.  [default: 30]",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of all that is measured.")
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="Leave out what needs more.  [default: a quarter of the memory]",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    callback=table_path,
+    metavar="OUT.csv",
+    help="Keep the results: a new row replaces the one of its case.",
+)
+@click.option("--plot", metavar="OUT.png", callback=picture_path, help="Draw time and memory.")
+@click.option("--replot", is_flag=True, help="Draw what is in --csv; measure nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def command(
+    name: str | None,
+    list_only: bool,
+    impl: str,
+    baselines: str,
+    sizes: str | None,
+    large: bool,
+    quick: bool,
+    rounds: int | None,
+    seconds: float | None,
+    threads: int | None,
+    memory_limit: float | None,
+    csv_path: Path | None,
+    plot: Path | None,
+    replot: bool,
+    as_json: bool,
+) -> int:
+    """Measure time and memory of a loss and its gradient, against PyTorch.
+
+    Everyone computes the same loss of the same batch, and is checked against float64 before it is
+    measured, in turns. A ratio is the median over all rounds of a time over dmlfast's in the same
+    round; extra memory is the peak beyond inputs, loss and gradients. Ctrl-C keeps what is measured
+    by then.
+    """
+    if list_only or name is None:
+        click.echo(_listing())
+        return 0
+    if name not in BENCHMARKS:
+        raise unknown_name("benchmark", name, BENCHMARKS)
+
+    import torch
+    from dmlfast.bench import harness
+    from dmlfast.bench.benchmark import Size
+    from dmlfast.bench.machine import memory_bytes
+    from dmlfast.bench.report import latest, merge, read_csv, table, update_csv
+
+    before = read_csv(csv_path) if csv_path else []
+    if replot:
+        if not before or plot is None:
+            raise click.UsageError("--replot needs --plot, and rows in --csv")
+        _draw(latest(before, name), name, plot)
+        return 0
+    benchmark = get_benchmark(name)
+    competitors = _baselines(benchmark, baselines) + _dmlfast(benchmark, impl)
+    sizes = (sizes or (QUICK_SIZES if quick else SIZES)) + (f",{LARGE_SIZE}" if large else "")
+    rounds = rounds or (5 if quick else 15)
+    seconds = (1.0 if quick else 30.0) if seconds is None else seconds
+    threads = threads or torch.get_num_threads()
+    gib = memory_bytes() / 2**32 if memory_limit is None else memory_limit
+    settings = harness.Settings(
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+        memory_limit=gib * 2**30,
+        compile=not quick,
+        command=f"dmlfast bench {name} --impl {impl} --baselines {baselines} --sizes {sizes}"
+        f" --rounds {rounds} --seconds {seconds:g} --threads {threads} --memory-limit {gib:.1f}"
+        + " --quick"
+        * quick,
+    )
+    rows: list[Row] = []
+    interrupted = False
+    with _progress(harness.count_steps(len(competitors), sizes.count(",") + 1, rounds)) as tell:
+        try:
+            for new in harness.run(
+                benchmark, competitors, [*map(Size.parse, sizes.split(","))], settings, tell
+            ):
+                rows = merge(rows, new)
+                if csv_path:
+                    update_csv(csv_path, new)
+        except KeyboardInterrupt:
+            interrupted = True
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    elif rows:
+        click.echo(_heading(rows[0]))
+        click.echo(table(rows))
+    busy = max((row.busy_elsewhere or 0 for row in rows), default=0)
+    if busy > BUSY:
+        click.echo(
+            f"Warning: other processes used up to {busy:.0%} of the machine: measure again when it"
+            " is quiet",
+            err=True,
+        )
+    if plot and rows:
+        _draw(rows, name, plot)
+    return INTERRUPTED if interrupted else 0
+
+
+def _listing() -> str:
+    wide = max(map(len, BENCHMARKS))
+    return "\n".join(
+        ["Can be measured with `dmlfast bench LOSS`; --quick takes some 20 seconds:", ""]
+        + [f"  {name:{wide}}  {title}" for name, (_, title) in BENCHMARKS.items()]
+    )
+
+
+def _baselines(benchmark: "Benchmark", names: str) -> "list[Competitor]":
+    """The competitors that `--baselines` asks for."""
+    known = {competitor.name: competitor for competitor in benchmark.baselines}
+    if names in ("all", "none"):
+        return list(known.values()) if names == "all" else []
+    for word in names.split(","):
+        if word not in known:
+            raise unknown_name("baseline", word, ["all", "none", *known])
+    return [known[word] for word in names.split(",")]
+
+
+def _dmlfast(benchmark: "Benchmark", impl: str) -> "list[Competitor]":
+    """The competitors that `--impl` asks for, the one that "auto" prefers first."""
+    from dmlfast.ops import available, dispatch, why_not
+
+    usable = [name for name in dispatch.BACKENDS if name in available()]
+    if impl == "all":
+        return [benchmark.dmlfast(name) for name in usable]
+    if impl == "auto":
+        return [benchmark.dmlfast(usable[0])]
+    known = [*dispatch.BACKENDS, *dispatch.PLANNED]
+    if impl not in known:
+        raise unknown_name("impl", impl, ["all", "auto", *known])
+    if reason := why_not(impl):
+        raise UserError(f"impl '{impl}' cannot be measured: {reason}")
+    return [benchmark.dmlfast(impl)]
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr where that is a terminal; it is told of each step before it is taken."""
+    from tqdm import tqdm
+
+    format = "{percentage:3.0f}% {bar:20} {elapsed}  {desc}"
+    with tqdm(total=steps, disable=not sys.stderr.isatty(), leave=False, bar_format=format) as bar:
+
+        def tell(text: str) -> None:
+            bar.set_description_str(text, refresh=False)
+            bar.update()
+            bar.refresh()
+
+        yield tell
+
+
+def _heading(row: "Row") -> str:
+    return (
+        f"{BENCHMARKS[row.op][1]}: {row.mode}, {row.dtype}, {row.threads} threads, {row.machine}\n"
+    )
+
+
+def _draw(rows: "list[Row]", name: str, path: Path) -> None:
+    from dmlfast.bench.plot import save_plot
+
+    save_plot(rows, BENCHMARKS[name][1], path)
+    click.echo(f"wrote {path}", err=True)

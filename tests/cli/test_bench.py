@@ -1,0 +1,134 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dmlfast.bench import harness, memory
+from dmlfast.bench.report import read_csv
+from dmlfast.cli.main import main
+
+RUN = ["bench", "lifted", "--sizes", "24x4,32x4", "--baselines", "naive", "--rounds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "BLOCK_SECONDS", 1e-4)
+    monkeypatch.setattr(harness, "GEMM_SHAPES", ((8, 8, 8),))
+    monkeypatch.setattr(harness, "busy_elsewhere", lambda since: 0.01)
+    monkeypatch.setattr(memory, "extra_bytes", lambda *args: 2**20)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list"], ["lifted", "--list"]])
+def test_list(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 0
+    assert "  lifted  Lifted structured loss" in capsys.readouterr().out
+
+
+def test_table_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(RUN) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("Lifted structured loss")
+    assert "24 x 4" in output.out
+    assert "dmlfast-" in output.out
+    assert output.err == ""
+
+
+def test_busy_machine_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "busy_elsewhere", lambda since: 0.5)
+    assert main(RUN) == 0
+    assert "other processes used up to 50% of the machine" in capsys.readouterr().err
+
+
+def test_json_csv_and_plot_tell_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv, plot = tmp_path / "bench.csv", tmp_path / "bench.png"
+    assert main([*RUN, "--json", "--csv", str(csv), "--plot", str(plot)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    kept = read_csv(csv)
+    assert [row["provider"] for row in shown] == [row.provider for row in kept]
+    assert [row["n"] for row in shown] == [24, 24, 32, 32]
+    assert all(row.median_ms and row.extra_mib == 1 and row.ratio_to_dmlfast for row in kept)
+    assert kept[0].command.startswith("dmlfast bench lifted --impl auto --baselines naive --sizes")
+    assert str(tmp_path) not in kept[0].command
+    assert plot.stat().st_size > 10_000
+
+
+def test_replot_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    csv, plot = tmp_path / "bench.csv", tmp_path / "bench.png"
+    assert main([*RUN, "--csv", str(csv)]) == 0
+    monkeypatch.setattr(harness, "run", None)
+    assert main(["bench", "lifted", "--replot", "--csv", str(csv), "--plot", str(plot)]) == 0
+    assert plot.exists()
+    assert main(["bench", "lifted", "--replot", "--csv", str(csv)]) == 2
+
+
+def test_all_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--impl", "all", "--baselines", "none"]) == 0
+    assert "dmlfast-reference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["lifetd"], 1, "unknown benchmark 'lifetd': did you mean 'lifted'?"),
+        (["lifted", "--baselines", "naiv"], 1, "unknown baseline 'naiv': did you mean 'naive'?"),
+        (["lifted", "--impl", "cqu"], 1, "unknown impl 'cqu'"),
+        (["lifted", "--impl", "triton"], 1, "impl 'triton' cannot be measured: "),
+        (["lifted", "--sizes", "128"], 2, "'128' is not rows x width, like 512x128"),
+        (["lifted", "--sizes", "128x0"], 2, "'128x0' is not rows x width"),
+        (["lifted", "--rounds", "0"], 2, "--rounds"),
+        (["lifted", "--csv", "none/bench.csv"], 2, "'none/bench.csv' is not a file in a folder"),
+        (["lifted", "--plot", "bench.txt"], 2, "'bench.txt' must end in"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.splitlines()[-1].startswith("Error: ")
+    assert output.out == ""
+
+
+def test_foreign_table_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "other.csv"
+    csv.write_text("a,b\n")
+    monkeypatch.setattr(harness, "run", None)
+    assert main([*RUN, "--csv", str(csv)]) == 1
+    assert f"{csv} is not a table of dmlfast bench" in capsys.readouterr().err
+
+
+def test_interrupted_run_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "bench.csv"
+    monkeypatch.setattr(harness, "time_rounds", _interrupted_after(1, harness.time_rounds))
+    assert main([*RUN, "--csv", str(csv)]) == 130
+    assert {row.n for row in read_csv(csv)} == {24}
+    assert "24 x 4" in capsys.readouterr().out
+
+
+def test_run_interrupted_at_once_shows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "time_rounds", _interrupted_after(0, harness.time_rounds))
+    assert main([*RUN, "--csv", str(tmp_path / "a.csv"), "--plot", str(tmp_path / "a.png")]) == 130
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def _interrupted_after(calls: int, function: Callable[..., object]) -> Callable[..., object]:
+    left = iter(range(calls))
+
+    def wrapper(*args: object) -> object:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return wrapper
