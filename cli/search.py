@@ -141,7 +141,7 @@ def _draw(
     data_dir: str | None,
 ) -> "Image.Image":
     """The query and what was found; framed green or red where the query's class is known."""
-    from dmlfast.retrieval.drawing import GREEN, RED
+    from dmlfast.retrieval.drawing import GREEN, RED, readable
     from dmlfast.retrieval.images import image_source, open_picture
     from dmlfast.retrieval.montage import Tile, draw_search
 
@@ -150,7 +150,8 @@ def _draw(
     tiles = []
     for hit in hits:
         frame = None if label is None else GREEN if hit.label == label else RED
-        tiles.append(Tile(image_of(hit.path), frame, f"{hit.distance:.3f} {hit.class_name}"))
+        caption = f"{hit.distance:.3f}  {readable(hit.class_name)}"
+        tiles.append(Tile(image_of(hit.path), frame, caption))
     image = open_picture(query) if query is not None else image_of(name)
     subtitle = (
         f"among {len(features):,} images of {features.title}, by {features.distance} distance"

@@ -30,10 +30,15 @@ def canvas(width: float, height: float) -> tuple[Image.Image, ImageDraw.ImageDra
     return picture, ImageDraw.Draw(picture)
 
 
-def header(draw: ImageDraw.ImageDraw, x: float, y: float, title: str, subtitle: str) -> None:
-    """A bold line and a grey one below it, at (x, y) units; together they take 46 units."""
-    draw.text((x * SCALE, y * SCALE), title, INK, typeface(17, bold=True))
-    draw.text((x * SCALE, (y + 25) * SCALE), subtitle, GREY, typeface(11))
+def header(draw: ImageDraw.ImageDraw, margin: float, width: float, text: tuple[str, str]) -> None:
+    """A bold line and a grey one below it, 46 units high, in a picture `width` units wide."""
+    title, subtitle = text
+    for line, y, colour, font in [
+        (title, margin, INK, typeface(17, bold=True)),
+        (subtitle, margin + 25, GREY, typeface(11)),
+    ]:
+        short = shortened(line, font, (width - 2 * margin) * SCALE, lines=1)
+        draw.text((margin * SCALE, y * SCALE), short, colour, font)
 
 
 def fitted(image: Image.Image, side: int) -> Image.Image:
@@ -43,12 +48,14 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> str:
-    """The text in at most `lines` lines of `width` pixels, cut with an ellipsis.
+def readable(name: str) -> str:
+    """A class's name; one all in capitals, like Unicode's, in small letters, easier to read."""
+    return name.capitalize() if name.isupper() and len(name) > 3 else name
 
-    Names all in capitals, like Unicode's, are written small, which is shorter and easier to read.
-    """
-    words, rows = (text.capitalize() if text.isupper() and len(text) > 3 else text).split(), [""]
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> str:
+    """The text in at most `lines` lines of `width` pixels, cut with an ellipsis."""
+    words, rows = text.split(), [""]
     for position, word in enumerate(words):
         longer = f"{rows[-1]} {word}".strip()
         if font.getlength(longer) <= width or not rows[-1]:

@@ -5,7 +5,16 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from dmlfast.retrieval.drawing import SCALE, ImageOf, canvas, fitted, header, shortened, typeface
+from dmlfast.retrieval.drawing import (
+    SCALE,
+    ImageOf,
+    canvas,
+    fitted,
+    header,
+    readable,
+    shortened,
+    typeface,
+)
 from dmlfast.retrieval.features import DISTANCES, Features
 
 WIDTH, HEIGHT, MARGIN, TOP = 1000, 800, 28, 66  # units
@@ -35,7 +44,7 @@ def draw_map(
     text = (
         f"t-SNE of {len(rows):,} images of {len(shown):,} classes, of {total:,}; a colour a class"
     )
-    header(draw, MARGIN, MARGIN, title, text)
+    header(draw, MARGIN, WIDTH, (title, text))
     for row, point, colour in zip(rows, points, class_of, strict=True):
         if image_of is None:
             _draw_dot(draw, point, side, colours[colour])
@@ -132,7 +141,7 @@ def _draw_name(
     middle = points[np.abs(points - np.median(points, axis=0)).sum(axis=1).argmin()]
     together = points[np.abs(points - middle).max(axis=1) < NAME_WIDTH / 3]
     font = typeface(7.5)
-    text = shortened(name, font, NAME_WIDTH * SCALE, lines=2)
+    text = shortened(readable(name), font, NAME_WIDTH * SCALE, lines=2)
     x = np.clip(middle[0], NAME_WIDTH / 2, WIDTH - NAME_WIDTH / 2)
     draw.multiline_text(
         (x * SCALE, (together[:, 1].max() + 6) * SCALE),

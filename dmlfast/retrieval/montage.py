@@ -17,6 +17,7 @@ from dmlfast.retrieval.drawing import (
     canvas,
     fitted,
     header,
+    readable,
     shortened,
     typeface,
 )
@@ -66,7 +67,7 @@ def draw_montage(
     width = 2 * MARGIN + 2 * block_width + BLOCK_GAP
     height = 2 * MARGIN + HEADER + HEADING + len(random) * ROW - GAP
     picture, draw = canvas(width, height)
-    header(draw, MARGIN, MARGIN, *_title(features, sides, scores))
+    header(draw, MARGIN, width, _title(features, sides, scores))
     for position, (heading, queries) in enumerate(blocks.items()):
         left = MARGIN + position * (block_width + BLOCK_GAP)
         _draw_heading(draw, left, heading, neighbours)
@@ -86,7 +87,7 @@ def draw_search(
     rows = [found[start : start + columns] for start in range(0, len(found), columns)]
     width = max(2 * MARGIN + _row_width(columns), 480)
     picture, draw = canvas(width, 2 * MARGIN + HEADER + max(1, len(rows)) * ROW - GAP)
-    header(draw, MARGIN, MARGIN, title, subtitle)
+    header(draw, MARGIN, width, (title, subtitle))
     for row, tiles in enumerate(rows or [[]]):
         first = Tile(query, None, "query") if row == 0 else None
         _draw_row(picture, MARGIN, MARGIN + HEADER + row * ROW, [first, *tiles])
@@ -127,10 +128,10 @@ def _rows_of_tiles(
     for query, places in zip(queries, found, strict=True):
         label = features.labels[query]
         image = image_of(features.paths[query])
-        tiles = [Tile(image, None, features.class_name(label))]
+        tiles = [Tile(image, None, readable(features.class_name(label)))]
         for row in sides.rows[places[places >= 0]]:
             other = sides.gallery.labels[row]
-            caption = "" if other == label else sides.gallery.class_name(other)
+            caption = "" if other == label else readable(sides.gallery.class_name(other))
             frame = GREEN if other == label else RED
             tiles.append(Tile(image_of(sides.gallery.paths[row]), frame, caption))
         rows.append(tiles)

@@ -5,7 +5,7 @@ from PIL import Image, ImageColor
 from dmlfast.data import create_dataset
 from dmlfast.errors import UserError
 from dmlfast.retrieval import Features, draw_map, draw_montage
-from dmlfast.retrieval.drawing import GREEN, RED, SCALE, shortened, typeface
+from dmlfast.retrieval.drawing import GREEN, RED, SCALE, readable, shortened, typeface
 from dmlfast.retrieval.images import image_source, open_picture
 from dmlfast.retrieval.montage import FRAME, TILE
 
@@ -157,12 +157,21 @@ def test_colour_images_keep_their_colours_and_any_shape():
 
 def test_text_is_broken_and_cut():
     font = typeface(7.5)
-    assert shortened("GREEK SMALL LETTER", font, 10_000, 3) == "Greek small letter"
+    assert shortened("Greek small letter", font, 10_000, 3) == "Greek small letter"
     broken = shortened("one two three four five six", font, font.getlength("three four"), 2)
     assert broken.split("\n")[0] == "one two"
     assert broken.endswith("…")
     assert all(font.getlength(row) <= font.getlength("three four") for row in broken.split("\n"))
     assert shortened("", font, 50, 3) == ""
+
+
+def test_names_in_capitals_are_written_small():
+    assert readable("GREEK SMALL LETTER") == "Greek small letter"
+    assert [readable(name) for name in ("NOR", "Black footed Albatross", "7")] == [
+        "NOR",
+        "Black footed Albatross",
+        "7",
+    ]
 
 
 def test_images_come_from_the_data_set(digits):
