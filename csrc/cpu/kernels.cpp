@@ -33,7 +33,7 @@ int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* co
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), false);
     const Term term(*t, pairs.columns());
-    if (!pairs.finite() || !term.finite()) {
+    if (!pairs.finite() || !term.finite) {
       fill(row_out, p->n, nan_value);
       return fill(column_out, p->m, nan_value);
     }
@@ -52,7 +52,7 @@ int pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, cons
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), true);
     const Term term(*t, pairs.columns());
-    if (!pairs.finite() || !term.finite()) {
+    if (!pairs.finite() || !term.finite) {
       fill(d_rows, p->n * p->d, nan_value);
       fill(d_columns, p->m * p->d, nan_value);
       return fill(d_bias, p->m, nan_value);

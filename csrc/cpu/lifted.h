@@ -29,7 +29,7 @@ class Lifted {
         term_(dml_term{DML_DISTANCE, DML_NEGATIVE, DML_LOGSUMEXP, -1.0f, margin, nullptr}, pairs_.columns()),
         scores_(pairs_, with_gradient) {}
 
-  bool finite() const { return pairs_.finite() && std::isfinite(term_.offset); }
+  bool finite() const { return pairs_.finite() && term_.finite; }
 
   float loss() {
     Reduction negatives(pairs_, term_, !pairs_.symmetric);

@@ -120,7 +120,7 @@ class Pairs {
     self_.resize(p.n);
     for (int64_t i = 0; i < p.n; i++) {
       const int64_t row = row_side_.order[i], column = p.columns ? p.self_index[row] : row;
-      self_[i] = column < 0 ? -1 : position[column];
+      self_[i] = column < 0 || column >= p.m ? -1 : position[column];
     }
   }
 

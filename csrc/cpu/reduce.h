@@ -15,17 +15,23 @@ struct Term {
   float scale, offset;
   Buffer<float> bias;  // by column position, padded; empty without a bias
   float lowest_bias = 0, highest_bias = 0;
+  bool finite;
 
   Term(const dml_term& term, const Side& columns)
-      : logsumexp(term.reduce == DML_LOGSUMEXP), scale(term.scale), offset(term.offset) {
+      : logsumexp(term.reduce == DML_LOGSUMEXP),
+        scale(term.scale),
+        offset(term.offset),
+        finite(std::isfinite(scale) && std::isfinite(offset)) {
     if (!term.column_bias || columns.n == 0) return;
     bias = Buffer<float>(columns.panels() * VL + NR);
     bias.fill(0);
-    for (int64_t j = 0; j < columns.n; j++) bias[j] = term.column_bias[columns.order[j]];
+    for (int64_t j = 0; j < columns.n; j++) {
+      bias[j] = term.column_bias[columns.order[j]];
+      finite &= bool(std::isfinite(bias[j]));
+    }
     lowest_bias = *std::min_element(bias.data(), bias.data() + columns.n);
     highest_bias = *std::max_element(bias.data(), bias.data() + columns.n);
   }
-  bool finite() const { return (lowest_bias + highest_bias) * 0.0f == 0.0f; }
   vf operator()(vf score, const Strip& strip, int v, float shift) const {
     const vf t = score * scale + (offset - shift);
     return bias ? t + load(bias.data() + strip.begin + v * VL) : t;

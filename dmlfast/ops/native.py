@@ -89,7 +89,8 @@ def cpu_library() -> ctypes.CDLL:
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    """Where the data lies. A tensor without elements is not NULL, which stands for none at all."""
+    return None if tensor is None else tensor.data_ptr() or ctypes.alignment(ctypes.c_double)
 
 
 def float_rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
