@@ -151,11 +151,11 @@ class PairGradient {
 
   // Weights exp(t - L_i) g_i + exp(t - L_j) g_j by two exponentials: every exponent is at most 0.
   vf weight(int64_t i, vf score, const Strip& strip, int v) const {
-    vf w = exp(term_(score, strip, v, row_factors_.statistic[i])) * row_factors_.gradient[i];
+    const vf t = term_(score, strip, v, 0.0f);
+    const vf w = exp(t - row_factors_.statistic[i]) * row_factors_.gradient[i];
     if (column_factors_.statistic.empty()) return w;
     const int64_t j = strip.begin + v * VL;
-    const vf t = term_(score, strip, v, 0.0f) - load(column_factors_.statistic.data() + j);
-    return w + exp(t) * load(column_factors_.gradient.data() + j);
+    return w + exp(t - load(column_factors_.statistic.data() + j)) * load(column_factors_.gradient.data() + j);
   }
 
   // The same by one: exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Sums need no exponential.

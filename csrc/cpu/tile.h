@@ -21,20 +21,19 @@ inline __attribute__((always_inline)) void multiply(const float* a, const float*
   }
 }
 
-// c += a b for MR rows of c, c_row floats apart.
+// c += a b for MR rows of c, c_row floats apart. The product is summed on its own first: sums of sums round less.
 template <int A_ROW, int A_STEP, int VECTORS>
 inline void multiply_add(const float* a, const float* b, int64_t b_panel, int64_t depth, float* c,
                          int64_t c_row, int64_t c_panel, bool from_zero) {
-  vf acc[MR][VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; v++) acc[r][v] = from_zero ? vf{} : load(c + r * c_row + v * c_panel);
+  vf acc[MR][VECTORS] = {};
   multiply<A_ROW, A_STEP, VECTORS>(a, b, b_panel, depth, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < MR; r++)
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; v++) store(c + r * c_row + v * c_panel, acc[r][v]);
+    for (int v = 0; v < VECTORS; v++) {
+      float* out = c + r * c_row + v * c_panel;
+      store(out, from_zero ? acc[r][v] : load(out) + acc[r][v]);
+    }
 }
 
 // Calls f(std::integral_constant<int, vectors>, first) for groups of at most NV of `count` vectors. A group
