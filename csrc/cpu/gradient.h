@@ -155,7 +155,8 @@ class PairGradient {
     const vf w = exp(t - row_factors_.statistic[i]) * row_factors_.gradient[i];
     if (column_factors_.statistic.empty()) return w;
     const int64_t j = strip.begin + v * VL;
-    return w + exp(t - load(column_factors_.statistic.data() + j)) * load(column_factors_.gradient.data() + j);
+    return w +
+           exp(t - load(column_factors_.statistic.data() + j)) * load(column_factors_.gradient.data() + j);
   }
 
   // The same by one: exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Sums need no exponential.

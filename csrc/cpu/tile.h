@@ -21,7 +21,8 @@ inline __attribute__((always_inline)) void multiply(const float* a, const float*
   }
 }
 
-// c += a b for MR rows of c, c_row floats apart. The product is summed on its own first: sums of sums round less.
+// c += a b for MR rows of c, c_row floats apart. The product is summed on its own first: sums of sums round
+// less.
 template <int A_ROW, int A_STEP, int VECTORS>
 inline void multiply_add(const float* a, const float* b, int64_t b_panel, int64_t depth, float* c,
                          int64_t c_row, int64_t c_panel, bool from_zero) {
