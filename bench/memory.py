@@ -26,7 +26,7 @@ def extra_bytes(benchmark: str, provider: str, size: Size, threads: int) -> int:
     """
     # forked by a server that has imported torch and run nothing: fresh, and there at once
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dmlfast.bench.lifted", __name__])
+    context.set_forkserver_preload(["dmlfast.ops", __name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, benchmark, provider, size, threads))
     process.start()
@@ -67,22 +67,26 @@ def _peak() -> int:
 
 def _measure(sender: Connection, name: str, provider: str, size: Size, threads: int) -> None:
     """Sends the bytes, or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    try:
+        result: int | str = _extra_bytes(name, provider, size, threads)
+    except Exception as error:
+        result = f"{type(error).__name__}: {error}".partition("\n")[0]
+    with suppress(BrokenPipeError):
+        sender.send(result)
+
+
+def _extra_bytes(name: str, provider: str, size: Size, threads: int) -> int:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed leaves the process
     torch.set_num_threads(threads)
-    try:
-        benchmark = get_benchmark(name)
-        competitor = benchmark.competitor(provider)
-        loss = competitor.make()
-        problem = benchmark.problem(size)
-        tiny = benchmark.problem(Size(WARM_UP_ROWS, size.d))
-        step(loss, problem if competitor.compiles else tiny)
-        for leaf in leaves(problem):
-            leaf.grad = None
-        growth = peak_growth(lambda: step(loss, problem))
-        sender.send(growth - sum(leaf.nbytes for leaf in leaves(problem)))
-    except Exception as error:
-        sender.send(f"{type(error).__name__}: {error}".partition("\n")[0])
+    benchmark = get_benchmark(name)
+    competitor = benchmark.competitor(provider)
+    loss, problem = competitor.make(), benchmark.problem(size)
+    step(loss, problem if competitor.compiles else benchmark.problem(Size(WARM_UP_ROWS, size.d)))
+    for leaf in leaves(problem):
+        leaf.grad = None
+    growth = peak_growth(lambda: step(loss, problem))
+    return growth - sum(leaf.nbytes for leaf in leaves(problem))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 from dmlfast.bench import BENCHMARKS, get_benchmark
+from dmlfast.bench.machine import machine_slug, memory_bytes
 from dmlfast.cli.pictures import picture_path
 
 from dmlfast.errors import UserError, unknown_name
@@ -35,10 +36,12 @@ def sizes_option(ctx: click.Context, param: click.Parameter, text: str | None) -
 
 
 def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> Path | None:
-    """A path that a table can be written to; anything else is found before the work begins."""
+    """A file that a table can be written to; anything else is found before the work begins."""
     if path is None:
         return None
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+    if Path(path).is_dir():
+        return Path(path) / f"{machine_slug()}.csv"
+    if not Path(path).absolute().parent.is_dir():
         raise click.BadParameter(f"'{path}' is not a file in a folder that exists", ctx, param)
     return Path(path)
 
@@ -48,6 +51,7 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
 @click.option("--list", "list_only", is_flag=True, help="List what can be measured.")
 @click.option(
     "--impl",
+    metavar="NAME",
     default="auto",
     show_default=True,
     help="Backend of dmlfast: auto, all that are available, or a name.",
@@ -85,7 +89,8 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     "csv_path",
     callback=table_path,
     metavar="OUT.csv",
-    help="Keep the results: a new row replaces the one of its case.",
+    help="Keep the results, a new row in place of the old one of its case; in a folder, in a file"
+    " named after the machine.",
 )
 @click.option("--plot", metavar="OUT.png", callback=picture_path, help="Draw time and memory.")
 @click.option("--replot", is_flag=True, help="Draw what is in --csv; measure nothing.")
@@ -123,7 +128,6 @@ def command(
     import torch
     from dmlfast.bench import harness
     from dmlfast.bench.benchmark import Size
-    from dmlfast.bench.machine import memory_bytes
     from dmlfast.bench.report import latest, merge, read_csv, table, update_csv
 
     before = read_csv(csv_path) if csv_path else []

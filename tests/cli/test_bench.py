@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from dmlfast.bench import harness, memory
+from dmlfast.bench.machine import machine_slug
 from dmlfast.bench.report import read_csv
 from dmlfast.cli.main import main
 
@@ -54,6 +55,11 @@ def test_json_csv_and_plot_tell_the_same(
     assert kept[0].command.startswith("dmlfast bench lifted --impl auto --baselines naive --sizes")
     assert str(tmp_path) not in kept[0].command
     assert plot.stat().st_size > 10_000
+
+
+def test_table_in_a_folder_is_named_after_the_machine(tmp_path: Path) -> None:
+    assert main([*RUN, "--csv", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"{machine_slug()}.csv"]
 
 
 def test_replot_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
