@@ -87,7 +87,8 @@ class Schedule {
         body(worker, k, task, wait);
         wait();
         rows.store(task.row_turn + 1, std::memory_order_release);
-        columns.store(task.column_turn + 1, std::memory_order_release);
+        // a block with itself is served once: by now the next task may have raised its count
+        if (&columns != &rows) columns.store(task.column_turn + 1, std::memory_order_release);
       }
     });
   }
