@@ -34,7 +34,7 @@ def command(
     overwrite: bool,
     as_json: bool,
     **settings: Any,
-) -> int:
+) -> None:
     """Train a network and write checkpoints, a log and curves into a run folder.
 
     Without any option it trains the lifted structured loss on the glyphs. Ctrl-C saves a checkpoint
@@ -58,10 +58,9 @@ def command(
     except Interrupted as stop:
         if is_main_process():
             click.echo(f"{stop}; to go on: dmlfast train --out {stop.run} --resume", err=True)
-        return stop.exit_code
+        raise
     if is_main_process():
         click.echo(json.dumps(result(run)) if as_json else summary(run))
-    return 0
 
 
 def result(run: RunFolder) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def embed(
         attributes={"dataset": dataset.name, "split": dataset.split, **(attributes or {})},
         overwrite=overwrite,
     )
-    with writer, tqdm(total=len(dataset), unit="image", disable=not progress, leave=False) as bar:
+    bar = tqdm(total=len(dataset), unit="image", leave=False, nrows=24, disable=not progress)
+    with writer, bar:
         for embeddings, labels, paths in embed_batches(
             model, dataset, batch_size=batch_size, device=device
         ):

@@ -46,7 +46,7 @@ def draw_curves(run: RunFolder) -> Path:
     recall_axes.set_title(f"retrieval among {held_out}", loc="left")
     for axes in (loss_axes, recall_axes):
         axes.set_xlabel("step")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.03 * int(rows[-1]["step"]))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -59,12 +59,19 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes, where it has any."""
+    def wrap(self, module: nn.Module, compile: bool = False) -> nn.Module:
+        """The module with its gradients averaged over the processes, where it has any.
+
+        On GPUs its batch statistics become those of all processes; on CPUs, for which torch has no
+        such layer, they stay each process's own.
+        """
+        if self.size > 1 and self.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        wrapped = cast(nn.Module, torch.compile(module)) if compile else module
         if self.size == 1 or not any(weight.requires_grad for weight in module.parameters()):
-            return module
+            return wrapped
         return DistributedDataParallel(
-            module, device_ids=[self.device.index] if self.device.type == "cuda" else None
+            wrapped, device_ids=[self.device.index] if self.device.type == "cuda" else None
         )
 
 

@@ -10,34 +10,28 @@ from dmlfast.training.run_folder import RunFolder
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was stopped by a signal, after the checkpoint of its step was written."""
+    """A run that a signal stopped, after the checkpoint of its step was written."""
 
-    def __init__(self, run: RunFolder, step: int, exit_code: int):
-        super().__init__(f"stopped after step {step}")
+    def __init__(self, run: RunFolder, step: int):
+        super().__init__(f"{run} stopped after step {step}")
         self.run = run
         self.step = step
-        self.exit_code = exit_code
 
 
 class StopRequest:
-    """The signal that asked for a stop, or None."""
+    """Whether a signal has asked for a stop."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.received = False
 
     def __bool__(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell expects of a process that ends by this signal."""
-        return 128 + (self.signal or signal.SIGINT)
+        return self.received
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Notes the signal; a second Ctrl-C stops at once."""
-        if self.signal is not None and number == signal.SIGINT:
+        """Notes the request; a second Ctrl-C stops at once."""
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.signal or number
+        self.received = True
 
 
 @contextmanager
@@ -56,7 +50,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Lets a loading process outlive a Ctrl-C, so that the training process can end its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def ignore_signals(worker: int) -> None:
+    """Lets a loading process outlive what stops the training process at the end of its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -4,7 +4,7 @@ import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from dmlfast.training.checkpoint import save_checkpoint
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.curves import draw_curves
 from dmlfast.training.distributed import World, join_world
-from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_interrupts, stop_on_signals
+from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_signals, stop_on_signals
 from dmlfast.training.progress import Progress
 from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
 
@@ -109,8 +109,7 @@ class Trainer:
         ).to(world.device)
         self.loss_fn = build_loss(config, world.device)
         self.optimizer = build_optimizer(config, self.model, self.loss_fn)
-        network = cast(nn.Module, torch.compile(self.model)) if config.compile else self.model
-        self.network = world.wrap(network)
+        self.network = world.wrap(self.model, compile=config.compile)
         self.criterion = world.wrap(self.loss_fn)
         self.step = 0
         self.best: dict[str, Any] | None = None
@@ -152,7 +151,7 @@ class Trainer:
                     self.record(run, progress, lr, stopping)
                     progress.start_clock()
                 if stopping and self.step < self.total_steps:
-                    return Interrupted(run, self.step, stop.exit_code)
+                    return Interrupted(run, self.step)
         return None
 
     def progress(self, run: RunFolder) -> Progress:
@@ -211,7 +210,7 @@ class Trainer:
             batch_size=None,
             num_workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=ignore_signals,
         )
 
     def set_learning_rate(self) -> float:

@@ -39,9 +39,13 @@ class Progress:
         self.selected_on = selected_on
         self.events = EventFile(run.path / "tensorboard", first_step=first + 1)
         self.bar = tqdm(
-            total=total, initial=first, unit="step", dynamic_ncols=True, leave=False,
+            total=total,
+            initial=first,
+            leave=False,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            nrows=24,  # else nothing is shown on a terminal that does not tell its size
             disable=not sys.stderr.isatty(),
-        )  # fmt: skip
+        )
         self._reset()
         self.start_clock()
 

@@ -192,7 +192,7 @@ def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on():
     text = read_until(terminal, None)
     assert process.wait(60) == 130
     step = RunFolder("a").checkpoint("last").step
-    assert f"stopped after step {step}; to go on: dmlfast train --out a --resume" in text
+    assert f"a stopped after step {step}; to go on: dmlfast train --out a --resume" in text
     assert "Traceback" not in text
     assert 0 < step < 100000
     os.close(terminal)
