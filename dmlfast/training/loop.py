@@ -129,7 +129,7 @@ class Trainer:
             report(f"resuming {run} after step {self.step}")
         if self.world.is_main:
             run.go_back(self.step, self.best_step)
-            if run.config != self.config:
+            if self.step < self.total_steps and run.config != self.config:
                 run.write_config(self.config)
 
     @property
