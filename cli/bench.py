@@ -236,9 +236,9 @@ def _progress(steps: int) -> Iterator[Callable[[str], None]]:
 
 
 def _heading(row: "Row") -> str:
-    return (
-        f"{BENCHMARKS[row.op][1]}: {row.mode}, {row.dtype}, {row.threads} threads, {row.machine}\n"
-    )
+    threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+    title = BENCHMARKS[row.op][1]
+    return f"{title}: {row.mode}, {row.dtype}, {threads}, {row.machine}\n"
 
 
 def _draw(rows: "list[Row]", name: str, path: Path) -> None:
