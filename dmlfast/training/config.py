@@ -75,7 +75,7 @@ class TrainConfig:
     )
 
     epochs: int = setting(
-        50, OPTIMISATION, "Length of the run in passes over the classes.", minimum=1, resumable=True
+        54, OPTIMISATION, "Length of the run in passes over the classes.", minimum=1, resumable=True
     )
     max_steps: int | None = setting(
         None,
