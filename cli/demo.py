@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from dmlfast.cli.main import cli
 
 FEATURES = {"raw pixels": "--raw-pixels", "untrained network": "--untrained", "trained network": ""}
@@ -35,7 +34,9 @@ def command(out: Path, max_steps: int | None) -> None:
     for name, option in FEATURES.items():
         file = out / f"{name.split()[0]}.h5"
         dmlfast("embed", run, "--out", file, "--overwrite", *([option] if option else []))
-        pictures = ["--montage", out / "montage.png", "--map", out / "map.png"] if not option else []
+        pictures = (
+            ["--montage", out / "montage.png", "--map", out / "map.png"] if not option else []
+        )
         reports[name] = dmlfast("eval", file, "--json", *pictures)
     csv, plot = out / "bench.csv", out / "bench.png"
     csv.unlink(missing_ok=True)

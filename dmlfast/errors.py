@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is the one line that is shown; the exit code is 1."""
+    """What the user can mend. The message is the one line that is shown; the exit code is 1."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

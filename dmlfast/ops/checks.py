@@ -5,33 +5,51 @@ import torch
 
 def embeddings(name: str, tensor: torch.Tensor, like: torch.Tensor | None = None) -> None:
     """A floating (N, D) matrix with D >= 1; on the device and of the width of ``like``."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+    is_tensor(name, tensor)
     if tensor.dim() != 2 or tensor.shape[1] < 1:
         raise ValueError(f"{name} must have shape (N, D) with D >= 1, not {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating point, not {tensor.dtype}")
-    if like is not None:
-        if tensor.shape[1] != like.shape[1]:
-            raise ValueError(
-                f"{name} must have the width of embeddings, {like.shape[1]}, not {tensor.shape[1]}"
-            )
-        device(name, tensor, like)
+    floats(name, tensor, tensor if like is None else like)
+    if like is not None and tensor.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{name} must have the width of embeddings, {like.shape[1]}, not {tensor.shape[1]}"
+        )
 
 
 def labels(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
     """Integers (N,), one for each of the rows, on their device."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
-    if tensor.dim() != 1 or tensor.shape[0] != rows.shape[0]:
-        raise ValueError(f"{name} must have shape ({rows.shape[0]},), not {tuple(tensor.shape)}")
-    integers(name, tensor)
+    one_each(name, tensor, rows)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, not {tensor.dtype}")
     device(name, tensor, rows)
 
 
-def integers(name: str, tensor: torch.Tensor) -> None:
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must have an integer dtype, not {tensor.dtype}")
+def bias(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
+    """Floating (N,), one for each of the rows, on their device."""
+    one_each(name, tensor, rows)
+    floats(name, tensor, rows)
+
+
+def is_tensor(name: str, tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+
+
+def one_each(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
+    is_tensor(name, tensor)
+    if tensor.dim() != 1 or tensor.shape[0] != rows.shape[0]:
+        raise ValueError(f"{name} must have shape ({rows.shape[0]},), not {tuple(tensor.shape)}")
+
+
+def floats(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    """Floating point, float64 where ``like`` is and only there, on the device of ``like``."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point, not {tensor.dtype}")
+    if (tensor.dtype == torch.float64) != (like.dtype == torch.float64):
+        raise TypeError(
+            f"{name} must be float64 where embeddings are, and only there: "
+            f"it is {tensor.dtype}, they are {like.dtype}"
+        )
+    device(name, tensor, like)
 
 
 def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:

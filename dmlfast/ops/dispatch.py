@@ -66,7 +66,7 @@ def why_not(name: str) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _choose(op: str, impl: str, device: str, dtype: torch.dtype) -> str:
-    wanted = os.environ.get("DMLFAST_IMPL", "auto") if impl == "auto" else impl
+    wanted = (os.environ.get("DMLFAST_IMPL") or "auto") if impl == "auto" else impl
     if wanted != "auto":
         reason = why_not(wanted) or BACKENDS[wanted].declines(device, dtype)
         if reason:

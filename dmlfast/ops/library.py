@@ -55,9 +55,7 @@ class _OnceDifferentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise RuntimeError(
-            "dmlfast: second derivatives are not implemented by the kernels; use impl='reference'"
-        )
+        raise RuntimeError("dmlfast: the kernels have no second derivatives")
 
 
 def once_differentiable(gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,11 @@ def int_labels(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.to(torch.int64).contiguous()
 
 
+def empty(*shape: int) -> torch.Tensor:
+    """Memory for a result, float32 on the CPU whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def check(status: int, op: str) -> None:
     if status:
         raise MemoryError(f"{op}: out of memory in the CPU kernels")

@@ -19,9 +19,9 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Loss () and gradients for rows (N, D) and columns (M, D), float32; None where not wanted."""
     pairs = native.Pairs(rows, columns, row_labels, column_labels, self_index)
-    loss = torch.empty(())
-    d_rows = torch.empty(pairs.n, pairs.d) if want_rows else None
-    d_columns = torch.empty(pairs.m, pairs.d) if want_columns else None
+    loss = native.empty()
+    d_rows = native.empty(pairs.n, pairs.d) if want_rows else None
+    d_columns = native.empty(pairs.m, pairs.d) if want_columns else None
     status = native.cpu_library().dml_cpu_lifted(
         ctypes.byref(pairs), margin, *map(native.address, (loss, d_rows, d_columns))
     )

@@ -31,7 +31,7 @@ def reduce_block(
     """The statistic of each row over these columns, (N,) float32."""
     pairs = native.Pairs(rows, columns, row_labels, column_labels, self_index)
     column_bias = native.float_rows(column_bias)
-    result = torch.empty(pairs.n)
+    result = native.empty(pairs.n)
     status = native.cpu_library().dml_cpu_pair_reduce(
         ctypes.byref(pairs), ctypes.byref(_term(term, column_bias)), result.data_ptr(), None
     )
@@ -58,7 +58,7 @@ def grad_block(
     column_bias = native.float_rows(column_bias)
     stats = [native.float_rows(s) for s in (row_stat, row_grad, column_stat, column_grad)]
     shapes = (pairs.n, pairs.d), (pairs.m, pairs.d), (pairs.m,)
-    gradients = [torch.empty(s) if want else None for s, want in zip(shapes, wants, strict=True)]
+    gradients = [native.empty(*s) if want else None for s, want in zip(shapes, wants, strict=True)]
     status = native.cpu_library().dml_cpu_pair_grad(
         ctypes.byref(pairs),
         ctypes.byref(_term(term, column_bias)),

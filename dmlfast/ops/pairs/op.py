@@ -69,11 +69,7 @@ def pair_reduce(
         raise ValueError(f"labels are missing: select='{select}' compares them")
     checks.columns(embeddings, ref_emb, ref_labels, self_index, term.by_label)
     if column_bias is not None:
-        width = embeddings if ref_emb is None else ref_emb
-        if column_bias.shape != width.shape[:1]:
-            raise ValueError(
-                f"column_bias must have shape ({width.shape[0]},), not {tuple(column_bias.shape)}"
-            )
+        checks.bias("column_bias", column_bias, embeddings if ref_emb is None else ref_emb)
     if not term.by_label:
         labels = ref_labels = None
     return dispatch.call(
@@ -175,8 +171,8 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     wants = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]]
     found = _call_grad(*pairs, stat, grad, *wants, *ctx.term)
     rows, columns, bias = (
-        once_differentiable(gradient, pairs[0]) if want else None
-        for gradient, want in zip(found, wants, strict=True)
+        once_differentiable(gradient, tensor) if want else None
+        for gradient, tensor, want in zip(found, (*pairs[:2], pairs[5]), wants, strict=True)
     )
     return (rows, columns, None, None, None, bias, *[None] * 6)
 

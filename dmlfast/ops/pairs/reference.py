@@ -10,6 +10,15 @@ def pair_distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def pair_products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(N, M) inner products in the dtype of the rows, under autocast too."""
+    device = rows.device.type
+    if not torch.amp.is_autocast_available(device):
+        return rows @ columns.T
+    with torch.autocast(device, enabled=False):
+        return rows @ columns.T
+
+
 def masked_logsumexp(terms: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
     """log sum exp where ``mask`` holds; -inf, with a zero gradient, where it holds nowhere."""
     some = mask.any(dim)
@@ -65,7 +74,7 @@ def pair_reduce(
     mask = select_pairs(
         term.select, row_labels, column_labels, self_index, (len(x), len(r)), x.device
     )
-    scores = x @ r.T if term.score == "dot" else pair_distances(x, r)
+    scores = pair_products(x, r) if term.score == "dot" else pair_distances(x, r)
     terms = term.scale * scores + term.offset
     if column_bias is not None:
         terms = terms + computed(column_bias)

@@ -1,0 +1,276 @@
+"""Data and yardsticks that the tests of the ops share.
+
+Truth is the reference in float64. A kernel may err twice as much as straightforward float32
+PyTorch, written out here, on the same input. That one is exact by luck now and then, on small
+inputs above all, so a floor is always allowed: a few units in the last place of the largest result;
+and, as a term t and its log-sum-exp L are both rounded before exp(t - L) is taken, one unit in the
+last place of the largest term. Half-precision results get half a unit of their own.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from dmlfast import ops
+from dmlfast.ops import native
+
+Tensors = list[torch.Tensor]
+ULPS = 4
+ISAS = ("avx512", "avx2", "generic")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an op may be given. Without columns the rows face themselves."""
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+    columns: torch.Tensor | None = None
+    column_labels: torch.Tensor | None = None
+    self_index: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        cast = (None if t is None else t.to(dtype) for t in (self.rows, self.columns, self.bias))
+        rows, columns, bias = cast
+        return replace(self, rows=rows, columns=columns, bias=bias)
+
+    @property
+    def inputs(self) -> list[torch.Tensor | None]:
+        """What can have a gradient."""
+        return [self.rows, self.columns, self.bias]
+
+    @property
+    def selves(self) -> torch.Tensor | None:
+        """The column that is row i itself, also where the rows face themselves."""
+        return torch.arange(len(self.rows)) if self.columns is None else self.self_index
+
+
+def problem(
+    n: int,
+    m: int | None = None,
+    d: int = 8,
+    *,
+    selves: bool = False,
+    bias: bool = False,
+    per_class: int = 3,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Problem:
+    """Normal rows (n, d) in classes of about ``per_class``, unordered; columns (m, d) unless None.
+
+    With ``selves`` two thirds of the rows, as far as there are columns, are copied to a column of
+    their own. Some classes have rows only, some columns only.
+    """
+    random = generator(seed)
+    width = n if m is None else m
+    classes = max(1, max(n, width) // per_class)
+    rows = torch.randn(n, d, generator=random) * scale
+    labels = torch.randint(0, classes, (n,), generator=random)
+    offsets = torch.randn(width, generator=random) if bias else None
+    if m is None:
+        return Problem(rows, labels, bias=offsets)
+    columns = torch.randn(m, d, generator=random) * scale
+    column_labels = torch.randint(classes // 3, classes + classes // 3 + 1, (m,), generator=random)
+    index = None
+    if selves:
+        index = torch.full((n,), -1)
+        copied = torch.randperm(n, generator=random)[: min(m, (2 * n + 2) // 3)]
+        index[copied] = torch.randperm(m, generator=random)[: len(copied)]
+        columns[index[copied]], column_labels[index[copied]] = rows[copied], labels[copied]
+    return Problem(rows, labels, columns, column_labels, index, offsets)
+
+
+def with_duplicates(p: Problem, share: float = 0.1, noise: float = 0.0) -> Problem:
+    """The same, a share of the rows replaced by near copies of others, mostly of another class."""
+    copies = int(len(p.rows) * share)
+    rows = p.rows.clone()
+    rows[:copies] = rows[-copies:] + noise * torch.randn(
+        copies, rows.shape[1], generator=generator(9)
+    )
+    return replace(p, rows=rows)
+
+
+def gram_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    squared = (x.square().sum(1)[:, None] + r.square().sum(1) - 2 * x @ r.T).clamp_min(0)
+    return torch.where(squared > 0, squared, 1).sqrt() * (squared > 0)
+
+
+def direct_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(x, r, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def careful_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """From products, but from differences where rows nearly coincide, as documented."""
+    norms = x.square().sum(1)[:, None] + r.square().sum(1)
+    direct = direct_distances(x, r)
+    return torch.where(direct.square() < norms / 1024, direct, gram_distances(x, r))
+
+
+def selected(p: Problem, select: str) -> torch.Tensor:
+    """(N, M) mask of the pairs that a selection takes."""
+    width = len(p.rows if p.columns is None else p.columns)
+    column_labels = p.labels if p.columns is None else p.column_labels
+    itself = torch.zeros(len(p.rows), width, dtype=torch.bool)
+    if p.selves is not None:
+        itself = p.selves[:, None] == torch.arange(width)
+    if select == "other":
+        return ~itself
+    if select == "all":
+        return torch.ones_like(itself)
+    same = p.labels[:, None] == column_labels
+    return same & ~itself if select == "positive" else ~same
+
+
+def plain_logsumexp(terms: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
+    lowest = torch.finfo(terms.dtype).min
+    found = torch.where(mask, terms, lowest).logsumexp(dim)
+    return torch.where(mask.any(dim), found, -torch.inf)
+
+
+def plain_pair_reduce(
+    p: Problem,
+    *,
+    distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gram_distances,
+    score: str = "distance",
+    select: str = "negative",
+    scale: float = 1.0,
+    offset: float = 0.0,
+    reduce: str = "logsumexp",
+) -> torch.Tensor:
+    """The pair primitive as one would write it, in the dtype of the problem."""
+    r = p.rows if p.columns is None else p.columns
+    terms = scale * (distances(p.rows, r) if score == "distance" else p.rows @ r.T) + offset
+    if p.bias is not None:
+        terms = terms + p.bias
+    mask = selected(p, select)
+    return (terms * mask).sum(1) if reduce == "sum" else plain_logsumexp(terms, mask, 1)
+
+
+def plain_lifted(
+    p: Problem,
+    *,
+    distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gram_distances,
+    margin: float = 1.0,
+) -> torch.Tensor:
+    """The lifted loss as one would write it, in the dtype of the problem."""
+    distance = distances(p.rows, p.rows if p.columns is None else p.columns)
+    negative, positive = selected(p, "negative"), selected(p, "positive")
+    row = plain_logsumexp(margin - distance, negative, 1)
+    column = row if p.columns is None else plain_logsumexp(margin - distance, negative, 0)
+    i, j = (positive.triu(1) if p.columns is None else positive).nonzero(as_tuple=True)
+    keep = (row[i] > -torch.inf) | (column[j] > -torch.inf)
+    joint = distance[i, j][keep] + torch.logaddexp(row[i][keep], column[j][keep])
+    return joint.relu().square().sum() / (2 * max(len(i), 1))
+
+
+def pair_reduce(p: Problem, **options) -> torch.Tensor:
+    return ops.pair_reduce(
+        p.rows,
+        p.labels,
+        p.columns,
+        p.column_labels,
+        self_index=p.self_index,
+        column_bias=p.bias,
+        **options,
+    )
+
+
+def lifted(p: Problem, **options) -> torch.Tensor:
+    return ops.lifted_structured_loss(
+        p.rows, p.labels, p.columns, p.column_labels, self_index=p.self_index, **options
+    )
+
+
+def upstream_for(value: torch.Tensor) -> torch.Tensor:
+    """Gradients that arrive at a result: all different, most of them positive."""
+    return (1.5 - 2 * torch.rand(value.shape, generator=generator(3))).to(value.dtype)
+
+
+def results(
+    op: Callable[..., torch.Tensor], p: Problem, upstream=upstream_for, **options
+) -> Tensors:
+    """The value of an op and its gradient for every input that it has."""
+    inputs = [None if t is None else t.detach().clone().requires_grad_() for t in p.inputs]
+    value = op(replace(p, rows=inputs[0], columns=inputs[1], bias=inputs[2]), **options)
+    present = [t for t in inputs if t is not None]
+    grads = torch.autograd.grad(value, present, upstream(value), allow_unused=True)
+    zeros = (torch.zeros_like(t) if g is None else g for g, t in zip(grads, present, strict=True))
+    return [value.detach(), *zeros]
+
+
+def half_unit(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What rounding to ``dtype`` may change; nothing for float32, which kernels compute in."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return torch.zeros_like(exact)
+    info = torch.finfo(dtype)
+    return (exact.abs() * info.eps).clamp_min(info.smallest_normal * info.eps) / 2
+
+
+def assert_accurate(found: Tensors, exact: Tensors, plain: Tensors, ulps: float = ULPS) -> None:
+    """Each of ``found`` errs at most twice as much as that of ``plain``, plus ``ulps``."""
+    for k, (got, truth, yard) in enumerate(zip(found, exact, plain, strict=True)):
+        assert got.shape == truth.shape
+        assert torch.equal(got.isinf(), truth.isinf()), f"result {k}: infinite elsewhere"
+        finite = truth.isfinite()
+        if not finite.any():
+            continue
+        got, truth, yard = got[finite], truth[finite], yard[finite].double()
+        yardstick, largest = (yard - truth).abs().max(), truth.abs().max()
+        floor = ulps * torch.finfo(torch.float32).eps * largest
+        limit = 2 * yardstick + floor + half_unit(truth, got.dtype)
+        error = (got.double() - truth).abs()
+        assert (error <= limit).all(), (
+            f"result {k}: error {error.max():.3g}, allowed {limit.max():.3g} "
+            f"(plain {yardstick:.3g}, largest result {largest:.3g})"
+        )
+
+
+def largest_term(
+    p: Problem, *, score="distance", reduce="logsumexp", scale=-1.0, offset=0.0, margin=0.0, **_
+):
+    """The size of what is exponentiated; 0 where nothing is."""
+    r = p.rows if p.columns is None else p.columns
+    if reduce == "sum" or p.rows.numel() == 0 or r.numel() == 0:
+        return 0.0
+    scores = p.rows @ r.T if score == "dot" else direct_distances(p.rows, r)
+    bias = 0.0 if p.bias is None else p.bias
+    return float((scale * scores + (offset + margin) + bias).abs().max())
+
+
+def instruction_sets() -> Iterator[str]:
+    """Runs the body of a loop under the kernels of each instruction set that this machine has."""
+    library = native.cpu_library()
+    best = library.dml_cpu_isa()
+    try:
+        for name in ISAS:
+            if not library.dml_cpu_set_isa(name.encode()):
+                yield name
+    finally:
+        library.dml_cpu_set_isa(best)
+
+
+def assert_kernels_accurate(
+    op: Callable[..., torch.Tensor],
+    plain: Callable[..., torch.Tensor],
+    p: Problem,
+    *,
+    distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gram_distances,
+    upstream: Callable[[torch.Tensor], torch.Tensor] = upstream_for,
+    ulps: float = ULPS,
+    **options,
+) -> None:
+    """``op`` on the kernels of every instruction set against truth, in value and gradients."""
+    exact = results(op, p.to(torch.float64), upstream, impl="reference", **options)
+    yard = results(plain, p.to(torch.float32), upstream, distances=distances, **options)
+    ulps += largest_term(p.to(torch.float64), **options)
+    for _ in instruction_sets():
+        found = results(op, p, upstream, impl="cpu", **options)
+        assert found[0].dtype == torch.float32
+        assert [t.dtype for t in found[1:]] == [t.dtype for t in p.inputs if t is not None]
+        assert_accurate(found, exact, yard, ulps)

@@ -1,0 +1,146 @@
+// Calls every kernel on small, odd and ragged problems, each array on a heap of its own exact size, so that
+// the sanitizers see a read or a write past any end. Also checks what no sanitizer does: that results are
+// finite.
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "dmlfast.h"
+
+#if defined(__SANITIZE_THREAD__)
+// libgomp synchronises in ways that ThreadSanitizer does not see; std::thread in ways that it does.
+#include <thread>
+
+static thread_local int thread_number = 0, team_size = 1;
+
+extern "C" int omp_get_thread_num() {
+  return thread_number;
+}
+extern "C" int omp_get_num_threads() {
+  return team_size;
+}
+extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  std::vector<std::thread> team;
+  for (unsigned i = 0; i < threads; i++)
+    team.emplace_back([=] {
+      thread_number = int(i), team_size = int(threads);
+      body(data);
+    });
+  for (std::thread& thread : team) thread.join();
+}
+#endif
+
+namespace {
+
+int failures = 0;
+
+void expect(bool fact, const char* what, const dml_pairs& p) {
+  if (fact) return;
+  failures++;
+  std::printf("%s: %s (n %ld, m %ld, d %ld)\n", dml_cpu_isa(), what, long(p.n), long(p.m), long(p.d));
+}
+
+template <class T>
+using Array = std::unique_ptr<T[]>;
+
+Array<float> numbers(int64_t size, std::mt19937& random) {
+  Array<float> out(new float[size]);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < size; i++) out[i] = normal(random);
+  return out;
+}
+
+Array<int64_t> integers(int64_t size, int64_t least, int64_t greatest, std::mt19937& random) {
+  Array<int64_t> out(new int64_t[size]);
+  for (int64_t i = 0; i < size; i++) out[i] = std::uniform_int_distribution<int64_t>(least, greatest)(random);
+  return out;
+}
+
+bool all_finite(const Array<float>& values, int64_t size, bool or_minus_infinity = false) {
+  for (int64_t i = 0; i < size; i++)
+    if (!std::isfinite(values[i]) && !(or_minus_infinity && values[i] == -INFINITY)) return false;
+  return true;
+}
+
+struct Problem {
+  std::mt19937 random;
+  Array<float> rows, columns, bias;
+  Array<int64_t> row_labels, column_labels, self_index;
+  dml_pairs pairs;
+
+  // Columns of their own where m >= 0.
+  Problem(int64_t n, int64_t m, int64_t d, int64_t classes, int threads)
+      : random(unsigned(n + 31 * m + d)),
+        rows(numbers(n * d, random)),
+        row_labels(integers(n, 1, classes, random)),
+        pairs{rows.get(), nullptr, n, n, d, row_labels.get(), row_labels.get(), nullptr, threads} {
+    if (m >= 0) {
+      columns = numbers(m * d, random);
+      column_labels = integers(m, 1, classes, random);
+      self_index = integers(n, -1, m, random);
+      pairs.columns = columns.get(), pairs.column_labels = column_labels.get();
+      pairs.self_index = self_index.get(), pairs.m = m;
+    }
+    for (int64_t k = 0; k < d && n > 3; k++) rows[3 * d + k] = rows[k];  // duplicates
+    bias = numbers(pairs.m, random);
+  }
+
+  void reduce_and_differentiate(int32_t score, int32_t select, int32_t reduce, float scale, bool biased) {
+    const int64_t n = pairs.n, m = pairs.m, d = pairs.d;
+    const bool both = pairs.columns && !biased;
+    const dml_term term{score, select, reduce, scale, 0.5f, biased ? bias.get() : nullptr};
+    Array<float> row_stat(new float[n]), column_stat(both ? new float[m] : nullptr);
+    Array<float> row_grad = numbers(n, random), column_grad = both ? numbers(m, random) : nullptr;
+    dml_cpu_pair_reduce(&pairs, &term, row_stat.get(), column_stat.get());
+    expect(all_finite(row_stat, n, true), "statistics of the rows", pairs);
+    expect(!both || all_finite(column_stat, m, true), "statistics of the columns", pairs);
+    Array<float> d_rows(new float[n * d]), d_columns(pairs.columns ? new float[m * d] : nullptr);
+    Array<float> d_bias(biased ? new float[m] : nullptr);
+    dml_cpu_pair_grad(&pairs, &term, row_stat.get(), row_grad.get(), column_stat.get(), column_grad.get(),
+                      d_rows.get(), d_columns.get(), d_bias.get());
+    expect(all_finite(d_rows, n * d), "gradient of the rows", pairs);
+    expect(!d_columns || all_finite(d_columns, m * d), "gradient of the columns", pairs);
+    expect(!d_bias || all_finite(d_bias, m), "gradient of the bias", pairs);
+  }
+
+  void lifted() {
+    const int64_t n = pairs.n, m = pairs.m, d = pairs.d;
+    Array<float> loss(new float[1]), d_rows(new float[n * d]);
+    Array<float> d_columns(pairs.columns ? new float[m * d] : nullptr);
+    dml_cpu_lifted(&pairs, 1.0f, loss.get(), nullptr, nullptr);
+    expect(all_finite(loss, 1), "loss without gradient", pairs);
+    dml_cpu_lifted(&pairs, 1.0f, loss.get(), d_rows.get(), d_columns.get());
+    expect(all_finite(loss, 1), "loss", pairs);
+    expect(all_finite(d_rows, n * d), "gradient of the rows of the loss", pairs);
+    expect(!d_columns || all_finite(d_columns, m * d), "gradient of the columns of the loss", pairs);
+  }
+};
+
+void run(int64_t n, int64_t m, int64_t d, int64_t classes, int threads) {
+  Problem problem(n, m, d, classes, threads);
+  problem.lifted();
+  for (int32_t score : {DML_DOT, DML_DISTANCE})
+    for (int32_t select : {DML_NEGATIVE, DML_POSITIVE, DML_OTHER, DML_ALL})
+      for (int32_t reduce : {DML_LOGSUMEXP, DML_SUM})
+        for (bool biased : {false, true})
+          problem.reduce_and_differentiate(score, select, reduce, biased ? -1.0f : 25.0f, biased);
+}
+
+}  // namespace
+
+int main() {
+  dml_cpu_poison(1);
+  for (const char* isa : {"avx512", "avx2", "generic"}) {
+    if (dml_cpu_set_isa(isa)) continue;
+    for (int threads : {1, 2}) {
+      for (int64_t n : {0, 1, 7, 31, 67, 257}) run(n, -1, 5, n / 3 + 1, threads);
+      for (int64_t d : {1, 16, 17, 33, 263}) run(19, 23, d, 5, threads);
+      run(131, 17, 3, 20, threads), run(17, 131, 3, 20, threads), run(0, 5, 3, 2, threads);
+      run(5, 0, 3, 2, threads), run(67, 71, 4, 1, threads), run(131, -1, 4, 1, threads);
+    }
+    std::printf("%s done\n", isa);
+  }
+  return failures != 0;
+}

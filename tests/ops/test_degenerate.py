@@ -1,0 +1,208 @@
+"""Batches at the edge: coinciding rows, no pairs, no rows, extreme sizes, infinite values."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from .helpers import (
+    Problem,
+    assert_kernels_accurate,
+    direct_distances,
+    generator,
+    lifted,
+    pair_reduce,
+    plain_lifted,
+    plain_pair_reduce,
+    problem,
+    results,
+    with_duplicates,
+)
+
+IMPLS = pytest.mark.parametrize("impl", ["reference", "cpu"])
+
+
+def assert_zero_and_attached(p: Problem, impl: str) -> None:
+    x = p.rows.clone().requires_grad_()
+    loss = lifted(replace(p, rows=x), impl=impl)
+    assert loss.item() == 0
+    assert loss.requires_grad
+    loss.backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("d", [16, 128])
+class TestATenthOfTheRowsDuplicatedAcrossClasses:
+    def test_lifted(self, d, noise):
+        p = with_duplicates(problem(300, d=d, per_class=4, seed=d), noise=noise)
+        assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
+
+    def test_lifted_over_columns_of_their_own(self, d, noise):
+        p = with_duplicates(problem(200, 300, d, selves=True, per_class=4, seed=d), noise=noise)
+        assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
+
+    @pytest.mark.parametrize("select", ["negative", "positive", "all"])
+    @pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+    def test_pair_reduce(self, d, noise, select, reduce):
+        p = with_duplicates(problem(150, 200, d, selves=True, per_class=4, seed=d), noise=noise)
+        options = {"select": select, "reduce": reduce, "scale": -1.0}
+        assert_kernels_accurate(
+            pair_reduce, plain_pair_reduce, p, distances=direct_distances, **options
+        )
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_duplicates_within_a_class(size):
+    p = problem(120, d=24, per_class=4)
+    rows = (p.rows * size)[torch.arange(120) // 2]
+    p = Problem(rows, torch.arange(120) // 6)
+    assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
+
+
+@IMPLS
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4])
+def test_rows_that_are_all_the_same_have_no_gradient(impl, value):
+    rows, labels = torch.full((70, 33), value), torch.arange(70) // 7
+    loss, gradient = results(lifted, Problem(rows, labels), impl=impl)
+    expected = (1 + torch.tensor(2.0 * 63).log()).square() / 2
+    torch.testing.assert_close(loss, expected)
+    assert torch.equal(gradient, torch.zeros_like(rows))
+
+
+@IMPLS
+@pytest.mark.parametrize("n", [0, 1, 2, 300])
+def test_without_positive_pairs_the_loss_is_zero_and_attached(impl, n):
+    assert_zero_and_attached(replace(problem(n), labels=torch.arange(n)), impl)
+
+
+@IMPLS
+@pytest.mark.parametrize("n", [2, 300])
+def test_without_negatives_the_loss_is_zero_and_attached(impl, n):
+    assert_zero_and_attached(replace(problem(n), labels=torch.zeros(n, dtype=torch.long)), impl)
+
+
+@IMPLS
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 5), (5, 0)])
+def test_no_rows_or_no_columns_give_a_loss_of_zero(impl, n, m):
+    loss, d_rows, d_columns = results(lifted, problem(n, m), impl=impl)
+    assert loss == 0
+    assert torch.equal(d_rows, torch.zeros(n, 8))
+    assert torch.equal(d_columns, torch.zeros(m, 8))
+
+
+@IMPLS
+def test_a_positive_pair_without_negatives_adds_nothing_and_counts(impl):
+    """Rows 0 and 1 meet columns of their own class only; rows 2 and 3 have a negative each."""
+    x = torch.tensor([[0.0, 0], [1, 0], [5, 0], [5, 2]], requires_grad=True)
+    r = torch.tensor([[0.0, 1], [5.0, 1]])
+    loss = lifted(Problem(x, torch.tensor([0, 0, 1, 1]), r[:1], torch.tensor([0])), impl=impl)
+    # both pairs (0, 0) and (1, 0) count; the negatives of the column are rows 2 and 3
+    distances = torch.tensor([26.0, 26.0]).sqrt()
+    column = (1 - distances).logsumexp(0)
+    hinges = (torch.tensor([1.0, 2.0]).sqrt() + column).relu()
+    torch.testing.assert_close(loss.detach(), hinges.square().sum() / 4)
+
+
+@IMPLS
+@pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 5), (5, 0), (1, None), (0, None)])
+def test_a_reduction_over_nothing(impl, reduce, n, m):
+    p = problem(n, m, bias=True)
+    value, *gradients = results(pair_reduce, p, select="other", reduce=reduce, impl=impl)
+    nothing = float("-inf") if reduce == "logsumexp" else 0.0
+    assert torch.equal(value, torch.full((n,), nothing))
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@IMPLS
+@pytest.mark.parametrize("select", ["negative", "positive"])
+def test_a_row_that_selects_nothing_has_no_part_in_the_gradient(impl, select):
+    """One class of 60 rows and 5 rows with a class each."""
+    labels = torch.cat([torch.zeros(60), torch.arange(1, 6)]).long()
+    p = replace(problem(65), labels=labels)
+    value, gradient = results(pair_reduce, p, select=select, impl=impl)
+    assert value.isinf().any() == (select == "positive")
+    assert gradient.isfinite().all()
+    if select == "positive":
+        assert not gradient[60:].any()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1e2, 1e4])
+class TestEmbeddingsOfEverySize:
+    @pytest.mark.parametrize("columns", [None, 90])
+    def test_lifted(self, size, columns):
+        p = problem(140, columns, 20, per_class=4, scale=size)
+        assert_kernels_accurate(lifted, plain_lifted, p)
+
+    @pytest.mark.parametrize("scale", [-1.0, 1.0])
+    @pytest.mark.parametrize("score", ["dot", "distance"])
+    def test_pair_reduce(self, size, score, scale):
+        """At the size that the scale undoes as well."""
+        p = problem(140, 90, 20, per_class=4, scale=size)
+        for undone in (scale, scale / size, scale / size**2):
+            options = {"score": score, "scale": undone}
+            assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options)
+
+
+@pytest.mark.parametrize("columns", [None, 90])
+def test_an_offset_of_every_row_changes_nothing(columns):
+    """The kernels subtract the mean: they err no more than they would without the offset."""
+    p = problem(150, columns, 12, per_class=4)
+    far = replace(p, rows=p.rows + 100, columns=None if columns is None else p.columns + 100)
+    for op, plain in ((lifted, plain_lifted), (pair_reduce, plain_pair_reduce)):
+        assert_kernels_accurate(op, plain, far, distances=direct_distances)
+
+
+@IMPLS
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("pairs", ["some", "none"])
+@pytest.mark.parametrize("place", ["row", "column"])
+class TestAValueThatIsNotFiniteMakesTheResultNan:
+    @staticmethod
+    def spoiled(place, value, pairs) -> Problem:
+        p = problem(40, 50 if place == "column" else None, 7, bias=True, seed=2)
+        if pairs == "none":
+            own = None if p.columns is None else torch.arange(50) + 40
+            p = replace(p, labels=torch.arange(40), column_labels=own)
+        (p.rows if place == "row" else p.columns)[17, 3] = value
+        return p
+
+    def test_lifted(self, impl, place, value, pairs):
+        assert lifted(self.spoiled(place, value, pairs), impl=impl).isnan()
+
+    @pytest.mark.parametrize("score", ["dot", "distance"])
+    @pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+    def test_pair_reduce(self, impl, place, value, pairs, score, reduce):
+        p = self.spoiled(place, value, pairs)
+        options = {"select": "positive", "score": score, "reduce": reduce}
+        assert pair_reduce(p, impl=impl, **options).isnan().all()
+
+
+@IMPLS
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+def test_a_bias_that_is_not_finite_makes_the_result_nan(impl, value, reduce):
+    p = problem(20, 30, bias=True)
+    p.bias[11] = value
+    assert pair_reduce(p, reduce=reduce, impl=impl).isnan().all()
+
+
+def test_gradients_of_values_that_are_not_finite_are_nan():
+    p = problem(20, 30, bias=True)
+    p.rows[3, 0] = torch.nan
+    for op in (lifted, pair_reduce):
+        found = results(op, replace(p, bias=None) if op is lifted else p, impl="cpu")
+        assert all(tensor.isnan().all() for tensor in found)
+
+
+@IMPLS
+@pytest.mark.parametrize("n", [1, 40])
+def test_one_class_and_classes_of_one_agree_on_who_is_negative(impl, n):
+    """Everyone is everyone's positive, or everyone's negative: the other selection is empty."""
+    p = Problem(torch.randn(n, 5, generator=generator(0)), torch.zeros(n, dtype=torch.long))
+    alone = replace(p, labels=torch.arange(n))
+    positive = pair_reduce(p, select="positive", impl=impl)
+    assert torch.equal(positive, pair_reduce(alone, select="negative", impl=impl))
+    assert pair_reduce(p, select="negative", impl=impl).isneginf().all()
+    assert pair_reduce(alone, select="positive", impl=impl).isneginf().all()

@@ -1,0 +1,56 @@
+"""The compiled library: its instruction sets, and the interface as Python declares it."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+
+from dmlfast.ops import native
+
+from .helpers import ISAS, instruction_sets
+
+HEADER = Path(__file__).parents[2] / "csrc" / "dmlfast.h"
+SIZES = {"float": 4, "int32_t": 4, "int64_t": 8}
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_the_kernels_of_an_instruction_set_can_be_chosen(name):
+    library = native.cpu_library()
+    best = library.dml_cpu_isa()
+    if library.dml_cpu_set_isa(name.encode()):
+        pytest.skip(f"this machine or build lacks {name}")
+    try:
+        assert library.dml_cpu_isa() == name.encode()
+    finally:
+        library.dml_cpu_set_isa(best)
+
+
+def test_the_best_instruction_set_is_chosen_first():
+    assert native.cpu_library().dml_cpu_isa().decode() == next(instruction_sets())
+
+
+def test_an_unknown_instruction_set_is_refused_and_changes_nothing():
+    library = native.cpu_library()
+    before = library.dml_cpu_isa()
+    assert library.dml_cpu_set_isa(b"avx1024") == 1
+    assert library.dml_cpu_isa() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"), [("dml_pairs", native.Pairs), ("dml_term", native.Term)]
+)
+def test_structures_are_declared_as_in_the_header(name, structure):
+    body = re.search(rf"struct {name} {{(.*?)}};", HEADER.read_text(), re.DOTALL).group(1)
+    fields = []
+    for declaration in re.sub(r"//.*|const", "", body).split(";")[:-1]:
+        kind, *names = declaration.replace("*", " * ").replace(",", " ").split()
+        size = 8 if "*" in names else SIZES[kind]
+        fields += [(field, size) for field in names if field != "*"]
+    assert fields == [(field, ctypes.sizeof(kind)) for field, kind in structure._fields_]
+
+
+@pytest.mark.parametrize("names", [native.SCORES, native.SELECTIONS, native.REDUCTIONS])
+def test_names_are_numbered_as_in_the_header(names):
+    numbers = dict(re.findall(r"DML_(\w+) = (\d+)", HEADER.read_text()))
+    assert {name: int(numbers[name.upper()]) for name in names} == names

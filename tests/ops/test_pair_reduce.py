@@ -1,0 +1,135 @@
+"""The pair primitive on the CPU kernels: values and gradients against the reference in float64."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from .helpers import (
+    assert_kernels_accurate,
+    careful_distances,
+    gram_distances,
+    largest_term,
+    pair_reduce,
+    plain_pair_reduce,
+    problem,
+    results,
+    upstream_for,
+)
+
+# (n, m, d, scale, bias); m is left out where the rows face themselves
+SHAPES = [
+    (0, 3, 2, 1.0, False),
+    (3, 0, 5, 1.0, True),
+    (1, 1, 1, -1.0, True),
+    (2, 7, 3, 2.0, False),
+    (7, 2, 64, -0.5, True),
+    (31, 33, 16, 0.0, True),
+    (33, 32, 17, -1.0, False),
+    (127, 128, 2, 1.0, True),
+    (129, 31, 100, -0.1, False),
+    (255, 257, 1, -1.0, False),
+    (256, 255, 5, 1.0, False),
+    (257, 300, 3, -2.0, True),
+    (300, 127, 257, 0.3, False),
+    (641, 129, 3, -3.0, True),
+    (300, 641, 16, 0.7, False),
+]
+CASES = list(
+    product(
+        ["dot", "distance"],
+        ["negative", "positive", "other", "all"],
+        ["logsumexp", "sum"],
+        ["themselves", "others", "gathered"],
+    )
+)
+
+
+@pytest.mark.parametrize(("score", "select", "reduce", "columns"), CASES)
+def test_values_and_gradients(score, select, reduce, columns):
+    first = CASES.index((score, select, reduce, columns)) % 3
+    for k in range(first, len(SHAPES), 3):
+        n, m, d, scale, bias = SHAPES[k]
+        width = None if columns == "themselves" else m
+        # rows that meet themselves coincide with a column
+        coincide = select == "all" and columns != "others"
+        assert_kernels_accurate(
+            pair_reduce,
+            plain_pair_reduce,
+            problem(n, width, d, selves=columns == "gathered", bias=bias, seed=k),
+            distances=careful_distances if coincide else gram_distances,
+            score=score,
+            select=select,
+            reduce=reduce,
+            scale=scale,
+            offset=0.3,
+        )
+
+
+@pytest.mark.parametrize("score", ["dot", "distance"])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17, 64, 100, 257, 1024, 4096])
+def test_dimensions(score, d):
+    for p in (problem(70, d=d, seed=d), problem(33, 50, d, bias=True, seed=d)):
+        scale = -1 / d**0.5
+        assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, score=score, scale=scale)
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 17000), (17000, 40)])
+def test_blocks_of_many_tiles(n, m):
+    p = problem(n, m, 5, selves=True, bias=True, per_class=50)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, select="negative", scale=-1.0)
+
+
+# terms that span more than 60 need a running maximum; statistics that do, two exponentials a pair
+@pytest.mark.parametrize("columns", [None, 300])
+@pytest.mark.parametrize("score", ["dot", "distance"])
+@pytest.mark.parametrize(
+    ("scale", "spread_rows", "terms_span", "statistics_span"),
+    [(-1.0, False, False, False), (-15.0, False, True, False), (5.0, True, True, True)],
+)
+def test_terms_of_every_span(score, columns, scale, spread_rows, terms_span, statistics_span):
+    p = problem(257, columns, 12, bias=columns is not None, per_class=5, seed=4)
+    sizes = torch.logspace(-1.5, 1.5, 257) if spread_rows else torch.full((257,), 0.5)
+    r = None if columns is None else p.columns * 0.5
+    p = replace(p, rows=p.rows * sizes[:, None], columns=r)
+    options = {"score": score, "scale": scale, "offset": 2.0}
+    for select in ("negative", "other"):
+        found = pair_reduce(p, select=select, impl="cpu", **options)
+        assert (found.max() - found.min() > 60) == statistics_span
+        assert (largest_term(p, **options) > 60) == terms_span
+        assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, select=select, **options)
+
+
+@pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)])
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(wanted):
+    p = problem(65, 130, 9, selves=True, bias=True)
+    _, *full = results(pair_reduce, p, impl="cpu")
+    inputs = [t.clone().requires_grad_(bool(w)) for t, w in zip(p.inputs, wanted, strict=True)]
+    value = pair_reduce(replace(p, rows=inputs[0], columns=inputs[1], bias=inputs[2]), impl="cpu")
+    value.backward(upstream_for(value))
+    for tensor, gradient, want in zip(inputs, full, wanted, strict=True):
+        assert torch.equal(tensor.grad, gradient) if want else tensor.grad is None
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_an_index_outside_the_columns_is_no_self(impl):
+    p = problem(20, 30, selves=True)
+    outside = torch.where(
+        p.self_index < 0, torch.tensor([30, -7, 2**40, -(2**40)]).repeat(5), p.self_index
+    )
+    for select in ("positive", "other"):
+        expected = pair_reduce(p, select=select, impl=impl)
+        found = pair_reduce(replace(p, self_index=outside), select=select, impl=impl)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_labels_are_not_needed_where_none_are_compared(impl):
+    p = problem(30, 20, selves=True)
+    for select in ("other", "all"):
+        with_labels = pair_reduce(p, select=select, impl=impl)
+        assert torch.equal(
+            pair_reduce(replace(p, labels=None, column_labels=None), select=select, impl=impl),
+            with_labels,
+        )
