@@ -37,7 +37,7 @@ def command(out: Path, max_steps: int | None) -> None:
         pictures = (
             ["--montage", out / "montage.png", "--map", out / "map.png"] if not option else []
         )
-        reports[name] = dmlfast("eval", file, "--json", *pictures)
+        reports[name] = dmlfast("eval", file, "--json", "--no-clustering", *pictures)
     csv, plot = out / "bench.csv", out / "bench.png"
     csv.unlink(missing_ok=True)
     bench = dmlfast("bench", "lifted", "--quick", "--csv", csv, "--plot", plot, "--json")
