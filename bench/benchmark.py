@@ -55,7 +55,7 @@ class Competitor:
 class Benchmark:
     """A loss to be measured.
 
-    name, title: as typed, and as a heading.
+    name: as typed.
     problem: makes the tensors of a size by name; those that require gradients are differentiated.
     baselines: what dmlfast is compared with.
     dmlfast: the competitor for a backend's name.
@@ -64,7 +64,6 @@ class Benchmark:
     """
 
     name: str
-    title: str
     problem: Callable[[Size], Problem]
     baselines: tuple[Competitor, ...]
     dmlfast: Callable[[str], Competitor]

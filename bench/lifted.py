@@ -44,7 +44,6 @@ def dmlfast(impl: str) -> Competitor:
 
 BENCHMARK = Benchmark(
     name="lifted",
-    title="Lifted structured loss",
     problem=problem,
     baselines=(
         Competitor("naive", lambda: baselines.lifted_naive, memory=partial(matrices, 6.5)),

@@ -43,7 +43,6 @@ def competitor(name: str, loss: object) -> Competitor:
 
 TOY = Benchmark(
     name="toy",
-    title="A toy",
     problem=problem,
     baselines=(),
     dmlfast=lambda impl: competitor(f"dmlfast-{impl}", right),
