@@ -145,11 +145,12 @@ class TestEmbeddingsOfEverySize:
             assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options)
 
 
+@pytest.mark.parametrize("offset", [10, 100])
 @pytest.mark.parametrize("columns", [None, 90])
-def test_an_offset_of_every_row_changes_nothing(columns):
+def test_an_offset_of_every_row_changes_nothing(columns, offset):
     """The kernels subtract the mean: they err no more than they would without the offset."""
     p = problem(150, columns, 12, per_class=4)
-    far = replace(p, rows=p.rows + 100, columns=None if columns is None else p.columns + 100)
+    far = replace(p, rows=p.rows + offset, columns=columns and p.columns + offset)
     for op, plain in ((lifted, plain_lifted), (pair_reduce, plain_pair_reduce)):
         assert_kernels_accurate(op, plain, far, distances=direct_distances)
 
