@@ -17,12 +17,25 @@ def compiled(loss: Loss) -> Loss:
 def lifted_naive(
     embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
 ) -> torch.Tensor:
-    """The lifted structured loss on the matrix of all distances."""
+    """The lifted structured loss as its formula reads, on matrices of all pairs."""
     distance = torch.cdist(embeddings, embeddings)  # by a matrix product, with a safe gradient
     same = labels[:, None] == labels
     negative = (margin - distance).masked_fill(same, -torch.inf).logsumexp(1)  # L
+    joint = torch.logaddexp(negative[:, None], negative) + distance  # J
+    positive = same.triu(1)
+    hinge = joint.relu().masked_fill(~positive, 0)
+    return hinge.square().sum() / (2 * positive.sum().clamp_min(1))
+
+
+def lifted_indexed(
+    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
+) -> torch.Tensor:
+    """The same with the positive pairs picked by index, of which there are few."""
+    distance = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels
+    negative = (margin - distance).masked_fill(same, -torch.inf).logsumexp(1)
     i, j = same.triu(1).nonzero(as_tuple=True)
-    joint = torch.logaddexp(negative[i], negative[j]) + distance[i, j]  # J
+    joint = torch.logaddexp(negative[i], negative[j]) + distance[i, j]
     return joint.relu().square().sum() / (2 * max(len(i), 1))
 
 

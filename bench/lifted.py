@@ -46,13 +46,14 @@ BENCHMARK = Benchmark(
     name="lifted",
     problem=problem,
     baselines=(
-        Competitor("naive", lambda: baselines.lifted_naive, memory=partial(matrices, 6.5)),
+        Competitor("naive", lambda: baselines.lifted_naive, memory=partial(matrices, 8.5)),
         Competitor(
             "compiled",
             lambda: baselines.compiled(baselines.lifted_naive),
-            memory=partial(matrices, 3.5),
+            memory=partial(matrices, 4),
             compiles=True,
         ),
+        Competitor("indexed", lambda: baselines.lifted_indexed, memory=partial(matrices, 6.5)),
         Competitor("chunked", lambda: baselines.lifted_chunked, largest=16384),
         Competitor("pml", baselines.lifted_pml, memory=pml_memory),
     ),

@@ -85,9 +85,9 @@ class PairGradient {
   // where all are zero.
   bool weigh(Work& work, int worker, int64_t index, const Tile& tile, Scores& scores) {
     work.close.clear();
-    std::memset(work.row_sum, 0, sizeof work.row_sum);
-    std::memset(work.column_sum, 0, sizeof work.column_sum);
-    std::memset(work.bias_sum, 0, sizeof work.bias_sum);
+    std::fill_n(work.row_sum[0], tile.rows.size() * VL, 0.0f);
+    std::fill_n(work.column_sum, tile.columns.size() + NR, 0.0f);
+    std::fill_n(work.bias_sum, tile.columns.size() + NR, 0.0f);
     const float shift = factorise(work, tile);
     bool some = false;
     for_each_strip(tile, [&](const Strip& strip) {
@@ -97,45 +97,68 @@ class PairGradient {
       clear(work, strip, {range.end, tile.rows.end});
       if (range.size() == 0) return;
       some = true;
-      weigh_strip(work, range, strip, scores.get(worker, index, range, strip), shift);
+      weigh_strip(work, strip, scores.get(worker, index, range, strip), shift);
     });
     return some;
   }
 
-  void weigh_strip(Work& work, Range range, const Strip& strip, const float* s, float shift) {
+  // The raw weight of a pair, in the quickest form that its term allows.
+  void weigh_strip(Work& work, const Strip& strip, const Scores::OfStrip& scores, float shift) {
+    const float* row_factor = work.row_factor - strip.tile.rows.begin;
+    const float* column_factor = work.column_factor + strip.column();
+    if (!std::isfinite(shift))
+      weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) { return weight(i, score, strip, v); });
+    else if (term_.logsumexp && !term_.bias)
+      weigh_rows(work, strip, scores,
+                 [=, scale = term_.scale, offset = term_.offset - shift](int64_t i, int v, vf score) {
+                   return exp(score * scale + offset) * (load(column_factor + v * VL) + row_factor[i]);
+                 });
+    else
+      weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) {
+        const vf factors = load(column_factor + v * VL) + row_factor[i];
+        return term_.logsumexp ? exp(term_(score, strip, v, shift)) * factors : factors;
+      });
+  }
+
+  template <class Weight>
+  void weigh_rows(Work& work, const Strip& strip, const Scores::OfStrip& scores, Weight&& weight) {
     const int64_t first = strip.column(), first_row = strip.tile.rows.begin;
-    const bool factorised = std::isfinite(shift);
+    const bool distances = pairs_.score == DML_DISTANCE, with_bias = !bias_.empty();
+    const float scale = term_.scale, *row_norm = pairs_.rows().norm.data();
+    const float* column_norm = pairs_.columns().norm.data() + strip.begin;
     vf column_sum[NV] = {}, bias_sum[NV] = {};
     Selector selected(pairs_, strip, pairs_.select);
     auto more = more_.of(strip);
-    for (int64_t i = range.begin; i < range.end; i++, s += NR) {
+    selected.for_each_row(scores.range, [&](auto special, int64_t i) {
+      const float* s = scores.row(i);
+      const Selector::Lanes* lanes = special ? selected(i) : nullptr;
       vf w[NV] = {};
-      if (const Selector::Lanes* lanes = selected(i))
-        for (int v = 0; v < NV; v++) {
-          const vf raw = factorised ? weight(work, i - first_row, first, load(s + v * VL), strip, v, shift)
-                                    : weight(i, load(s + v * VL), strip, v);
-          w[v] = keep((*lanes)[v], raw);
-          bias_sum[v] += w[v];
-          w[v] *= term_.scale;
-        }
-      more(i, s, w);
+      for (int v = 0; v < NV && (lanes || !special); v++) {
+        w[v] = weight(i, v, load(s + v * VL));
+        if (special) w[v] = keep((*lanes)[v], w[v]);
+        if (with_bias) bias_sum[v] += w[v];
+        w[v] *= scale;
+      }
+      if (special) more(i, s, w);
       float* out = work.weights.data() + (i - first_row) * tile_stride + first;
       vf row_sum = {};
       for (int v = 0; v < NV; v++) {
-        if (pairs_.score == DML_DISTANCE) {
+        if (distances) {
           const vf distance = load(s + v * VL);
           const vi counts = (distance > 0.0f) & (w[v] != 0.0f);
-          w[v] = keep(counts, w[v] / distance);
-          const vf norms = load(pairs_.columns().norm.data() + strip.begin + v * VL) + pairs_.rows().norm[i];
-          const vi close = counts & (distance * distance < norms * close_share);
-          if (any(close)) w[v] = set_aside(work, i, strip.begin + v * VL, close, w[v]);
+          w[v] = keep(counts, w[v] * reciprocal(distance));
+          if (scores.close) {
+            const vf norms = load(column_norm + v * VL) + row_norm[i];
+            const vi close = counts & (distance * distance < norms * close_share);
+            if (any(close)) w[v] = set_aside(work, i, strip.begin + v * VL, close, w[v]);
+          }
         }
         row_sum += w[v];
         column_sum[v] += w[v];
-        if (v < strip.vectors) store(out + v * VL, w[v]);
+        if (!special || v < strip.vectors) store(out + v * VL, w[v]);
       }
       store(work.row_sum[i - first_row], load(work.row_sum[i - first_row]) + row_sum);
-    }
+    });
     for (int v = 0; v < NV; v++) {
       store(work.column_sum + first + v * VL, column_sum[v]);
       store(work.bias_sum + first + v * VL, bias_sum[v]);
@@ -159,15 +182,9 @@ class PairGradient {
            exp(t - load(column_factors_.statistic.data() + j)) * load(column_factors_.gradient.data() + j);
   }
 
-  // The same by one: exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Sums need no exponential.
-  vf weight(const Work& work, int64_t r, int64_t first, vf score, const Strip& strip, int v,
-            float shift) const {
-    const vf factors = load(work.column_factor + first + v * VL) + work.row_factor[r];
-    return term_.logsumexp ? exp(term_(score, strip, v, shift)) * factors : factors;
-  }
-
-  // Fills the factors of a tile whose statistics lie close together and returns their least; NaN where they
-  // do not.
+  // Where the statistics of a tile lie close together, one exponential serves both of its sides:
+  // exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Fills the factors g exp(shift - L) and
+  // returns the shift, the least L; NaN where they do not lie close. Sums need no exponential.
   float factorise(Work& work, const Tile& tile) const {
     float low = std::numeric_limits<float>::infinity(), high = -low;
     auto widen = [&](const Factors& f, Range range) {

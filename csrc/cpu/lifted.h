@@ -63,7 +63,7 @@ class Lifted {
                  int64_t i, const float* s, vf* w) mutable {
         const Selector::Lanes* lanes = selected(i);
         for (int v = 0; v < NV && lanes; v++)
-          w[v] += keep((*lanes)[v], lifted.positive(i, strip, v, s).hinge * share);
+          if (any((*lanes)[v])) w[v] += keep((*lanes)[v], lifted.positive(i, strip, v, s).hinge * share);
       };
     }
   };
@@ -88,6 +88,11 @@ class Lifted {
   double sum_positives() {
     struct Partial {
       float loss[Schedule::tile][VL], row[Schedule::tile][VL], column[Schedule::tile + NR];
+      void clear(const Tile& tile) {
+        std::fill_n(loss[0], tile.rows.size() * VL, 0.0f);
+        std::fill_n(row[0], tile.rows.size() * VL, 0.0f);
+        std::fill_n(column, tile.columns.size() + NR, 0.0f);
+      }
     };
     std::vector<Partial> partials(pairs_.threads);
     std::vector<double> row_loss(pairs_.rows().n, 0.0);
@@ -98,18 +103,20 @@ class Lifted {
       Partial& part = partials[worker];
       pairs_.for_each_tile(task, [&](const Tile& tile) {
         if (!pairs_.share_labels(tile)) return;
-        std::memset(&part, 0, sizeof part);
+        part.clear(tile);
         for_each_strip(tile, [&](const Strip& strip) {
           const Range range = pairs_.active(strip, DML_POSITIVE);
           if (range.size() <= 0) return;
-          const float* s = scores_.get(worker, index, range, strip);
+          const Scores::OfStrip scores = scores_.get(worker, index, range, strip);
           vf column[NV] = {};
           Selector selected(pairs_, strip, DML_POSITIVE);
-          for (int64_t i = range.begin; i < range.end; i++, s += NR) {
+          for (int64_t i = range.begin; i < range.end; i++) {
             const Selector::Lanes* lanes = selected(i);
             if (!lanes) continue;
+            const float* s = scores.row(i);
             vf loss = {}, row = {};
             for (int v = 0; v < NV; v++) {
+              if (!any((*lanes)[v])) continue;
               const PositiveTerm term = positive(i, strip, v, s);
               const vf hinge = keep((*lanes)[v], term.hinge);
               loss += hinge * hinge;

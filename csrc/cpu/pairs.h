@@ -36,6 +36,7 @@ class Pairs {
 
   const Side& rows() const { return row_side_; }
   const Side& columns() const { return symmetric ? row_side_ : column_side_; }
+  bool with_selves() const { return !self_.empty(); }
   bool finite() const { return row_side_.finite && columns().finite; }
 
   // Position of the column that is the row itself, or -1. Symmetric pairs never meet themselves.
@@ -66,16 +67,19 @@ class Pairs {
       if (low == high && row_side_.label[range.begin] == low && row_side_.label[range.end - 1] == high)
         range.end = range.begin;
     }
-    if (selection == DML_POSITIVE) {  // rows are in the order of their labels
-      const auto [low, high] = labels_of(strip);
-      const int32_t* first = row_side_.label.data() + range.begin;
-      const int32_t* last = row_side_.label.data() + range.end;
-      const int32_t* from = std::lower_bound(first, last, low);
-      const int32_t* to = std::upper_bound(from, last, high);
-      range = {(from - row_side_.label.data()) / MR * MR, to - row_side_.label.data()};
-      if (from == to) range.end = range.begin;
+    if (selection == DML_POSITIVE) {
+      range = mixed(range, strip);
+      if (range.size() > 0) range.begin = range.begin / MR * MR;
     }
     return range;
+  }
+
+  // The rows of a range, which are in the order of their labels, with a label between those of the strip.
+  Range mixed(Range range, const Strip& strip) const {
+    const auto [low, high] = labels_of(strip);
+    const int32_t* labels = row_side_.label.data();
+    const int32_t* from = std::lower_bound(labels + range.begin, labels + range.end, low);
+    return {from - labels, std::upper_bound(from, labels + range.end, high) - labels};
   }
 
   bool share_labels(const Tile& tile) const {
@@ -84,12 +88,12 @@ class Pairs {
            column[tile.columns.begin] <= row[tile.rows.end - 1];
   }
 
-  // Products or distances of the active rows with a strip.
-  void scores(Range range, const Strip& strip, float* out) const {
+  // Products or distances of the active rows with a strip. True where a pair of rows is close.
+  bool scores(Range range, const Strip& strip, float* out) const {
     strip_products(row_side_, range, columns(), strip, out);
-    if (score != DML_DISTANCE) return;
-    strip_distances(row_side_, range, columns(), strip, out,
-                    [&](int64_t i, int64_t j) { return !(strip.tile.upper && j <= i); });
+    return score == DML_DISTANCE &&
+           strip_distances(row_side_, range, columns(), strip, out,
+                           [&](int64_t i, int64_t j) { return !(strip.tile.upper && j <= i); });
   }
 
   // Bounds of a score, for terms that need no running maximum.
@@ -133,6 +137,16 @@ class Selector {
  public:
   using Lanes = vi[NV];
 
+  // Calls f(special, i) for the rows of a range. Special rows, std::true_type, are to be asked for; every
+  // pair of the others is selected.
+  template <class F>
+  void for_each_row(Range range, F&& f) const {
+    const Range special = special_rows(range);
+    for (int64_t i = range.begin; i < special.begin; i++) f(std::false_type(), i);
+    for (int64_t i = special.begin; i < special.end; i++) f(std::true_type(), i);
+    for (int64_t i = special.end; i < range.end; i++) f(std::false_type(), i);
+  }
+
   Selector(const Pairs& pairs, const Strip& strip, int selection)
       : pairs_(pairs),
         strip_(strip),
@@ -172,6 +186,15 @@ class Selector {
   }
 
  private:
+  Range special_rows(Range range) const {
+    const bool selves = leaves_self_ && pairs_.with_selves();
+    if (positive_ || ragged_ || selves || strip_.vectors < NV) return range;
+    const int64_t upper = std::clamp(first_upper_row_, range.begin, range.end);
+    const Range mixed = by_label_ ? pairs_.mixed(range, strip_) : Range{upper, upper};
+    if (mixed.size() == 0) return {upper, range.end};
+    return {std::min(mixed.begin, upper), upper < range.end ? range.end : mixed.end};
+  }
+
   const Pairs& pairs_;
   const Strip& strip_;
   const int32_t* labels_;

@@ -70,22 +70,27 @@ class Scores {
     if (keep && s.row_block_size() <= Schedule::tile && s.column_block_size() <= Schedule::tile &&
         stride_ * s.size() * int64_t(sizeof(float)) <= keep_bytes) {
       kept_ = Buffer<float>(stride_ * s.size());
-      known_.assign(s.size() * strips, 0);
+      known_.assign(s.size() * strips, unknown);
       strips_ = strips;
     }
   }
-  // Scores of the active rows of a strip: row i at the returned pointer + (i - range.begin) * NR.
-  const float* get(int worker, int64_t task, Range range, const Strip& strip) {
+  // The active rows of a strip: row i at row(i). close: whether a pair of the strip is close.
+  struct OfStrip {
+    const float* first;
+    Range range;
+    bool close;
+    const float* row(int64_t i) const { return first + (i - range.begin) * NR; }
+  };
+  OfStrip get(int worker, int64_t task, Range range, const Strip& strip) {
     if (!kept_) {
       float* out = scratch_.data() + worker * scratch_floats;
-      pairs_.scores(range, strip, out);
-      return out;
+      const bool close = pairs_.scores(range, strip, out);
+      return {out, range, close};
     }
     float* out = kept_.data() + task * stride_ + strip.index * pairs_.schedule.row_block_size() * NR;
-    char& known = known_[task * strips_ + strip.index];
-    if (!known) pairs_.scores(strip.rows(), strip, out);
-    known = 1;
-    return out + (range.begin - strip.tile.rows.begin) * NR;
+    State& state = known_[task * strips_ + strip.index];
+    if (state == unknown) state = pairs_.scores(strip.rows(), strip, out) ? with_close : without_close;
+    return {out + (range.begin - strip.tile.rows.begin) * NR, range, state == with_close};
   }
 
  private:
@@ -93,7 +98,8 @@ class Scores {
   static constexpr int64_t scratch_floats = (Schedule::tile + MR) * NR;
   const Pairs& pairs_;
   Buffer<float> scratch_, kept_;
-  std::vector<char> known_;
+  enum State : char { unknown, without_close, with_close };
+  std::vector<State> known_;
   int64_t stride_ = 0, strips_ = 0;
 };
 
@@ -115,12 +121,12 @@ class Reduction {
     pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
       Partial& part = partials[worker];
       pairs_.for_each_tile(task, [&](const Tile& tile) {
-        part.clear(running_);
+        part.clear(tile, running_);
         for_each_strip(tile, [&](const Strip& strip) {
           const Range range = pairs_.active(strip, pairs_.select);
           if (range.size() <= 0) return;
-          const float* s = scores.get(worker, index, range, strip);
-          running_ ? add_running(part, range, strip, s) : add(part, range, strip, s);
+          const Scores::OfStrip found = scores.get(worker, index, range, strip);
+          running_ ? add_running(part, strip, found) : add(part, strip, found);
         });
         wait();
         merge(part, tile);
@@ -137,44 +143,45 @@ class Reduction {
   struct Partial {
     float row_sum[Schedule::tile][VL], row_top[Schedule::tile];
     float column_sum[Schedule::tile + NR], column_top[Schedule::tile + NR];
-    void clear(bool running) {
-      std::memset(row_sum, 0, sizeof row_sum);
-      std::memset(column_sum, 0, sizeof column_sum);
+    void clear(const Tile& tile, bool running) {
+      std::fill_n(row_sum[0], tile.rows.size() * VL, 0.0f);
+      std::fill_n(column_sum, tile.columns.size() + NR, 0.0f);
       if (!running) return;
-      std::fill_n(row_top, Schedule::tile, minus_infinity);
-      std::fill_n(column_top, Schedule::tile + NR, minus_infinity);
+      std::fill_n(row_top, tile.rows.size(), minus_infinity);
+      std::fill_n(column_top, tile.columns.size() + NR, minus_infinity);
     }
   };
 
-  void add(Partial& part, Range range, const Strip& strip, const float* s) {
+  void add(Partial& part, const Strip& strip, const Scores::OfStrip& scores) {
     vf column[NV] = {};
     Selector selected(pairs_, strip, pairs_.select);
-    for (int64_t i = range.begin; i < range.end; i++, s += NR) {
-      const Selector::Lanes* lanes = selected(i);
-      if (!lanes) continue;
+    selected.for_each_row(scores.range, [&](auto special, int64_t i) {
+      const Selector::Lanes* lanes = special ? selected(i) : nullptr;
+      if (special && !lanes) return;
       vf row = {};
       for (int v = 0; v < NV; v++) {
-        vf t = term_(load(s + v * VL), strip, v, shift_);
+        vf t = term_(load(scores.row(i) + v * VL), strip, v, shift_);
         if (term_.logsumexp) t = exp(t);
-        t = keep((*lanes)[v], t);
+        if (special) t = keep((*lanes)[v], t);
         row += t;
         column[v] += t;
       }
       float* sum = part.row_sum[i - strip.tile.rows.begin];
       store(sum, load(sum) + row);
-    }
+    });
     for (int v = 0; v < NV; v++) store(part.column_sum + strip.column() + v * VL, column[v]);
   }
 
   // The same with a running maximum for each row and column, for terms of any size.
-  void add_running(Partial& part, Range range, const Strip& strip, const float* s) {
+  void add_running(Partial& part, const Strip& strip, const Scores::OfStrip& scores) {
     const vf nothing = splat(minus_infinity);
     float* column_top = part.column_top + strip.column();
     float* column_sum = part.column_sum + strip.column();
     Selector selected(pairs_, strip, pairs_.select);
-    for (int64_t i = range.begin; i < range.end; i++, s += NR) {
+    for (int64_t i = scores.range.begin; i < scores.range.end; i++) {
       const Selector::Lanes* lanes = selected(i);
       if (!lanes) continue;
+      const float* s = scores.row(i);
       vf t[NV], largest = nothing;
       for (int v = 0; v < NV; v++) {
         t[v] = ::DML_ISA::select((*lanes)[v], term_(load(s + v * VL), strip, v, 0.0f), nothing);

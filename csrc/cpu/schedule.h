@@ -113,7 +113,8 @@ class Schedule {
   // Depends on the number of rows alone. About 64 blocks keep many threads busy; small ones keep a small
   // batch parallel.
   static int64_t block_size(int64_t n) {
-    if (n <= 128) return 128;
+    if (n <= 64) return 64;
+    if (n <= 128) return 32;
     if (n <= 640) return 64;
     if (n <= 4096) return 128;
     return std::min<int64_t>(2048, round_up(n / 64, tile));

@@ -2,13 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <vector>
 
+#include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -17,32 +15,6 @@ namespace DML_ISA {
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
-
-// Memory for vectors, without the cost of zeroing it. Filled with NaN when poisoned, so that a test sees a
-// read of what was never written.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t size) : size_(size) {
-    data_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64))));
-    if (poison_buffers.load(std::memory_order_relaxed)) std::memset(data_.get(), 0xff, size * sizeof(T));
-  }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  T& operator[](int64_t i) { return data_.get()[i]; }
-  const T& operator[](int64_t i) const { return data_.get()[i]; }
-  int64_t size() const { return size_; }
-  explicit operator bool() const { return size_ > 0; }
-  void fill(T value) { std::fill(data(), data() + size_, value); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t size_ = 0;
-};
 
 using Order = std::vector<int64_t>;  // position -> row of the input
 

@@ -47,11 +47,17 @@ inline vf load_first(const float* p, int64_t count) {
   std::memcpy(&v, p, count * sizeof(float));
   return v;
 }
-inline void store_first(float* p, vf v, int64_t count) {
-  std::memcpy(p, &v, count * sizeof(float));
-}
 inline void store(float* p, vf v) {
   std::memcpy(p, &v, sizeof v);
+}
+inline void store_first(float* p, vf v, int64_t count) {
+  if (count == VL) return store(p, v);
+  std::memcpy(p, &v, count * sizeof(float));
+}
+// Starts to bring `count` floats into the cache; any address will do. GCC drops calls of what seems to do
+// nothing, so that it must be inlined.
+inline __attribute__((always_inline)) void prefetch(const float* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i);
 }
 
 inline vf splat(float x) {
@@ -131,6 +137,26 @@ inline vf sqrt(vf a) {
   vf r;
   for (int i = 0; i < VL; i++) r[i] = std::sqrt(a[i]);
   return r;
+#endif
+}
+
+// 1 / a and sqrt(a) for a > 0, within 2 ulp where that is quicker: AVX-512 has starting values of 14 bits,
+// and one Newton step takes a quarter of the time of a division or a root.
+inline vf reciprocal(vf a) {
+#if defined(__AVX512F__)
+  const vf r = (vf)_mm512_rcp14_ps((__m512)a);
+  return r * (2.0f - a * r);
+#else
+  return 1.0f / a;
+#endif
+}
+inline vf quick_sqrt(vf a) {
+#if defined(__AVX512F__)
+  const vf r = (vf)_mm512_rsqrt14_ps((__m512)a);
+  const vf root = a * r;
+  return keep(a > 0.0f, root + (a - root * root) * (r * 0.5f));
+#else
+  return sqrt(a);
 #endif
 }
 

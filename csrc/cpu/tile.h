@@ -72,10 +72,10 @@ inline void for_each_strip(const Tile& tile, F&& f) {
 }
 
 // The products <row, column> of packed rows [begin, begin + size) with a strip, in steps over d that stay in
-// L1.
+// the inner caches.
 inline void strip_products(const Side& rows, Range range, const Side& columns, const Strip& strip,
                            float* out) {
-  constexpr int64_t step = 256;
+  constexpr int64_t step = 512;
   const int64_t d = rows.d, panel = d * VL;
   const float* b = columns.packed.data() + strip.begin / VL * panel;
   auto with = [&](auto vectors) {
@@ -107,11 +107,13 @@ inline float squared_difference(const float* a, const float* b, int64_t d) {
 // r w its gradient: such pairs are computed from their differences.
 constexpr float close_share = 1.0f / 1024;
 
-// Turns products into distances, in place; close pairs only where wanted(i, j) holds.
+// Turns products into distances, in place; close pairs only where wanted(i, j) holds. True where there are
+// any.
 template <class Wanted>
-inline void strip_distances(const Side& rows, Range range, const Side& columns, const Strip& strip,
+inline bool strip_distances(const Side& rows, Range range, const Side& columns, const Strip& strip,
                             float* scores, Wanted&& wanted) {
   const float* column_norm = columns.norm.data() + strip.begin;
+  bool some = false;
   for (int64_t i = range.begin; i < range.end; i++) {
     float* s = scores + (i - range.begin) * NR;
     vi near[NV] = {};
@@ -127,11 +129,13 @@ inline void strip_distances(const Side& rows, Range range, const Side& columns, 
       for (int v = 0; v < strip.vectors; v++)
         for (int lane = 0; lane < VL; lane++) {
           const int64_t j = strip.begin + v * VL + lane;
-          if (near[v][lane] && j < columns.n && wanted(i, j))
-            s[v * VL + lane] = squared_difference(rows.row(i), columns.row(j), rows.d);
+          if (!near[v][lane] || j >= columns.n || !wanted(i, j)) continue;
+          s[v * VL + lane] = squared_difference(rows.row(i), columns.row(j), rows.d);
+          some = true;
         }
-    for (int v = 0; v < strip.vectors; v++) store(s + v * VL, sqrt(load(s + v * VL)));
+    for (int v = 0; v < strip.vectors; v++) store(s + v * VL, quick_sqrt(load(s + v * VL)));
   }
+  return some;
 }
 
 // The weights of a tile of pairs, row-major: W[i - rows.begin][j - columns.begin].
@@ -152,6 +156,17 @@ inline Gradient zero_gradient(const Side& side) {
   return g;
 }
 
+// Brings in what the next steps of a product read, a group of MR positions of the next panels of b and of c.
+template <int VECTORS>
+inline __attribute__((always_inline)) void prefetch_next(const float* b, int64_t b_panel, const float* c,
+                                                         int64_t c_panel, int64_t position) {
+#pragma GCC unroll 8
+  for (int v = 0; v < VECTORS; v++) {
+    prefetch(b + (VECTORS + v) * b_panel + position * VL, MR * VL);
+    prefetch(c + v * c_panel + (position + MR) * VL, MR * VL);
+  }
+}
+
 // gradient of rows += W columns. In an upper tile W is zero below the diagonal.
 inline void add_weighted_columns(const float* w, const Tile& tile, const Side& columns, Gradient& gradient) {
   const int64_t stride = columns.spread_stride(), out_stride = gradient.sum.size() / columns.d_panels();
@@ -160,6 +175,7 @@ inline void add_weighted_columns(const float* w, const Tile& tile, const Side& c
     float* c = gradient.sum.data() + panel * out_stride + tile.rows.begin * VL;
     for (int64_t i = 0; i < tile.rows.size(); i += MR) {
       const int64_t skip = tile.upper ? i : 0;
+      prefetch_next<vectors>(b, stride, c, out_stride, i);
       multiply_add<tile_stride, 1, vectors>(w + i * tile_stride + skip, b + skip * VL, stride,
                                             tile.columns.size() - skip, c + i * VL, VL, out_stride, false);
     }
@@ -173,6 +189,7 @@ inline void add_weighted_rows(const float* w, const Tile& tile, const Side& rows
     const float* b = rows.spread.data() + panel * stride + tile.rows.begin * VL;
     float* c = gradient.sum.data() + panel * out_stride + tile.columns.begin * VL;
     for (int64_t j = 0; j < tile.columns.size(); j += MR) {
+      prefetch_next<vectors>(b, stride, c, out_stride, j);
       const int64_t depth = tile.upper ? std::min<int64_t>(tile.rows.size(), j + MR) : tile.rows.size();
       multiply_add<1, tile_stride, vectors>(w + j, b, stride, depth, c + j * VL, VL, out_stride, false);
     }

@@ -7,6 +7,8 @@ import torch
 
 LIBRARY = torch.library.Library("dmlfast", "DEF")
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def register(
     schema: str,
@@ -14,17 +16,28 @@ def register(
     fake: Callable[..., Any],
     setup: Callable[..., None],
     backward: Callable[..., Any],
+    only_first: bool = False,
 ) -> Callable[..., Any]:
     """Defines an op with its kernel, fake and gradient, and returns the function to call it by.
 
     Traced calls (``torch.compile``, fake tensors) go through the registered op. Eager calls take
     the same forward and backward as an autograd function: the dispatcher's way to a Python kernel
     costs tens of microseconds, as much as a loss at the batch sizes of the papers.
+
+    ``forward`` may give None for an output; the registered op gives an empty tensor there.
+    ``only_first``: the caller sees the first output alone, the others are kept for the gradient.
     """
     name = schema.split("(")[0]
+
+    def kernel(rows: torch.Tensor, *args: Any) -> Any:
+        output = forward(rows, *args)
+        if not isinstance(output, tuple):
+            return output
+        return tuple(rows.new_empty(0) if tensor is None else tensor for tensor in output)
+
     LIBRARY.define(schema)
     for device in ("CPU", "CUDA"):
-        LIBRARY.impl(name, forward, device)
+        LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"dmlfast::{name}", fake, lib=LIBRARY)
     torch.library.register_autograd(f"dmlfast::{name}", backward, setup_context=setup, lib=LIBRARY)
     op = getattr(torch.ops.dmlfast, name)
@@ -36,14 +49,16 @@ def register(
         def forward(ctx: Any, *args: Any) -> Any:
             output = forward(*args)
             setup(ctx, args, output)
-            return output
+            return output[0] if only_first else output
 
     Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(rows: torch.Tensor, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or type(rows) not in (torch.Tensor, torch.nn.Parameter):
-            return op(rows, *args)
-        return Eager.apply(rows, *args) if torch.is_grad_enabled() else forward(rows, *args)
+        traced = torch.compiler.is_compiling() or type(rows) not in _PLAIN
+        if not traced and torch.is_grad_enabled():
+            return Eager.apply(rows, *args)
+        output = op(rows, *args) if traced else forward(rows, *args)
+        return output[0] if only_first else output
 
     return call
 

@@ -8,6 +8,7 @@ from dmlfast import ops
 
 BASELINES = {
     "naive": lambda: baselines.lifted_naive,
+    "indexed": lambda: baselines.lifted_indexed,
     "chunked": lambda: baselines.lifted_chunked,
     "pml": baselines.lifted_pml,
 }

@@ -56,30 +56,20 @@ def lifted_structured_loss(
     )
 
 
-def _fused(
-    rows: torch.Tensor,
-    columns: torch.Tensor | None,
-    row_labels: torch.Tensor,
-    column_labels: torch.Tensor | None,
-    self_index: torch.Tensor | None,
-    margin: float,
-    impl: str,
-) -> torch.Tensor:
-    graph = torch.is_grad_enabled()
-    wants = (
-        graph and rows.requires_grad,
-        graph and columns is not None and columns.requires_grad,
-    )
-    return _call(rows, columns, row_labels, column_labels, self_index, margin, *wants, impl)[0]
-
-
-def _forward(
-    rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _fused(rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any) -> torch.Tensor:
     *arguments, impl = rest
-    loss, *gradients = dispatch.module(__package__, impl).forward(rows, columns, *arguments)
-    d_rows, d_columns = (rows.new_empty(0) if grad is None else grad for grad in gradients)
-    return loss, d_rows, d_columns
+    graph = torch.is_grad_enabled()
+    want_rows = graph and rows.requires_grad
+    want_columns = graph and columns is not None and columns.requires_grad
+    loss: torch.Tensor = _call(rows, columns, *arguments, want_rows, want_columns, impl)
+    return loss
+
+
+def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = dispatch.module(
+        __package__, arguments[-1]
+    ).forward(*arguments[:-1])
+    return found
 
 
 def _fake(
@@ -95,21 +85,26 @@ def _fake(
     return loss, like(rows, want_rows), like(columns, want_columns)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.wants = inputs[6:8]
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
     ctx.save_for_backward(*inputs[:2], *output[1:])
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    inputs, gradients = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+    rows, columns, d_rows, d_columns = ctx.saved_tensors
+    want_rows, want_columns = ctx.wants
+    return (
+        _scaled(d_rows, grad, rows) if want_rows else None,
+        _scaled(d_columns, grad, columns) if want_columns else None,
+        *[None] * 7,
+    )
+
+
+def _scaled(gradient: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     # the product is taken in float32 and rounded once: a scaled half-precision gradient does not
     # underflow
-    rows, columns = (
-        once_differentiable((found * grad).to(tensor.dtype), tensor) if want else None
-        for found, tensor, want in zip(gradients, inputs, ctx.wants, strict=True)
-    )
-    return (rows, columns, *[None] * 7)
+    return once_differentiable((gradient * grad).to(inputs.dtype), inputs)
 
 
 _call = register(
@@ -120,4 +115,5 @@ _call = register(
     fake=_fake,
     setup=_setup,
     backward=_backward,
+    only_first=True,
 )

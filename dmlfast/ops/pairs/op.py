@@ -177,7 +177,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     return (rows, columns, None, None, None, bias, *[None] * 6)
 
 
-def _grad_forward(rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+def _grad_forward(rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
     *pairs, row_stat, row_grad, want_rows, want_columns, want_bias = rest[:10]
     score, select, reduce, scale, offset, impl = rest[10:]
     term = PairTerm(score, select, reduce, scale, offset)
@@ -186,13 +186,13 @@ def _grad_forward(rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     found = dispatch.module(__package__, impl).grad_block(rows, *pairs, *stats, term, wants)
     inputs = (rows, pairs[0], pairs[4])
     return tuple(
-        rows.new_empty(0) if grad is None else grad.to(like.dtype)
+        None if grad is None else grad.to(like.dtype)
         for grad, like in zip(found, inputs, strict=True)
     )
 
 
-def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output)
+def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    ctx.mark_non_differentiable(*(tensor for tensor in output if tensor is not None))
 
 
 def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
