@@ -32,15 +32,15 @@ def draw_curves(run: RunFolder) -> Path:
     loss_axes, recall_axes = figure.subplots(1, 2)
     curve(loss_axes, "loss", LOSS_COLOUR)
     loss_axes.set_title(f"{config.loss} loss on {config.dataset}", loc="left")
-    curve(recall_axes, f"{split}_map_at_r", MAP_COLOUR, "MAP@R")
-    recalls = curve(recall_axes, f"{split}_recall_at_1", RECALL_COLOUR, "recall@1")
-    if recalls:
-        step, value = max(recalls, key=lambda point: point[1])
-        recall_axes.plot(step, value, "o", color=RECALL_COLOUR, markersize=9, fillstyle="none")
-        if step < recalls[-1][0]:
+    curve(recall_axes, f"{split}_recall_at_1", RECALL_COLOUR, "recall@1")
+    precisions = curve(recall_axes, f"{split}_map_at_r", MAP_COLOUR, "MAP@R")
+    if precisions:
+        step, value = max(precisions, key=lambda point: point[1])
+        recall_axes.plot(step, value, "o", color=MAP_COLOUR, markersize=9, fillstyle="none")
+        if step < precisions[-1][0]:
             recall_axes.annotate(
                 f"best {value:.3f}", (step, value), xytext=(0, 8), textcoords="offset points",
-                color=RECALL_COLOUR, ha="center",
+                color=MAP_COLOUR, ha="center",
             )  # fmt: skip
     held_out = "held-out training classes" if split == "val" else "test classes"
     recall_axes.set_title(f"retrieval among {held_out}", loc="left")

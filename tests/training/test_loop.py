@@ -136,16 +136,16 @@ def test_training_learns(tmp_path):
 
 
 def test_best_is_the_first_of_the_best_evaluations(tmp_path, monkeypatch):
-    recalls = iter([0.2, 0.6, 0.6, 0.4])
+    precisions = iter([0.2, 0.6, 0.6, 0.4])
     monkeypatch.setattr(
-        loop.Trainer, "evaluate", lambda self: {"recall_at_1": next(recalls), "map_at_r": 0.1}
+        loop.Trainer, "evaluate", lambda self: {"recall_at_1": 0.9, "map_at_r": next(precisions)}
     )
     config = tiny_config(eval_interval=2, checkpoint_interval=100, keep_checkpoints=1)
     run = train(config, tmp_path / "run")
     assert run.checkpoint("best").step == 4
     assert run.checkpoint("last").step == 8
     assert run.steps() == [4, 8]
-    assert state(run)["best"] == {"step": 4, "recall_at_1": 0.6, "map_at_r": 0.1}
+    assert state(run)["best"] == {"step": 4, "recall_at_1": 0.9, "map_at_r": 0.6}
 
 
 def test_validation_is_on_held_out_training_classes_and_stamped(finished):
