@@ -2,12 +2,18 @@
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
 from torch import nn
 
+from dmlfast.data import Dataset
+from dmlfast.errors import UserError
+from dmlfast.files import TEMPORARY_PREFIX, write_error
 from dmlfast.models import load_model
+from dmlfast.retrieval import export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
 from dmlfast.training import (
     RunFolder,
@@ -40,6 +46,13 @@ from dmlfast.training import (
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
 @click.option("--float16", is_flag=True, help="Store half the bytes.")
 @click.option(
+    "--layout",
+    type=click.Choice(["features", "ann-benchmarks"]),
+    default="features",
+    show_default=True,
+    help="What is in the file: all that dmlfast needs, or what ann-benchmarks reads.",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=256,
@@ -58,6 +71,7 @@ def command(
     raw_pixels: bool,
     normalize: bool,
     float16: bool,
+    layout: str,
     batch_size: int,
     device: str,
     overwrite: bool,
@@ -71,6 +85,8 @@ def command(
     """
     if untrained and raw_pixels:
         raise click.UsageError("--untrained and --raw-pixels exclude each other")
+    if float16 and layout != "features":
+        raise click.UsageError("--float16 is for --layout features; ann-benchmarks takes float32")
     place = resolve_device(device)
     folder = RunFolder(run) if run else newest_run()
     if not run:
@@ -84,7 +100,8 @@ def command(
     else:
         model, source = trained_model(folder, checkpoint)
     attributes = {**source, "run": str(folder)}
-    images = embed(
+    write = embed if layout == "features" else embed_for_ann_benchmarks
+    images = write(
         model.to(place),
         load_split(config, split),
         out,
@@ -101,7 +118,25 @@ def command(
         click.echo(json.dumps(result | attributes))
     else:
         click.echo(f"{out}: {images} images of the {split} split of {config.dataset}")
-        click.echo(f"next: dmlfast eval {out}")
+        if layout == "features":
+            click.echo(f"next: dmlfast eval {out}")
+
+
+def embed_for_ann_benchmarks(
+    model: nn.Module, dataset: Dataset, out: str, *, overwrite: bool, **settings: Any
+) -> int:
+    """Embeds into an embedding file that is thrown away, and exports what it holds to `out`."""
+    if Path(out).exists() and not overwrite:
+        raise UserError(f"{out} exists; --overwrite replaces it")
+    try:
+        aside = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=Path(out).parent)
+    except OSError as error:
+        raise write_error(out, error) from error
+    with aside as folder:
+        features = Path(folder) / "features.h5"
+        images = embed(model, dataset, features, **settings)
+        export_ann_benchmarks(load_features(features), out, overwrite=overwrite)
+    return images
 
 
 def trained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -158,3 +159,31 @@ def test_a_damaged_checkpoint(run, tmp_path, monkeypatch, capsys):
     assert embed(str(tmp_path / "run"), "--out", str(tmp_path / "f.h5")) == 1
     assert "model.safetensors is not what was written" in capsys.readouterr().err
     assert not (tmp_path / "f.h5").exists()
+
+
+def test_layout_of_ann_benchmarks(run, tmp_path, capsys):
+    out, features = tmp_path / "a.hdf5", tmp_path / "f.h5"
+    assert embed(str(run), "--out", str(features)) == 0
+    assert embed(str(run), "--out", str(out), "--layout", "ann-benchmarks") == 0
+    assert "dmlfast eval" not in capsys.readouterr().out.splitlines()[-1]
+    with h5py.File(out) as file:
+        assert sorted(file) == ["distances", "neighbors", "test", "train"]
+        np.testing.assert_array_equal(file["train"], load_features(features).embeddings)
+        np.testing.assert_array_equal(file["neighbors"][:, 0], np.arange(len(file["test"])))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.hdf5", "f.h5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--out", "there.h5"], 1, "there.h5 exists; --overwrite replaces it"),
+        (["--out", "missing/a.h5"], 1, "cannot write missing/a.h5: No such file or directory"),
+        (["--out", "a.h5", "--float16"], 2, "--float16 is for --layout features"),
+    ],
+)
+def test_ann_benchmarks_refusals(run, tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.h5").touch()
+    assert embed(str(run), *words, "--layout", "ann-benchmarks") == code
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.h5"]
