@@ -133,3 +133,15 @@ def test_labels_are_not_needed_where_none_are_compared(impl):
             pair_reduce(replace(p, labels=None, column_labels=None), select=select, impl=impl),
             with_labels,
         )
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_rows_without_a_selected_pair_take_no_part_in_gradients(impl):
+    p = replace(problem(6, d=4), labels=torch.tensor([0, 0, 1, 1, 1, 2]))
+    rows = p.rows.clone().requires_grad_()
+    value = pair_reduce(replace(p, rows=rows), select="positive", scale=-1.0, impl=impl)
+    assert value[5] == -torch.inf
+    upstream = torch.tensor([1.0, 1, 1, 1, 1, torch.nan])
+    (gradient,) = torch.autograd.grad(value, rows, upstream)
+    assert gradient[:5].isfinite().all()
+    assert torch.equal(gradient[5], torch.zeros(4))
