@@ -1,5 +1,7 @@
 """Checks of arguments, each raising one line that names the argument and what was expected."""
 
+import math
+
 import torch
 
 
@@ -57,6 +59,13 @@ def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
         raise ValueError(
             f"{name} must be on the device of embeddings, {like.device}, not {tensor.device}"
         )
+
+
+def finite(name: str, value: float) -> float:
+    """The number as a float, neither NaN nor infinite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    return float(value)
 
 
 def choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -49,7 +49,13 @@ WRONG = {
     "float self_index": ({"self_index": Y.float()}, TypeError, "self_index.*integer"),
     "self_index elsewhere": ({"self_index": Y.to("meta")}, ValueError, "self_index.*device"),
 }
+WRONG_LOSS = {
+    f"a margin of {value}": ({"margin": value}, ValueError, "margin.*finite number, not")
+    for value in (float("nan"), float("inf"), -float("inf"))
+}
 WRONG_REDUCTION = {
+    "a scale that is not finite": ({"scale": float("nan")}, ValueError, "scale.*finite.*nan"),
+    "an infinite offset": ({"offset": -float("inf")}, ValueError, "offset.*finite.*-inf"),
     "no labels": ({"labels": None}, ValueError, "labels.*missing.*negative"),
     "an unknown score": ({"score": "cosine"}, ValueError, "score.*dot, distance.*'cosine'"),
     "an unknown selection": ({"select": "hard"}, ValueError, "select.*negative.*'hard'"),
@@ -69,7 +75,7 @@ WRONG_REDUCTION = {
     ),
     "a number for column_bias": ({"column_bias": 0.5}, TypeError, "column_bias.*Tensor.*float"),
 }
-CASES = [(ops.lifted_structured_loss, *case) for case in WRONG.values()]
+CASES = [(ops.lifted_structured_loss, *case) for case in (WRONG | WRONG_LOSS).values()]
 CASES += [(ops.pair_reduce, *case) for case in (WRONG | WRONG_REDUCTION).values()]
 
 

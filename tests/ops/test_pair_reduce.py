@@ -6,9 +6,12 @@ from itertools import product
 import pytest
 import torch
 
+from dmlfast import ops
+
 from .helpers import (
     assert_kernels_accurate,
     careful_distances,
+    generator,
     gram_distances,
     largest_term,
     pair_reduce,
@@ -145,3 +148,20 @@ def test_rows_without_a_selected_pair_take_no_part_in_gradients(impl):
     (gradient,) = torch.autograd.grad(value, rows, upstream)
     assert gradient[:5].isfinite().all()
     assert torch.equal(gradient[5], torch.zeros(4))
+
+
+@pytest.mark.long
+def test_a_million_rows():
+    x = torch.randn(1_000_000, 4, generator=generator(0), requires_grad=True)
+    order = torch.randperm(1_000_000, generator=generator(1))
+    labels = torch.arange(1_000_000) // 4
+    value = ops.pair_reduce(x[order], labels[order], select="positive", scale=-1.0, impl="cpu")
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+
+    classes = x.detach().double().view(-1, 4, 4).requires_grad_()
+    apart = ~torch.eye(4, dtype=torch.bool).expand(250_000, 4, 4)
+    distances = torch.where(apart, torch.cdist(classes, classes), torch.inf)
+    exact = torch.logsumexp(-distances, 2)
+    (truth,) = torch.autograd.grad(exact.sum(), classes)
+    torch.testing.assert_close(value, exact.view(-1)[order].float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, truth.view(-1, 4).float(), rtol=1e-4, atol=1e-5)

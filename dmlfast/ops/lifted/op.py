@@ -46,13 +46,14 @@ def lifted_structured_loss(
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
     checks.columns(embeddings, ref_emb, ref_labels, self_index)
+    margin = checks.finite("margin", margin)
     return dispatch.call(
         "lifted_structured_loss",
         impl,
         embeddings,
         plain=reference.lifted_structured_loss,
         fused=_fused,
-        args=(embeddings, ref_emb, labels, ref_labels, self_index, float(margin)),
+        args=(embeddings, ref_emb, labels, ref_labels, self_index, margin),
     )
 
 

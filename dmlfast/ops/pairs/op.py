@@ -62,7 +62,8 @@ def pair_reduce(
     checks.choice("score", score, SCORES)
     checks.choice("select", select, SELECTIONS)
     checks.choice("reduce", reduce, REDUCTIONS)
-    term = PairTerm(score, select, reduce, float(scale), float(offset))
+    scale, offset = checks.finite("scale", scale), checks.finite("offset", offset)
+    term = PairTerm(score, select, reduce, scale, offset)
     if labels is not None:
         checks.labels("labels", labels, embeddings)
     elif term.by_label:
