@@ -63,7 +63,7 @@ def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
 
 def finite(name: str, value: float) -> float:
     """The number as a float, neither NaN nor infinite."""
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, not {value}")
     return float(value)
 
