@@ -17,6 +17,7 @@ from dmlfast.retrieval.features import DISTANCES, Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
 
 BLOCK_NEIGHBOURS = 2**21  # neighbours held at a time: queries times their number
+SHARED = ("dataset", "model", "checkpoint_sha256", "normalized")  # must agree where known
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,12 @@ def evaluate(
 
 
 def match_sides(features: Features, gallery: Features | None = None) -> Sides:
-    """Says which rows search among which, and where each query stands in the gallery itself."""
+    """Says which rows search among which, and where each query stands in the gallery itself.
+
+    Raises UserError where the two cannot be compared.
+    """
     other = features if gallery is None else gallery
-    if other.dimension != features.dimension or other.distance != features.distance:
-        raise UserError(
-            f"{features.source} ({features.dimension} dimensions, {features.distance}) and"
-            f" {other.source} ({other.dimension}, {other.distance}) cannot be compared"
-        )
+    _check_comparable(features, other)
     queries, rows = features.rows_as("query"), other.rows_as("gallery")
     own = np.full(len(queries), -1)
     if gallery is None:
@@ -222,6 +222,20 @@ def _clustering(
         "nmi": normalized_mutual_information(labels, clusters, nmi_average),
         "f1": pairwise_f1(labels, clusters),
     }
+
+
+def _check_comparable(features: Features, gallery: Features) -> None:
+    """Refuses embeddings of different networks, and classes that do not mean the same."""
+    both = f"{features.source} and {gallery.source} cannot be compared"
+    if (gallery.dimension, gallery.distance) != (features.dimension, features.distance):
+        raise UserError(
+            f"{both}: {features.dimension} dimensions, {features.distance}, and"
+            f" {gallery.dimension}, {gallery.distance}"
+        )
+    for name in SHARED:
+        ours, theirs = features.attributes.get(name), gallery.attributes.get(name)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise UserError(f"{both}: their {name} is {ours!s:.32} and {theirs!s:.32}")
 
 
 def _same_data_set(features: Features, gallery: Features) -> bool:

@@ -165,10 +165,8 @@ def test_a_gallery_that_holds_the_queries_does_not_give_them_away():
     gallery = Features(features.embeddings[::-1], features.labels[::-1], paths[::-1], **same)
     expected, _ = by_definition(queries, gallery, [79 - i for i in range(50)])
     np.testing.assert_allclose(ranking(evaluate(queries, gallery)), expected, rtol=1e-12)
-    other = Features(
-        gallery.embeddings, gallery.labels, gallery.paths, attributes={"dataset": "other"}
-    )
-    assert evaluate(queries, other)["recall_at_1"] == 1
+    unknown = Features(gallery.embeddings, gallery.labels, gallery.paths)
+    assert evaluate(queries, unknown)["recall_at_1"] == 1
 
 
 def test_an_image_with_another_label_in_the_gallery_is_no_image_to_find():
@@ -222,8 +220,30 @@ def test_wrong_numbers_of_neighbours(ks):
 
 
 def test_files_that_cannot_be_compared():
-    with pytest.raises(UserError, match=r"\(8 dimensions, euclidean\).*\(4, euclidean\)"):
+    with pytest.raises(UserError, match=r"8 dimensions, euclidean, and 4, euclidean"):
         evaluate(blobs(columns=8), blobs(columns=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [
+        ("dataset", "digits", "glyphs"),
+        ("model", "convnet", "convnet, untrained"),
+        ("checkpoint_sha256", "0a" * 32, "0b" * 32),
+        ("normalized", True, False),
+    ],
+)
+def test_embeddings_of_another_make_are_refused_where_that_is_known(name, ours, theirs):
+    features = blobs(60)
+
+    def made(**attributes):
+        return Features(features.embeddings, features.labels, attributes=attributes, source="f.h5")
+
+    message = f"f.h5 and f.h5 cannot be compared: their {name} is {ours!s:.32} and {theirs!s:.32}"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        evaluate(made(**{name: ours}), made(**{name: theirs}))
+    for other in (made(), made(**{name: ours})):
+        assert evaluate(made(**{name: ours}), other, clustering=False)["queries"] == 60
 
 
 def test_intervals_are_those_of_the_mean():
