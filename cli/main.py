@@ -2,9 +2,12 @@
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -58,13 +61,15 @@ def cli(debug: bool) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
-    0 right, 1 failed, 2 wrong usage, 130 interrupted. An error is one line on stderr.
+    0 right, 1 failed, 2 wrong usage, 130 interrupted, by Ctrl-C or SIGTERM. An error is one line on
+    stderr.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments or os.environ.get("DMLFAST_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        result = cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
+        with _sigterm_like_ctrl_c():
+            result = cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (click.Abort, KeyboardInterrupt):
@@ -82,6 +87,20 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             click.echo(f"Error: {_one_line(error)}", err=True)
         return 1
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Lets commands clean up when they are told to end; a handler of someone else's stays."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _one_line(error: Exception) -> str:

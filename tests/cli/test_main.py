@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import click
@@ -105,6 +106,37 @@ def test_an_interrupt(command, capsys, error):
     command(fail(error))
     assert cli.main(["info"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_like_ctrl_c(command, capsys):
+    cleaned = []
+
+    def run():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    command(run)
+    assert cli.main(["info"]) == 130
+    assert cleaned
+    assert capsys.readouterr().err.strip() == "Interrupted."
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_handlers_of_others_stay(command):
+    seen = []
+    command(lambda: seen.append(signal.getsignal(signal.SIGTERM)))
+    thread = threading.Thread(target=cli.main, args=(["info"],))
+    thread.start()
+    thread.join()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        cli.main(["info"])
+        assert seen == [signal.SIG_DFL, signal.SIG_IGN]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_a_click_error_keeps_its_exit_code(command, capsys):
