@@ -3,8 +3,9 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from dmlfast.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+ABANDONED_SECONDS = 24 * 60 * 60  # without a write: the process may be one of another machine
 
 
 def temporary_path(path: Path) -> Path:
@@ -45,10 +47,11 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write to; on success the file is synced and renamed to `path`.
 
     On failure the temporary file is removed and `path` stays as it was. A write that fails raises a
-    `UserError` naming `path`.
+    `UserError` naming `path`. What killed processes left of the same file a day ago is removed.
     """
     path = Path(path)
     temporary = temporary_path(path)
+    _remove_abandoned(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it is not a regular file")
@@ -60,6 +63,28 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes temporary files of `path` that no process here can be writing, nor one elsewhere."""
+    name = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d{1,9})-" + re.escape(path.name))
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            match = name.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                idle = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if idle > ABANDONED_SECONDS and not _is_alive(int(match[1])):
+                    os.unlink(entry)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def append_whole(path: str | Path, data: bytes) -> None:

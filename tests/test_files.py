@@ -1,10 +1,19 @@
 import errno
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from dmlfast.errors import UserError
-from dmlfast.files import atomic_folder, atomic_write_path, remove_folder, swap_link
+from dmlfast.files import (
+    ABANDONED_SECONDS,
+    atomic_folder,
+    atomic_write_path,
+    remove_folder,
+    swap_link,
+)
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -41,6 +50,24 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path, raised, seen, message):
         write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_process_left_long_ago_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead, alive = process.pid, os.getppid()
+    names = [f".tmp-{dead}-a.h5", f".tmp-{dead}-b-a.h5", f".tmp-{alive}-a.h5", ".tmp-old-a.h5"]
+    long_ago = time.time() - ABANDONED_SECONDS - 60
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    with atomic_write_path(tmp_path / "a.h5") as temporary:
+        temporary.touch()
+    assert set(os.listdir(tmp_path)) == {"a.h5", *names[1:]}
+    (tmp_path / names[0]).touch()  # on a shared file system, someone else's
+    with atomic_write_path(tmp_path / "a.h5") as temporary:
+        temporary.touch()
+    assert set(os.listdir(tmp_path)) == {"a.h5", *names}
 
 
 def test_places_where_no_file_can_be(tmp_path):
