@@ -101,7 +101,7 @@ def command(
         result = {"features": feats, "gallery_features": gallery_feats, **report}
         if train_feats:
             result |= {"train_features": train_feats, "classes_shared_with_train": shared}
-        click.echo(json.dumps(_without_nan(result | {"attributes": features.attributes}), indent=2))
+        click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
     else:
         click.echo("\n".join(_lines(features, gallery, report, ks)))
         if shared is not None:
@@ -160,13 +160,13 @@ def _percent(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def _without_nan(value: Any) -> Any:
-    """The value with null, which JSON knows, for nan, which it does not."""
+def _finite(value: Any) -> Any:
+    """The value with null, which JSON knows, for nan and infinity, which it does not."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _draw_montage(

@@ -13,10 +13,10 @@ ROLES = {"both": 0, "query": 1, "gallery": 2}
 class Features:
     """The embeddings of N images and what belongs to each of them, row by row.
 
-    embeddings: (N, D) floating point, finite. labels: (N,) integers, opaque class identifiers;
-    where `class_names` is given they index it. paths: N identifiers, or none at all. roles: (N,)
-    uint8, 0 query and gallery, 1 query only, 2 gallery only; None stands for all 0. attributes:
-    plain values, where the embeddings come from; `distance` says how they are compared
+    embeddings: (N, D) floating point, finite, D >= 1. labels: (N,) integers, opaque class
+    identifiers; where `class_names` is given they index it. paths: N identifiers, or none at all.
+    roles: (N,) uint8, 0 query and gallery, 1 query only, 2 gallery only; None stands for all 0.
+    attributes: plain values, where the embeddings come from; `distance` says how they are compared
     ("euclidean", the default, or "angular"). source: the name that error messages call them by,
     such as their file's.
 
@@ -35,6 +35,8 @@ class Features:
         N = len(self.embeddings)
         if self.embeddings.ndim != 2 or self.embeddings.dtype.kind != "f":
             raise ValueError(f"embeddings must be (N, D) floats, not {_describe(self.embeddings)}")
+        if not self.dimension:
+            raise ValueError(f"embeddings {self.embeddings.shape} have no columns")
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be (N,) integers, not {_describe(self.labels)}")
         if len(self.labels) != N:

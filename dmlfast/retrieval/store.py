@@ -53,6 +53,8 @@ class FeatureWriter:
         attributes: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
+        if dimension < 1:
+            raise ValueError(f"dimension must be at least 1, not {dimension}")
         if distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, not '{distance}'")
         if dtype not in ("float32", "float16"):
@@ -151,9 +153,9 @@ def load_features(path: str | Path) -> Features:
     """Reads an embedding file.
 
     Expects /embeddings (N, D) float32 or float16, /labels (N,) integers and /paths (N,) strings;
-    /role and /class_names may be there. Raises UserError naming the file and what was expected
-    where it is missing, no HDF5, damaged or of another make, or holds an embedding that is not
-    finite.
+    /role and /class_names may be there. Numbers may be of either byte order. Raises UserError
+    naming the file and what was expected where it is missing, no HDF5, damaged or of another make,
+    or holds an embedding that is empty or not finite.
     """
     with _reading(path) as file:
         embeddings = _read(
@@ -315,7 +317,7 @@ def _read(
     dtype = dataset.dtype
     if dataset.ndim != ndim or dtype.kind not in kinds or dtype.itemsize not in sizes:
         raise ValueError(f"/{name} must be {expected}, not {dataset.shape} {dtype}")
-    return dataset[()]
+    return dataset.astype(dtype.newbyteorder("="))[()]
 
 
 def _read_strings(file: h5py.File, name: str) -> list[str]:
@@ -344,5 +346,11 @@ def _dataset(file: h5py.File, name: str, expected: str) -> h5py.Dataset:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute's value as Python's own types."""
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    """An attribute's value as the types that JSON knows."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float)) else str(value)

@@ -66,6 +66,14 @@ def test_what_is_not_defined_is_null_in_json_and_named_in_the_table(tmp_path, ca
     assert output[-1] == "left out: 2 queries with nothing to find"
 
 
+def test_json_holds_nothing_but_json(tmp_path, capsys):
+    feats = write(tmp_path / "f.h5", slice(30), rate=np.inf, rates=[1.0, np.nan])
+    assert main(["eval", feats, "--json", "--no-clustering"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["attributes"]["rate"] is None
+    assert result["attributes"]["rates"] == [1.0, None]
+
+
 def test_a_gallery(tmp_path, capsys):
     queries = write(tmp_path / "q.h5", slice(40))
     gallery = write(tmp_path / "g.h5", slice(40, 300))

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import subprocess
 import sys
@@ -229,9 +230,9 @@ def test_paths_that_cannot_be_stored(tmp_path, path):
 
 
 def test_wrong_arguments(tmp_path):
-    for options in ({"dtype": "float64"}, {"distance": "hamming"}):
+    for options in ({"dtype": "float64"}, {"distance": "hamming"}, {"dimension": 0}):
         with pytest.raises(ValueError, match="must be"):
-            FeatureWriter(tmp_path / "f.h5", dimension=6, **options)
+            FeatureWriter(tmp_path / "f.h5", **({"dimension": 6} | options))
     embeddings, labels, paths = example()
     for batch in [
         (embeddings[:, :5], labels, paths),
@@ -311,6 +312,10 @@ BROKEN = {
     "other dimension": (
         lambda file: replace(file, "embeddings", data=np.zeros((ROWS, 5), np.float32)),
         "has 5 columns, but dimension is 6",
+    ),
+    "no columns": (
+        lambda file: replace(file, "embeddings", data=np.zeros((ROWS, 0), np.float32)),
+        r"embeddings \(25, 0\) have no columns",
     ),
     "real labels": (
         lambda file: replace(file, "labels", data=np.zeros(ROWS)),
@@ -432,6 +437,24 @@ def test_other_programs_may_leave_out_the_attributes(tmp_path):
     assert features.labels.dtype == np.int64
 
 
+def test_other_programs_may_write_text_as_bytes_and_numbers_in_another_order(tmp_path):
+    embeddings, labels, paths = example()
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["embeddings"], file["labels"] = embeddings.astype(">f4"), labels.astype(">i8")
+        file["paths"] = [path.encode() for path in paths]
+        file.attrs["distance"] = np.bytes_("angular")
+        file.attrs["names"] = np.array([b"a", b"\xff"])
+        file.attrs["nothing"] = h5py.Empty("f4")
+    features = load_features(tmp_path / "f.h5")
+    assert features.embeddings.dtype == np.dtype(np.float32)
+    np.testing.assert_array_equal(features.embeddings, embeddings)
+    np.testing.assert_array_equal(features.labels, labels)
+    assert features.paths == paths
+    assert features.distance == "angular"
+    assert features.attributes["names"] == ["a", "\ufffd"]
+    assert json.dumps(features.attributes)
+
+
 def test_an_interrupt_while_hdf5_writes(tmp_path, monkeypatch):
     class Interrupted(io.FileIO):
         def write(self, data):
@@ -451,6 +474,7 @@ def test_an_interrupt_while_hdf5_writes(tmp_path, monkeypatch):
     [
         ({"embeddings": np.zeros((3, 2), int)}, "embeddings must be"),
         ({"embeddings": np.zeros(3)}, "embeddings must be"),
+        ({"embeddings": np.zeros((3, 0))}, "have no columns"),
         ({"labels": np.zeros(3)}, "labels must be"),
         ({"labels": np.zeros(2, int)}, "3 embeddings but 2 labels"),
         ({"paths": ["a"]}, "3 embeddings but 1 paths"),
