@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import click
 from dmlfast.cli.pictures import picture_path, save_picture
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from dmlfast.retrieval import Features
 
 
@@ -88,6 +91,11 @@ def command(
     features = load_features(feats)
     gallery = load_features(gallery_feats) if gallery_feats else None
     shared = shared_classes(features, load_features(train_feats)) if train_feats else None
+    pictures = []
+    if montage:
+        pictures.append((_montage(features, gallery, seed, data_dir), montage))
+    if map_path:
+        pictures.append((_map(features, seed, data_dir), map_path))
     report = evaluate(
         features,
         gallery,
@@ -106,10 +114,8 @@ def command(
         click.echo("\n".join(_lines(features, gallery, report, ks)))
         if shared is not None:
             click.echo(f"classes shared with {train_feats}: {shared}")
-    if montage:
-        _draw_montage(features, gallery, montage, seed, data_dir)
-    if map_path:
-        _draw_map(features, map_path, seed, data_dir)
+    for draw, path in pictures:
+        save_picture(draw(), path)
 
 
 def shared_classes(features: "Features", train: "Features") -> int:
@@ -169,18 +175,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _draw_montage(
-    features: "Features", gallery: "Features | None", path: Path, seed: int, data_dir: str | None
-) -> None:
+def _montage(
+    features: "Features", gallery: "Features | None", seed: int, data_dir: str | None
+) -> "Callable[[], Image.Image]":
+    """What draws the montage; images that it cannot have are found at once."""
     from dmlfast.retrieval import draw_montage
     from dmlfast.retrieval.images import image_source
 
     files = [features] if gallery is None else [features, gallery]
     image_of = image_source(*files, data_dir=data_dir)
-    save_picture(draw_montage(features, gallery, image_of=image_of, seed=seed), path)
+    return partial(draw_montage, features, gallery, image_of=image_of, seed=seed)
 
 
-def _draw_map(features: "Features", path: Path, seed: int, data_dir: str | None) -> None:
+def _map(features: "Features", seed: int, data_dir: str | None) -> "Callable[[], Image.Image]":
+    """What draws the map, of dots where there are no images."""
     from dmlfast.errors import UserError
     from dmlfast.retrieval import draw_map
     from dmlfast.retrieval.images import image_source
@@ -190,4 +198,4 @@ def _draw_map(features: "Features", path: Path, seed: int, data_dir: str | None)
     except UserError as error:
         click.echo(f"the map shows dots: {error}", err=True)
         image_of = None
-    save_picture(draw_map(features, image_of=image_of, seed=seed), path)
+    return partial(draw_map, features, image_of=image_of, seed=seed)

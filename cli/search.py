@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dmlfast.retrieval import Features
+    from dmlfast.retrieval.drawing import ImageOf
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ def command(
     if [query, query_index, query_path].count(None) != 2:
         raise click.UsageError("give one of --query, --query-index and --query-path")
     from dmlfast.retrieval import load_features
-    from dmlfast.retrieval.images import embed_picture
+    from dmlfast.retrieval.images import embed_picture, image_source
 
     features = load_features(feats)
+    image_of = image_source(features, data_dir=data_dir) if montage else None
     if query is not None:
         row = None
         embedding = embed_picture(features, query, invert=invert, data_dir=data_dir)
@@ -84,9 +86,8 @@ def command(
         click.echo(f"nearest to {name} among {len(features):,} images of {features.title}")
         for hit in hits:
             click.echo(f"{hit.rank:>4}  {hit.distance:<9.4f}  {hit.path}  {hit.class_name}")
-    if montage:
-        picture = _draw(features, query, row, hits, name, data_dir)
-        save_picture(picture, montage)
+    if montage and image_of:
+        save_picture(_draw(features, query, row, hits, name, image_of), montage)
 
 
 def find_row(features: "Features", index: int | None, path: str | None) -> int:
@@ -138,14 +139,13 @@ def _draw(
     row: int | None,
     hits: list[Hit],
     name: str,
-    data_dir: str | None,
+    image_of: "ImageOf",
 ) -> "Image.Image":
     """The query and what was found; framed green or red where the query's class is known."""
     from dmlfast.retrieval.drawing import GREEN, RED, readable
-    from dmlfast.retrieval.images import image_source, open_picture
+    from dmlfast.retrieval.images import open_picture
     from dmlfast.retrieval.montage import Tile, draw_search
 
-    image_of = image_source(features, data_dir=data_dir)
     label = None if row is None else int(features.labels[row])
     tiles = []
     for hit in hits:

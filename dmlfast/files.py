@@ -42,6 +42,18 @@ def fsync_folder(folder: str | Path) -> None:
     fsync_path(folder)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises the `UserError` of a file that cannot be written, before there is work to be lost."""
+    path = Path(path)
+    temporary = temporary_path(path)
+    _refuse_irregular(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 @contextmanager
 def atomic_write_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write to; on success the file is synced and renamed to `path`.
@@ -53,8 +65,7 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     _remove_abandoned(path)
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"cannot write {path}: it is not a regular file")
+        _refuse_irregular(path)
         yield temporary
         fsync_path(temporary)
         os.replace(temporary, path)
@@ -63,6 +74,11 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse_irregular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is not a regular file")
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -11,6 +11,7 @@ from dmlfast.files import (
     ABANDONED_SECONDS,
     atomic_folder,
     atomic_write_path,
+    check_writable,
     remove_folder,
     swap_link,
 )
@@ -78,6 +79,17 @@ def test_places_where_no_file_can_be(tmp_path):
     missing = tmp_path / "none" / "a.txt"
     with pytest.raises(UserError, match="No such file"), atomic_write_path(missing) as temporary:
         temporary.write_text("x")
+    for path in (tmp_path, "/dev/null", missing):
+        with pytest.raises(UserError, match=f"cannot write {path}: "):
+            check_writable(path)
+
+
+def test_a_check_leaves_things_as_they_are(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    for name in ("old.txt", "new.txt"):
+        check_writable(tmp_path / name)
+    assert os.listdir(tmp_path) == ["old.txt"]
+    assert (tmp_path / "old.txt").read_text() == "old"
 
 
 def test_all_is_on_the_disk_before_the_name_appears(tmp_path, monkeypatch):

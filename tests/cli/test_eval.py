@@ -121,7 +121,9 @@ def test_pictures_without_images(tmp_path, capsys):
     assert "the map shows dots: unknown data set 'cub'" in capsys.readouterr().err
     assert Image.open(drawn).size == (2000, 1600)
     assert main([*arguments[:-2], "--montage", str(tmp_path / "montage.png")]) == 1
-    assert "unknown data set 'cub'" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "unknown data set 'cub'" in output.err
+    assert output.out == ""  # told before the evaluation
     assert not (tmp_path / "montage.png").exists()
 
 
@@ -134,6 +136,7 @@ def test_pictures_without_images(tmp_path, capsys):
         (["--bootstrap", "-1"], "--bootstrap"),
         (["--montage", "feats.h5"], "'feats.h5' must end in one of .png"),
         (["--map", "/nowhere/map.png"], "the folder of '/nowhere/map.png' does not exist"),
+        (["--map", "/proc/map.png"], "'--map': cannot write /proc/map.png: "),
     ],
 )
 def test_wrong_usage(feats, capsys, arguments, message):

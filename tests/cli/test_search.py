@@ -102,6 +102,18 @@ def test_the_picture(tmp_path, feats, dataset, capsys):
     assert framed[0] > 50 > framed[1]  # no right and wrong where the query's class is not known
 
 
+def test_a_montage_without_images_is_refused_before_the_search(tmp_path, capsys):
+    with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
+        writer.append(np.zeros((2, 1)), np.zeros(2, int), ["a", "b"])
+    out = tmp_path / "m.png"
+    arguments = ["search", str(tmp_path / "f.h5"), "--query-index", "0", "--montage", str(out)]
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert "does not say which data set" in output.err
+    assert output.out == ""
+    assert not out.exists()
+
+
 def test_fewer_rows_than_wanted(tmp_path, capsys):
     with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
         writer.append(np.array([[0.0], [1.0]]), np.array([1, 2]), ["a", "b"])
