@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from dmlfast.retrieval import Features
 
+MAX_RESAMPLES = 1_000_000  # minutes of work, for digits that nobody reads
+
 
 def numbers_of_neighbours(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
     """Reads "1,2,4,8"."""
@@ -45,7 +47,7 @@ def numbers_of_neighbours(ctx: click.Context, param: click.Parameter, text: str)
 @click.option("--clustering/--no-clustering", default=True, help="NMI and F1 by k-means.")
 @click.option(
     "--bootstrap",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=MAX_RESAMPLES),
     default=1000,
     show_default=True,
     help="Resamples for the 95 % intervals; 0 leaves them out.",

@@ -152,17 +152,18 @@ def score_queries(
     kept = np.flatnonzero(sides.relevant > 0)
     gallery = sides.gallery.embeddings[sides.rows]
     gallery_labels = sides.gallery.labels[sides.rows]
+    largest = min(max(ks), len(gallery))  # beyond it there is nothing to find
     recall = np.zeros((len(kept), len(ks)))
     r_precision, average_precision, nearest = np.zeros((3, len(kept)))
 
     with tqdm(
         total=len(kept), desc="search", unit="query", leave=False, disable=not progress
     ) as bar:
-        for block in _blocks(sides.relevant[kept], max(ks)):
+        for block in _blocks(sides.relevant[kept], largest):
             chosen = kept[block]
             rows = sides.queries[chosen]
             R = sides.relevant[chosen][:, None]
-            k = max(*ks, int(R.max()))
+            k = max(largest, int(R.max()))
             found, distances = nearest_neighbours(
                 features.embeddings[rows],
                 gallery,

@@ -134,6 +134,7 @@ def test_pictures_without_images(tmp_path, capsys):
         (["--ks", "0"], "'0' is not a list of positive numbers"),
         (["--seed", "-1"], "--seed"),
         (["--bootstrap", "-1"], "--bootstrap"),
+        (["--bootstrap", "9999999999999999"], "not in the range 0<=x<=1000000"),
         (["--montage", "feats.h5"], "'feats.h5' must end in one of .png"),
         (["--map", "/nowhere/map.png"], "the folder of '/nowhere/map.png' does not exist"),
         (["--map", "/proc/map.png"], "'--map': cannot write /proc/map.png: "),

@@ -209,8 +209,8 @@ def test_blocks_do_not_show(monkeypatch):
 
 
 def test_more_neighbours_than_images():
-    report = evaluate(blobs(20, 2, noise=9), ks=[1, 100], clustering=False)
-    assert report["recall_at_100"] == 1
+    report = evaluate(blobs(20, 2, noise=9), ks=[1, 100, 10**30], clustering=False)
+    assert report["recall_at_100"] == report[f"recall_at_{10**30}"] == 1
 
 
 @pytest.mark.parametrize("ks", [[], [0], [1, -2]])
