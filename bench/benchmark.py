@@ -51,6 +51,14 @@ class Competitor:
     compiles: bool = False
 
 
+def linear_memory(size: Size) -> float:
+    """Bytes of a problem and its solution in float64, seven matrices N x D and three buffers.
+
+    Measured on the lifted loss; more than dmlfast takes.
+    """
+    return 8.0 * size.n * (7 * size.d + 3 * 256)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A loss to be measured.
@@ -61,6 +69,7 @@ class Benchmark:
     dmlfast: the competitor for a backend's name.
     truth: the loss in float64, which every competitor is checked against; memory linear in rows.
     product_flops: of the one matrix product that scores all pairs, the unit of `gemm_ratio`.
+    memory: predicts the bytes of a problem and its truth, without which nothing is measured.
     """
 
     name: str
@@ -69,6 +78,7 @@ class Benchmark:
     dmlfast: Callable[[str], Competitor]
     truth: Loss
     product_flops: Callable[[Size], float]
+    memory: Callable[[Size], float] = linear_memory
 
     def competitor(self, provider: str) -> Competitor:
         """A baseline by its name, or dmlfast on a backend by "dmlfast-<backend>"."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ import dmlfast
 
 TOLERANCE = 1e-3  # of value and gradient, relative to the truth
 BLOCK_SECONDS = 0.02  # a measurement is at least so long: short calls are repeated
+TINY = Size(8, 4)  # of the problem that tells the dtype
 GEMM_SHAPES = ((1024, 1024, 1024), (2048, 2048, 512), (4096, 4096, 512))
 
 
@@ -40,7 +41,7 @@ class Settings:
     rounds: measurements of each competitor, one a round.
     seconds: a competitor that has taken longer at a size leaves out further rounds.
     threads: of torch and of the kernels.
-    memory_limit: bytes; what is predicted to need more is left out.
+    memory_limit: bytes; a competitor or a size that is predicted to need more is left out.
     compile: whether to measure what has to be compiled first.
     command: the command to repeat the measurement, kept with the rows.
     """
@@ -99,14 +100,18 @@ def _timed_rows(
     gemm_rate: float,
     tell: Callable[[str], None],
 ) -> list[Row]:
-    problem = benchmark.problem(size)
-    truth = solve(benchmark.truth, double(problem))
+    @cache
+    def prepared() -> tuple[Problem, Solution]:
+        """The problem and its truth, made only where a competitor is admitted."""
+        problem = benchmark.problem(size)
+        return problem, solve(benchmark.truth, double(problem))
+
     blank = Row(
         op=benchmark.name,
         provider="",
         n=size.n,
         d=size.d,
-        dtype=str(leaves(problem)[0].dtype).removeprefix("torch."),
+        dtype=str(leaves(benchmark.problem(TINY))[0].dtype).removeprefix("torch."),
         threads=settings.threads,
         machine=machine_name(),
         flops=benchmark.product_flops(size),
@@ -121,7 +126,8 @@ def _timed_rows(
         tell(f"{size} check {name}")
         rows[name] = replace(blank, provider=name)
         try:
-            loss = admit(competitor, size, settings)
+            loss = admit(benchmark, competitor, size, settings)
+            problem, truth = prepared()
             rows[name].gradient_error = gradient_error(solve(loss, problem), truth)
             calls[name] = partial(step, loss, problem)
         except LeftOutError as reason:
@@ -162,13 +168,13 @@ def _with_memory(row: Row, tell: Callable[[str], None]) -> Row:
         return replace(row, reason=f"memory: {reason}")
 
 
-def admit(competitor: Competitor, size: Size, settings: Settings) -> Loss:
+def admit(benchmark: Benchmark, competitor: Competitor, size: Size, settings: Settings) -> Loss:
     """The competitor's loss; raises `LeftOutError` where it is not to be measured at this size."""
     if competitor.compiles and not settings.compile:
         raise LeftOutError("left out: compiling takes its time")
     if competitor.largest is not None and size.n > competitor.largest:
         raise LeftOutError(f"left out above {competitor.largest} rows: it takes too long")
-    needed = competitor.memory(size) if competitor.memory else 0.0
+    needed = max(memory(size) for memory in (benchmark.memory, competitor.memory) if memory)
     if needed > settings.memory_limit:
         limit = settings.memory_limit / 2**30
         raise LeftOutError(f"would need {needed / 2**30:,.1f} GiB, the limit is {limit:.1f} GiB")

@@ -105,6 +105,17 @@ def test_left_out_with_a_reason() -> None:
     assert all(row.median_ms is None for name, row in rows.items() if name != "dmlfast-cpu")
 
 
+def test_size_that_does_not_fit_is_left_out_with_a_reason() -> None:
+    def fail(size: Size) -> Problem:
+        assert size.n < 100, "this much must not be asked for"
+        return problem(size)
+
+    benchmark = replace(TOY, problem=fail)
+    (row,), _ = harness.run(benchmark, [OURS], [Size(99_999_999, 128)], SETTINGS)
+    assert row.reason == "would need 1,239.8 GiB, the limit is 0.0 GiB"
+    assert (row.n, row.dtype, row.median_ms) == (99_999_999, "float32", None)
+
+
 def test_rows_hold_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"slow": [0.006, 0.002, np.nan], "dmlfast-cpu": [0.001, 0.002, 0.003]}
     times = {name: np.array(values) for name, values in seconds.items()}
