@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dmlfast.errors import unknown_name
 from dmlfast.ops import native
 
 
@@ -59,8 +60,7 @@ def why_not(name: str) -> str | None:
     if name in PLANNED:
         return PLANNED[name]
     if name not in BACKENDS:
-        known = ", ".join(["auto", *BACKENDS, *PLANNED])
-        raise ValueError(f"unknown impl '{name}' (known: {known})")
+        raise ValueError(str(unknown_name("impl", name, ["auto", *BACKENDS, *PLANNED])))
     return BACKENDS[name].why_not()
 
 

@@ -86,8 +86,9 @@ class TestABackendAskedForByNameServesOrSaysWhyNot:
         return CALLS[op](x)
 
     def test_an_unknown_name(self, op, through, monkeypatch):
-        with pytest.raises(ValueError, match=r"unknown impl 'cudnn'.*known:.*reference"):
-            self.call(op, through, "cudnn", monkeypatch)
+        message = r"unknown impl 'cp': did you mean 'cpu'\?.*known:.*reference"
+        with pytest.raises(ValueError, match=message):
+            self.call(op, through, "cp", monkeypatch)
 
     @pytest.mark.parametrize("name", ["cuda", "triton"])
     def test_kernels_that_do_not_exist_yet(self, op, through, name, monkeypatch):
