@@ -20,6 +20,12 @@ from dmlfast.training.config import (
 CLICK_TYPES = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
+class ConfigFileError(click.ClickException):
+    """What is wrong in a configuration file: wrong usage, but not of the command line."""
+
+    exit_code = 2
+
+
 class SettingType(click.ParamType):
     """Reads a field's value and checks it by the field's own rules."""
 
@@ -90,7 +96,7 @@ def load_config_file(ctx: click.Context, param: click.Parameter, path: str | Non
         try:
             ctx.default_map = {**(ctx.default_map or {}), **read_settings(path)}
         except UserError as error:
-            raise click.UsageError(str(error), ctx) from None
+            raise ConfigFileError(str(error)) from None
     return path
 
 
