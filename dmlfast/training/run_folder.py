@@ -211,8 +211,8 @@ def open_run(config: TrainConfig, out: str | Path | None) -> RunFolder:
 
 
 def newest_run(root: str | Path = RUNS) -> RunFolder:
-    """The run below `root` that wrote a checkpoint last."""
-    links = list(Path(root).glob("*/checkpoints/last"))
+    """The run anywhere below `root` that wrote a checkpoint last."""
+    links = list(Path(root).glob("*/**/checkpoints/last"))
     if not links:
         raise UserError(f"there is no trained run in {root}: train one, or name its folder")
     newest = max(links, key=lambda link: link.lstat().st_mtime_ns)

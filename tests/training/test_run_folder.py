@@ -144,13 +144,13 @@ def test_resuming_with_other_settings(run, tmp_path):
 def test_the_newest_run_is_the_one_that_was_trained_last(tmp_path):
     with pytest.raises(UserError, match="there is no trained run in"):
         newest_run(tmp_path)
-    for number, name in enumerate(("b", "a", "c")):
+    for number, name in enumerate(("b", "exp/a", "c")):
         run = create_run(tiny_config(), tmp_path / name)
         if name != "c":  # this one has no checkpoint yet
             add_steps(run, 1)
             run.link(1, 1)
             os.utime(run.checkpoints_path / "last", (number, number), follow_symlinks=False)
-    assert newest_run(tmp_path).path.name == "a"
+    assert newest_run(tmp_path).path == tmp_path / "exp" / "a"
 
 
 def test_checkpoints_that_are_not_there(run, tmp_path):
