@@ -32,11 +32,13 @@ def bias(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
 
 
 def is_tensor(name: str, tensor: torch.Tensor) -> None:
+    """A tensor, and not what could be turned into one."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
 
 
 def one_each(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
+    """A tensor (N,), one value for each of the rows."""
     is_tensor(name, tensor)
     if tensor.dim() != 1 or tensor.shape[0] != rows.shape[0]:
         raise ValueError(f"{name} must have shape ({rows.shape[0]},), not {tuple(tensor.shape)}")
@@ -55,6 +57,7 @@ def floats(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
 
 
 def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    """On the device of ``like``."""
     if tensor.device != like.device:
         raise ValueError(
             f"{name} must be on the device of embeddings, {like.device}, not {tensor.device}"
@@ -69,6 +72,7 @@ def finite(name: str, value: float) -> float:
 
 
 def choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """One of the known values."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 

@@ -113,5 +113,6 @@ def empty(*shape: int) -> torch.Tensor:
 
 
 def check(status: int, op: str) -> None:
+    """Raises the one error that the kernels report, that they found no memory."""
     if status:
         raise MemoryError(f"{op}: out of memory in the CPU kernels")

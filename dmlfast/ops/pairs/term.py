@@ -18,4 +18,5 @@ class PairTerm(NamedTuple):
 
     @property
     def by_label(self) -> bool:
+        """Whether labels say which columns are selected."""
         return self.select in ("negative", "positive")
