@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from dmlfast.cli.main import cli
+from dmlfast.cli.main import INTERRUPTED, cli
 
 FEATURES = {"raw pixels": "--raw-pixels", "untrained network": "--untrained", "trained network": ""}
 
@@ -46,15 +46,18 @@ def command(out: Path, max_steps: int | None) -> None:
 
 
 def dmlfast(*words: Any) -> Any:
-    """Shows and runs a command; with --json among its words, returns what it printed."""
+    """Shows and runs a command; with --json among its words, returns what it printed.
+
+    An interruption of the command is one of the demo, also where it keeps what it has by then.
+    """
     arguments = [str(word) for word in words]
     click.secho(f"\n$ dmlfast {shlex.join(arguments)}", bold=True, err=True)
-    if "--json" not in arguments:
-        return cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
-    return json.loads(printed.getvalue())
+    as_json, printed = "--json" in arguments, io.StringIO()
+    with contextlib.redirect_stdout(printed) if as_json else contextlib.nullcontext():
+        code = cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return json.loads(printed.getvalue()) if as_json else None
 
 
 def summary(
