@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from dmlfast.data import create_augmentation
 from dmlfast.errors import UserError
+from dmlfast.losses import LiftedStructuredLoss
 from dmlfast.training import loop, train
 from dmlfast.training.distributed import World
 
@@ -84,6 +86,8 @@ def test_every_step_process_and_seed_draws_something_else():
 
 
 def test_loading_processes_change_nothing(finished, tmp_path):
+    for workers in (0, 2):
+        assert loop.Trainer(tiny_config(workers=workers), ALONE).batches().num_workers == workers
     run = train(tiny_config(workers=2, max_steps=8), tmp_path / "run")
     assert weights(run) == weights(finished)
 
@@ -204,18 +208,54 @@ def test_reference_and_fused_loss_give_the_same_curve(tmp_path):
     assert losses["auto"] == pytest.approx(losses["reference"], rel=1e-3)
 
 
-def test_images_are_augmented_unless_it_is_switched_off():
-    seen = {}
-    for augment in (True, False):
-        trainer = loop.Trainer(tiny_config(augment=augment), ALONE)
-        trainer.model.register_forward_pre_hook(lambda model, args: seen.update(images=args[0]))
-        images, labels = next(iter(trainer.batches()))
+@pytest.mark.parametrize("augment", [True, False])
+def test_images_are_augmented_unless_it_is_switched_off(augment):
+    seen = []
+    trainer = loop.Trainer(tiny_config(augment=augment), ALONE)
+    trainer.model.register_forward_pre_hook(lambda model, args: seen.append(args[0]))
+    images, labels = next(iter(trainer.batches()))
+    for step in range(2):
+        trainer.step = step
         trainer.train_step(images, labels)
-        if augment:
-            assert seen["images"].shape == images.shape
-            assert not torch.equal(seen["images"], images / 255)
-        else:
-            assert torch.equal(seen["images"], images)
+        generator = torch.Generator().manual_seed(trainer.seed_step())
+        varied = create_augmentation("digits")(images, generator)
+        assert (varied - images / 255).abs().max() > 0.1
+        assert torch.equal(seen[-1], varied if augment else images)
+
+
+def test_the_loss_has_the_margin_and_the_implementation_of_the_settings():
+    device = torch.device("cpu")
+    assert loop.build_loss(tiny_config(), device).margin == LiftedStructuredLoss().margin
+    loss_fn = loop.build_loss(tiny_config(margin=0.25, impl="reference"), device)
+    assert (loss_fn.margin, loss_fn.impl) == (0.25, "reference")
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_the_network_that_trains_is_compiled_where_it_is_asked_for(monkeypatch, compile):
+    calls = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images):
+            calls.append(self.module)
+            return self.module(images)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    trainer = loop.Trainer(tiny_config(compile=compile), ALONE)
+    trainer.train_step(*next(iter(trainer.batches())))
+    assert calls == ([trainer.model] if compile else [])
+
+
+def test_a_split_is_that_of_the_settings(monkeypatch):
+    monkeypatch.setattr(loop, "create_dataset", lambda name, **kwargs: (name, kwargs))
+    config = tiny_config(data_dir="some where", val_fraction=0.3, seed=5)
+    assert loop.load_split(config, "val") == (
+        "digits",
+        {"split": "val", "data_dir": "some where", "val_fraction": 0.3, "seed": 5},
+    )
 
 
 def test_matrices_decay_and_vectors_do_not():
