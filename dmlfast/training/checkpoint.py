@@ -34,6 +34,8 @@ class Checkpoint:
         folder = Path(folder)
         try:
             state = json.loads((folder / STATE).read_text())
+            if not _is_whole(state):
+                raise ValueError
             for name, digest in state["sha256"].items():
                 if sha256(folder / name) != digest:
                     raise UserError(f"{folder} is damaged: {name} is not what was written")
@@ -103,6 +105,20 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _is_whole(state: dict[str, Any]) -> bool:
+    """Whether a state holds all that is read of it; what is missing may raise a `KeyError`."""
+    best = state["best"]
+    return (
+        _holds(state, {"step": int, "selected_on": str, "sha256": dict})
+        and (best is None or _holds(best, {"step": int, "recall_at_1": float, "map_at_r": float}))
+        and {"model.json", "model.safetensors", OPTIMIZER} <= state["sha256"].keys()
+    )
+
+
+def _holds(values: dict[str, Any], types: dict[str, type]) -> bool:
+    return all(isinstance(values[name], kind) for name, kind in types.items())
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,12 @@ from dmlfast.training.loop import build_optimizer
 
 from .helpers import tiny_config
 
+STATE = {
+    "step": 2,
+    "selected_on": "val",
+    "best": {"step": 2, "recall_at_1": 0.75, "map_at_r": 0.5},
+}
+
 
 class Proxies(torch.nn.Module):
     """A loss with weights of its own."""
@@ -36,7 +42,7 @@ def trained_parts(seed: int, steps: int = 2, width: int = 8):
 
 def test_everything_comes_back(tmp_path):
     model, loss_fn, optimizer = trained_parts(0)
-    save_checkpoint(tmp_path / "step-2", model, loss_fn, optimizer, {"step": 2, "best": None})
+    save_checkpoint(tmp_path / "step-2", model, loss_fn, optimizer, STATE)
     restored = trained_parts(1, steps=0)
     checkpoint = Checkpoint.open(tmp_path / "step-2")
     checkpoint.restore(*restored)
@@ -52,7 +58,7 @@ def test_everything_comes_back(tmp_path):
 
 
 def test_files_hold_nothing_that_executes(tmp_path):
-    save_checkpoint(tmp_path / "step-2", *trained_parts(0), {"step": 2})
+    save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
     names = {path.name for path in (tmp_path / "step-2").iterdir()}
     assert names == {
         "model.json",
@@ -66,7 +72,7 @@ def test_files_hold_nothing_that_executes(tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "model.json"])
 def test_a_damaged_file_is_found(tmp_path, name):
     folder = tmp_path / "step-2"
-    save_checkpoint(folder, *trained_parts(0), {"step": 2})
+    save_checkpoint(folder, *trained_parts(0), STATE)
     damaged = folder / name
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{name} is not what was written"):
@@ -79,20 +85,48 @@ def test_a_damaged_file_is_found(tmp_path, name):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 3}', '{"step": 2'])
 def test_a_damaged_state_is_found(tmp_path, text):
     folder = tmp_path / "step-2"
-    save_checkpoint(folder, *trained_parts(0), {"step": 2})
+    save_checkpoint(folder, *trained_parts(0), STATE)
     (folder / "state.json").write_text(text)
     with pytest.raises(UserError, match=r"state\.json is not what was written"):
         Checkpoint.open(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step",
+        "selected_on",
+        "best",
+        "best step",
+        "best recall_at_1",
+        "best map_at_r",
+        "sha256",
+        "sha256 model.json",
+        "sha256 model.safetensors",
+        "sha256 optimizer.safetensors",
+    ],
+)
+def test_a_state_that_lacks_something_is_found(tmp_path, name):
+    folder = tmp_path / "step-2"
+    save_checkpoint(folder, *trained_parts(0), STATE)
+    state = json.loads((folder / "state.json").read_text())
+    *outer, key = name.split()
+    part = state[outer[0]] if outer else state
+    for damage in (lambda: part.update({key: [7]}), lambda: part.pop(key)):
+        damage()
+        (folder / "state.json").write_text(json.dumps(state))
+        with pytest.raises(UserError, match=r"step-2 is damaged: "):
+            Checkpoint.open(folder)
+
+
 def test_another_models_checkpoint_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "step-2", *trained_parts(0), {"step": 2})
+    save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
     with pytest.raises(UserError, match=r"checkpoint of another model \(embedding_dim 8, not 16\)"):
         Checkpoint.open(tmp_path / "step-2").restore(*trained_parts(0, width=16))
 
 
 def test_another_losss_checkpoint_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "step-2", *trained_parts(0), {"step": 2})
+    save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
     model, _, _ = trained_parts(0)
     loss_fn = Proxies(rows=5)
     with pytest.raises(UserError, match="checkpoint of another loss"):
@@ -107,7 +141,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("dmlfast.training.checkpoint.save_file", full)
     with pytest.raises(UserError, match=r"cannot write .*step-2: No space left on device"):
-        save_checkpoint(tmp_path / "step-2", *trained_parts(0), {"step": 2})
+        save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +154,7 @@ def test_the_name_stands_for_a_whole_checkpoint_only(tmp_path, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr("dmlfast.training.checkpoint.json.dumps", look)
-    save_checkpoint(tmp_path / "step-2", *trained_parts(0), {"step": 2})
+    save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
     assert seen
     assert all(name.startswith(TEMPORARY_PREFIX) for name in seen)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]

@@ -138,11 +138,15 @@ def test_killed_at_every_change_of_the_disk(tmp_path):
     assert number > 60
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(finished, tmp_path):
+@pytest.mark.parametrize("damage", ["optimizer.safetensors", "state.json"])
+def test_a_damaged_newest_checkpoint_is_passed_over(finished, tmp_path, damage):
     out = tmp_path / "run"
     shutil.copytree(finished.path, out, symlinks=True)
-    damaged = out / "checkpoints" / "step-8" / "optimizer.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    damaged = out / "checkpoints" / "step-8" / damage
+    if damage == "state.json":
+        damaged.write_text(damaged.read_text().replace('"step": 8,', "", 1))
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:100])
     lines: list[str] = []
     train(tiny_config(), out, resume=True, report=lines.append)
     assert any("step-8 is damaged" in line for line in lines)
