@@ -68,11 +68,12 @@ def test_a_signal_saves_at_the_end_of_the_step(finished, tmp_path, monkeypatch, 
         return real(self, *args)
 
     monkeypatch.setattr(loop.Trainer, "train_step", signalled)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted) as caught:
         train(tiny_config(), tmp_path / "run")
     assert caught.value.step == 3
     assert RunFolder(tmp_path / "run").checkpoint("last").step == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
     assert_same_run(train(tiny_config(), tmp_path / "run", resume=True).path, finished)
 
