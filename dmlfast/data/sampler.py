@@ -12,8 +12,8 @@ class ClassBalancedSampler:
 
     The classes come in a random order, a new one every epoch of `steps_per_epoch` batches, in which
     each class has its turn; the last batch of an epoch is filled up with classes of the first. The
-    images of a class are drawn without replacement, and
-    with replacement where the class has too few.
+    images of a class are drawn without replacement, and with replacement where the class has too
+    few.
 
     Args:
         labels: (N,) integers.

@@ -65,4 +65,5 @@ class PairLoss(torch.nn.Module):
         ref_labels: torch.Tensor | None,
         self_index: torch.Tensor | None,
     ) -> torch.Tensor:
+        """The loss, (), on one device, of rows that are normalised where that was asked for."""
         raise NotImplementedError

@@ -31,6 +31,7 @@ class LiftedStructuredLoss(PairLoss):
         ref_labels: torch.Tensor | None,
         self_index: torch.Tensor | None,
     ) -> torch.Tensor:
+        """The loss, (), see :func:`dmlfast.ops.lifted_structured_loss`."""
         return ops.lifted_structured_loss(
             embeddings,
             labels,
