@@ -36,15 +36,18 @@ class ClassBalancedSampler:
                 f"a batch size of {batch_size} is no multiple of images per class, "
                 f"{images_per_class}"
             )
+        largest = min(len(sizes), len(labels) // images_per_class) * images_per_class
+        hint = f": try --batch-size {largest}" if largest else ""
         if batch_size > len(labels):
             raise UserError(
                 f"a batch size of {batch_size} is more than the {len(labels)} images there are"
+                f"{hint}"
             )
         num_classes = batch_size // images_per_class
         if num_classes > len(sizes):
             raise UserError(
                 f"a batch size of {batch_size} with {images_per_class} images per class needs "
-                f"{num_classes} classes: there are {len(sizes)}"
+                f"{num_classes} classes, and there are {len(sizes)}{hint}"
             )
         if seed < 0:
             raise UserError(f"the seed must not be negative, as {seed} is")

@@ -1,5 +1,6 @@
 """Class-balanced batches."""
 
+import re
 import time
 
 import numpy as np
@@ -100,8 +101,12 @@ def test_any_labels(sizes, images_per_class, num_classes, seed, step):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     batch_size = images_per_class * num_classes
     if batch_size > len(labels) or num_classes > len(sizes):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError) as error:
             ClassBalancedSampler(labels, batch_size, images_per_class, seed)
+        if hint := re.search(r"try --batch-size (\d+)$", str(error.value)):
+            ClassBalancedSampler(labels, int(hint[1]), images_per_class, seed)
+        else:
+            assert images_per_class > len(labels)
         return
     batch = ClassBalancedSampler(labels, batch_size, images_per_class, seed).batch(step)
     rows = batch.reshape(num_classes, images_per_class)
@@ -115,11 +120,20 @@ def test_any_labels(sizes, images_per_class, num_classes, seed, step):
 @pytest.mark.parametrize(
     ("batch_size", "images_per_class", "message"),
     [
-        (200, 4, "a batch size of 200 is more than the 150 images there are"),
+        (
+            200,
+            4,
+            "a batch size of 200 is more than the 150 images there are: try --batch-size 120",
+        ),
         (24, 5, "a batch size of 24 is no multiple of images per class, 5"),
         (0, 4, "a batch size of 0 is no multiple of images per class, 4"),
         (-4, 4, "a batch size of -4 is no multiple of images per class, 4"),
-        (124, 4, "a batch size of 124 with 4 images per class needs 31 classes: there are 30"),
+        (
+            124,
+            4,
+            "a batch size of 124 with 4 images per class needs 31 classes, and there are 30: "
+            "try --batch-size 120",
+        ),
         (24, 0, "images per class must be at least 1, not 0"),
     ],
 )
