@@ -149,7 +149,8 @@ def trained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]
         "checkpoint_sha256": checkpoint.model_sha256,
         "step": checkpoint.step,
     }
-    if name == "best":
+    best = checkpoint.state["best"]
+    if name == "best" and best and best["step"] == checkpoint.step:
         source["selected_on"] = checkpoint.state["selected_on"]
     return load_model(checkpoint.folder), source
 

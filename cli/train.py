@@ -78,7 +78,8 @@ def result(run: RunFolder) -> dict[str, Any]:
 def summary(run: RunFolder) -> str:
     """What a run came to, and what to type next, in a few lines."""
     values = result(run)
-    lines = [f"{run}: {values['steps']} steps, curves in {run.curves_path}"]
+    curves = f", curves in {run.curves_path}" if run.curves_path.exists() else ""
+    lines = [f"{run}: {values['steps']} steps{curves}"]
     best = values["best"]
     if best:
         on_test = values["selected_on"] == "test"

@@ -76,7 +76,7 @@ def _train(
         trainer = Trainer(config, world)
         run = world.from_main(create_run(config, out, overwrite) if world.is_main else None)
     if trainer.step >= trainer.total_steps:
-        report(f"{run} is finished: all {trainer.total_steps} steps are done")
+        report(f"{run} is finished: {trainer.step} steps are done, of {trainer.total_steps}")
         return run, None
     report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
     with stop_on_signals() as stop:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from dmlfast.cli.main import main
 
-from dmlfast.training import RunFolder, TrainConfig
+from dmlfast.retrieval import load_features
+from dmlfast.training import RunFolder, TrainConfig, loop
 from dmlfast.training.config import FIELDS
 
 TINY = [
@@ -59,7 +60,7 @@ def test_json_and_the_stamp_of_selection_on_test(capsys):
     assert main(["train", "--out", "a", "--resume"]) == 0
     out, err = capsys.readouterr()
     assert "on TEST classes, selected on them" in out
-    assert "a is finished: all 6 steps are done" in err
+    assert "a is finished: 6 steps are done, of 6" in err
 
 
 def test_the_command_line_wins_over_the_file_which_wins_over_the_defaults():
@@ -78,6 +79,24 @@ def test_a_run_can_be_repeated_from_its_settings():
     assert RunFolder("a").config == RunFolder("b").config
     a, b = (RunFolder(name).checkpoint("last").model_sha256 for name in "ab")
     assert a == b
+
+
+def test_a_run_that_was_stopped_before_an_evaluation_claims_none(monkeypatch, capsys):
+    def stop_after_two(self, *args):
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    real = loop.Trainer.train_step
+    monkeypatch.setattr(loop.Trainer, "train_step", stop_after_two)
+    assert main([*TINY, "--out", "a"]) == 130
+    capsys.readouterr()
+    assert main(["train", "--out", "a", "--resume", "--max-steps", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "a is finished: 2 steps are done, of 1" in err
+    assert out.splitlines() == ["a: 2 steps", "next: dmlfast embed a --out feats.h5"]
+    assert main(["embed", "a", "--out", "f.h5"]) == 0
+    assert "selected_on" not in load_features("f.h5").attributes
 
 
 def test_epochs_that_are_typed_win_over_steps_from_a_file(capsys):

@@ -53,8 +53,9 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished):
     before, lines = contents(finished.path), []
     run = train(tiny_config(), finished.path, resume=True, report=lines.append)
     assert run.path == finished.path
-    assert any("is finished: all 8 steps are done" in line for line in lines)
-    train(tiny_config(max_steps=3), finished.path, resume=True)
+    assert any("is finished: 8 steps are done, of 8" in line for line in lines)
+    train(tiny_config(max_steps=3), finished.path, resume=True, report=lines.append)
+    assert lines[-1] == f"{finished} is finished: 8 steps are done, of 3"
     assert contents(finished.path) == before
 
 
