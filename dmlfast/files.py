@@ -17,7 +17,12 @@ ABANDONED_SECONDS = 24 * 60 * 60  # without a write: the process may be one of a
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet; the suffix is kept."""
+    """A name beside `path` for what is not whole yet; the suffix is kept.
+
+    A path that ends in no name, such as "." or "", raises a `UserError`.
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"cannot write '{path}': the path must end in a name")
     return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
 
 

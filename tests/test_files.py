@@ -92,6 +92,17 @@ def test_a_check_leaves_things_as_they_are(tmp_path):
     assert (tmp_path / "old.txt").read_text() == "old"
 
 
+@pytest.mark.parametrize("path", ["", ".", "..", "/"])
+def test_a_path_that_ends_in_no_name(tmp_path, monkeypatch, path):
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    with pytest.raises(UserError, match="the path must end in a name"), atomic_folder(path):
+        pass
+    with pytest.raises(UserError, match="the path must end in a name"):
+        remove_folder(path)
+    assert os.listdir(tmp_path) == ["home"]
+
+
 def test_all_is_on_the_disk_before_the_name_appears(tmp_path, monkeypatch):
     calls = []
 

@@ -125,6 +125,12 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert create_run(tiny_config(), tmp_path).config == tiny_config()
 
 
+def test_the_folder_one_is_in_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"cannot write '\.': the path must end in a name"):
+        create_run(tiny_config(), ".")
+
+
 def test_out_below_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write .*file/run"):
