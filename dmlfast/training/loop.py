@@ -111,7 +111,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.model, self.loss_fn)
         self.network = world.wrap(self.model, compile=config.compile)
         self.criterion = world.wrap(self.loss_fn)
-        self.step = 0
+        self.step = self.saved_step = 0
         self.best: dict[str, Any] | None = None
 
     def resume(self, run: RunFolder, report: Report) -> None:
@@ -123,7 +123,8 @@ class Trainer:
             report(f"{run} has no whole checkpoint: starting at the first step")
         else:
             checkpoint.restore(self.model, self.loss_fn, self.optimizer)
-            self.step, self.best = checkpoint.step, checkpoint.state["best"]
+            self.step = self.saved_step = checkpoint.step
+            self.best = checkpoint.state["best"]
             if self.best and self.best["step"] not in run.steps():
                 self.best = None
             report(f"resuming {run} after step {self.step}")
@@ -188,7 +189,12 @@ class Trainer:
         """Raises a `UserError` where training has gone out of bounds without the loss telling."""
         for weight in self.model.parameters():
             if not weight.isfinite().all():
-                raise diverged("a weight is not finite", self.step)
+                raise self.diverged("a weight is not finite", self.step)
+
+    def diverged(self, what: str, step: int) -> UserError:
+        """The error for training that went out of bounds."""
+        kept = f" (the checkpoint of step {self.saved_step} is kept)" if self.saved_step else ""
+        return UserError(f"{what} in step {step}: try a lower lr or more warmup-steps{kept}")
 
     def save(self, run: RunFolder) -> None:
         """Writes a checkpoint of this step, points the links at it and removes older ones."""
@@ -200,6 +206,7 @@ class Trainer:
             "dmlfast_version": __version__,
         }
         save_checkpoint(run.step_folder(self.step), self.model, self.loss_fn, self.optimizer, state)
+        self.saved_step = self.step
         run.link(self.step, self.best_step)
         run.prune(self.config.keep_checkpoints, self.best_step)
 
@@ -248,7 +255,7 @@ class Trainer:
 
         value = loss.item()
         if not math.isfinite(value):
-            raise diverged(f"the loss is {value}", self.step + 1)
+            raise self.diverged(f"the loss is {value}", self.step + 1)
         # Each process has the gradient of its own rows; the mean over processes must be their sum.
         embeddings.backward((rows.grad * size).to(embeddings.dtype))
         self.optimizer.step()
@@ -311,9 +318,11 @@ def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
     margin = {} if config.margin is None else {"margin": config.margin}
     loss_fn = create_loss(config.loss, impl=config.impl, **margin).to(device)
     try:
-        loss_fn(torch.zeros(2, config.embedding_dim, device=device), torch.zeros(2).long())
+        loss = loss_fn(torch.zeros(3, config.embedding_dim, device=device), torch.tensor([0, 0, 1]))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
+    if not loss.isfinite():
+        raise UserError(f"margin {config.margin}: the {config.loss} loss would be {loss.item()}")
     return loss_fn
 
 
@@ -342,11 +351,3 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> floa
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
-
-
-def diverged(what: str, step: int) -> UserError:
-    """The error for training that went out of bounds."""
-    return UserError(
-        f"{what} in step {step}: try a lower lr or more warmup-steps "
-        "(the last good checkpoint is kept)"
-    )

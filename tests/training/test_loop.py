@@ -336,7 +336,10 @@ def test_a_gpu_that_is_not_there(tmp_path):
         train(tiny_config(device="cuda"), tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("burst", "kept"), [(1, None), (5, 4)])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    tmp_path, monkeypatch, burst, kept
+):
     real = loop.create_loss("lifted")
 
     class Bursts(torch.nn.Module):
@@ -344,16 +347,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path,
 
         def forward(self, embeddings, labels):
             self.calls += len(embeddings) == 12
-            return real(embeddings, labels) * (math.nan if self.calls == 5 else 1)
+            return real(embeddings, labels) * (math.nan if self.calls == burst else 1)
 
     monkeypatch.setattr(loop, "create_loss", lambda name, **kwargs: Bursts())
     with pytest.raises(UserError) as caught:
         train(tiny_config(), tmp_path / "run")
-    assert "the loss is nan in step 5" in str(caught.value)
-    assert "lower lr" in str(caught.value)
+    message = f"the loss is nan in step {burst}: try a lower lr or more warmup-steps"
+    assert str(caught.value) == (
+        f"{message} (the checkpoint of step {kept} is kept)" if kept else message
+    )
     run = loop.RunFolder(tmp_path / "run")
-    assert run.checkpoint("last").step == 4
-    assert [row["step"] for row in run.summary()] == ["1", "2", "3", "4"]
+    assert run.steps()[-1:] == ([kept] if kept else [])
+    assert [row["step"] for row in run.summary()] == [str(step) for step in range(1, burst)]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
