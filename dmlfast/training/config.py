@@ -21,6 +21,7 @@ def setting(
     *,
     choices: tuple[str, ...] = (),
     minimum: float = -math.inf,
+    maximum: float = math.inf,
     below: float = math.inf,
     resumable: bool = False,
 ) -> Any:
@@ -35,6 +36,7 @@ def setting(
             "help": help,
             "choices": choices,
             "minimum": minimum,
+            "maximum": maximum,
             "below": below,
             "resumable": resumable,
         },
@@ -66,7 +68,7 @@ class TrainConfig:
     augment: bool = setting(True, DATA, "Vary the images in the way that suits the data set.")
 
     backbone: str = setting("convnet", MODEL, "Network below the embedding.")
-    embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1)
+    embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1, maximum=65536)
 
     loss: str = setting("lifted", LOSS, "Loss to train with.")
     margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
@@ -75,27 +77,36 @@ class TrainConfig:
     )
 
     epochs: int = setting(
-        54, OPTIMISATION, "Length of the run in passes over the classes.", minimum=1, resumable=True
+        54,
+        OPTIMISATION,
+        "Length of the run in passes over the classes.",
+        minimum=1,
+        maximum=10**6,
+        resumable=True,
     )
     max_steps: int | None = setting(
         None,
         OPTIMISATION,
         "Length of the run in steps, in place of --epochs.",
         minimum=1,
+        maximum=10**9,
         resumable=True,
     )
-    lr: float = setting(6e-3, OPTIMISATION, "Peak learning rate of AdamW.", minimum=0)
+    lr: float = setting(6e-3, OPTIMISATION, "Peak learning rate of AdamW.", minimum=0, maximum=1000)
     loss_lr: float | None = setting(
         None,
         OPTIMISATION,
         "Peak learning rate of the loss's own weights; --lr by default.",
         minimum=0,
+        maximum=1000,
     )
-    weight_decay: float = setting(1e-2, OPTIMISATION, "Weight decay of AdamW.", minimum=0)
+    weight_decay: float = setting(
+        1e-2, OPTIMISATION, "Weight decay of AdamW.", minimum=0, maximum=1000
+    )
     warmup_steps: int = setting(
         100, OPTIMISATION, "Steps of linear warm-up; a cosine to zero follows.", minimum=0
     )
-    seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0)
+    seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0, maximum=2**63 - 1)
 
     select_on: str = setting(
         "val",
@@ -125,7 +136,12 @@ class TrainConfig:
     )
     compile: bool = setting(False, MACHINE, "Compile the network with torch.compile.")
     workers: int = setting(
-        0, MACHINE, "Processes that load images, per training process.", minimum=0, resumable=True
+        0,
+        MACHINE,
+        "Processes that load images, per training process.",
+        minimum=0,
+        maximum=1024,
+        resumable=True,
     )
 
     def __post_init__(self) -> None:
@@ -182,9 +198,11 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     if rules["choices"] and value not in rules["choices"]:
         raise ValueError(f"must be {' or '.join(rules['choices'])}, not '{value}'")
     if kind in (int, float) and value < rules["minimum"]:
-        raise ValueError(f"must be at least {rules['minimum']:g}, not {value}")
+        raise ValueError(f"must be at least {rules['minimum']}, not {value}")
+    if kind in (int, float) and value > rules["maximum"]:
+        raise ValueError(f"must be at most {rules['maximum']}, not {value}")
     if kind in (int, float) and value >= rules["below"]:
-        raise ValueError(f"must be below {rules['below']:g}, not {value}")
+        raise ValueError(f"must be below {rules['below']}, not {value}")
     return value
 
 
