@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CPU_FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
@@ -67,8 +67,7 @@ class BuildNative(build_ext):
 setup(
     package_dir={"dmlfast.cli": "cli", "dmlfast.bench": "bench"},
     packages=[
-        *("dmlfast" + suffix for suffix in ("", ".ops", ".ops.pairs", ".ops.lifted", ".losses")),
-        *(f"dmlfast.{name}" for name in ("models", "data", "training", "retrieval")),
+        *find_packages(include=["dmlfast", "dmlfast.*"]),
         "dmlfast.cli",
         "dmlfast.bench",
     ],

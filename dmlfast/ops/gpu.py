@@ -1,0 +1,51 @@
+"""Whether the Triton kernels can be used here, and on which device they run."""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to interpret kernels on the CPU, which is for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def why_no_triton() -> str | None:
+    """None where Triton kernels run, else the reason."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; it comes with torch's CUDA build"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return f"the GPU has compute capability {major}.{minor}, and 8.0 is needed"
+    return None
+
+
+def triton_declines(device: str, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot serve tensors of a device type and a dtype, or None."""
+    served = "cpu" if interpreted() else "cuda"
+    if device != served:
+        return f"it serves '{served}' tensors, and these are on '{device}'"
+    if dtype == torch.float64:
+        return "it computes in float32, and these are float64"
+    return None
+
+
+def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(rows, ...)`` with the GPU of the rows as the current one, where kernels start."""
+
+    @functools.wraps(function)
+    def call(rows: torch.Tensor, *args: Any) -> Any:
+        if rows.device.type != "cuda":
+            return function(rows, *args)
+        with torch.cuda.device(rows.device):
+            return function(rows, *args)
+
+    return call

@@ -1,0 +1,254 @@
+"""What the Triton kernels do with one tile of pairs: products, distances, selection, terms.
+
+``x`` is the side of the rows of a tile and ``r`` that of its columns, each a `Side` of
+`dmlfast.ops.triton.side`. ``i`` and ``j`` are positions in them, int32 (BM,) and (BN,). Terms and
+statistics of a log-sum-exp are powers of two: `LOG2E` goes into scale, offset and bias.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+NOTHING = tl.constexpr(-1e30)  # stands for -inf: its differences are defined
+SAFE_SPAN = tl.constexpr(100.0)  # powers of two that terms may span without a running maximum
+# |x|^2 + |r|^2 - 2 <x, r> loses a squared distance below this share of the norms to cancellation:
+# such pairs are close, and computed from the differences of the rows as given.
+CLOSE = tl.constexpr(1.0 / 1024)
+
+
+@triton.jit
+def load_rows(side, i, k, DP: tl.constexpr, OPERAND: tl.constexpr):
+    """Components k of the prepared rows i, as operands of a product."""
+    return tl.load(side.rows + i.to(tl.int64)[:, None] * DP + k[None, :]).to(OPERAND)
+
+
+@triton.jit
+def first_chunk(
+    side, i, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, BM: tl.constexpr
+):
+    """The rows i, where they fit in one chunk; anything else is loaded chunk by chunk."""
+    if DP == BD:
+        chunk = load_rows(side, i, tl.arange(0, BD), DP, OPERAND)
+    else:
+        chunk = tl.zeros((BM, 1), OPERAND)
+    return chunk
+
+
+@triton.jit
+def products(
+    x_chunk, x, r, i, j, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """(BM, BN) inner products. ``x_chunk``: `first_chunk` of the rows i."""
+    k = tl.arange(0, BD)
+    s = tl.zeros((BM, BN), tl.float32)
+    if DP == BD:
+        r_chunk = load_rows(r, j, k, DP, OPERAND)
+        s = tl.dot(x_chunk, tl.trans(r_chunk), s, input_precision=PRECISION)
+    else:
+        for first in range(0, DP, BD):
+            x_part = load_rows(x, i, first + k, DP, OPERAND)
+            r_part = load_rows(r, j, first + k, DP, OPERAND)
+            s = tl.dot(x_part, tl.trans(r_part), s, input_precision=PRECISION)
+    return s
+
+
+@triton.jit
+def given_row(side, i, k):
+    """Components k of the rows at positions i as they were given, float32."""
+    row = tl.load(side.order + i).to(tl.int64)
+    return tl.load(side.given + row * side.row_stride + k * side.column_stride).to(tl.float32)
+
+
+@triton.jit
+def squared_differences(x, r, i, j, BM: tl.constexpr, BN: tl.constexpr):
+    """(BM, BN) squared distances from the differences of the rows as they were given."""
+    squared = tl.zeros((BM, BN), tl.float32)
+    for k in range(x.d):
+        difference = given_row(x, i, k)[:, None] - given_row(r, j, k)[None, :]
+        squared += difference * difference
+    return squared
+
+
+@triton.jit
+def selected(x, r, i, j, INSIDE: tl.constexpr, APART: tl.constexpr, UPPER: tl.constexpr):
+    """(BM, BN) mask of the selected pairs.
+
+    INSIDE: the row's own label is asked for, else any other. APART: both sides are the same rows,
+    and none meets itself. UPPER: only above the diagonal.
+    """
+    low, high = tl.load(x.low + i), tl.load(x.high + i)
+    inside = (j[None, :] >= low[:, None]) & (j[None, :] < high[:, None])
+    if INSIDE:
+        mask = inside
+    else:
+        mask = ~inside
+    mask &= (i[:, None] < x.n) & (j[None, :] < r.n)
+    if UPPER:
+        mask &= i[:, None] < j[None, :]
+    elif APART:
+        mask &= i[:, None] != j[None, :]
+    if x.itself is not None:
+        mask &= tl.load(x.itself + i)[:, None] != j[None, :]
+    if r.itself is not None:
+        mask &= tl.load(r.itself + j)[None, :] != i[:, None]
+    return mask
+
+
+@triton.jit
+def term(score, x, r, i, j, scale, offset):
+    """scale * score + offset + bias, the bias where a side has one."""
+    t = score * scale + offset
+    if x.bias is not None:
+        t += tl.load(x.bias + i)[:, None]
+    if r.bias is not None:
+        t += tl.load(r.bias + j)[None, :]
+    return t
+
+
+@triton.jit
+def greatest(values, count):
+    """The greatest of ``count`` floats."""
+    found = tl.full((256,), -float("inf"), tl.float32)
+    k = tl.arange(0, 256)
+    for first in range(0, count, 256):
+        value = tl.load(values + first + k, mask=first + k < count, other=-float("inf"))
+        found = tl.maximum(found, value)
+    return tl.max(found, 0)
+
+
+@triton.jit
+def total_of(values, count):
+    """The sum of ``count`` floats, in a fixed order."""
+    found = tl.zeros((256,), tl.float32)
+    k = tl.arange(0, 256)
+    for first in range(0, count, 256):
+        found += tl.load(values + first + k, mask=first + k < count, other=0.0)
+    return tl.sum(found, 0)
+
+
+@triton.jit
+def count_of(values, count):
+    """The sum of ``count`` int64."""
+    found = tl.zeros((256,), tl.int64)
+    k = tl.arange(0, 256)
+    for first in range(0, count, 256):
+        found += tl.load(values + first + k, mask=first + k < count, other=0)
+    return tl.sum(found, 0)
+
+
+@triton.jit
+def term_bounds(x, r, scale, offset, DISTANCE: tl.constexpr):
+    """The least and the greatest term that the lengths of the rows allow."""
+    longest_x, longest_r = greatest(x.lengths, x.tiles), greatest(r.lengths, r.tiles)
+    if DISTANCE:
+        one, other = scale * 0.0, scale * (longest_x + longest_r)
+    else:
+        one, other = -scale * longest_x * longest_r, scale * longest_x * longest_r
+    low, high = tl.minimum(one, other) + offset, tl.maximum(one, other) + offset
+    if r.bias is not None:
+        high += greatest(r.bias_highest, r.tiles)
+        low -= greatest(r.bias_lowest, r.tiles)  # held with the opposite sign
+    return low, high
+
+
+@triton.jit
+def rounded_to_tf32(x):
+    """The nearest values with ten bits of mantissa, which a tf32 product takes as they are."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & -8192
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded_weights(w, WEIGHTS: tl.constexpr):
+    """The weights as they enter a product; sums of weights are taken of these."""
+    if WEIGHTS == "bfloat16":
+        w = w.to(tl.bfloat16)
+    elif WEIGHTS == "tf32":
+        w = rounded_to_tf32(w)
+    return w
+
+
+@triton.jit
+def given_rows(side, i, k):
+    """Components k of the rows at positions i as they were given, float32 (BM, BD)."""
+    row = tl.load(side.order + i).to(tl.int64)
+    at = row[:, None] * side.row_stride + k[None, :] * side.column_stride
+    return tl.load(side.given + at, mask=(k < side.d)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def statistic(stats, i):
+    """Statistics at positions i, where nothing was selected so great that exp2(t - L) is 0."""
+    value = tl.load(stats.value + i)
+    return tl.where(value > NOTHING * 0.5, value, -NOTHING)
+
+
+@triton.jit
+def statistic_range(first, second):
+    """The least and the greatest statistic of both sides, of which either may be None."""
+    lowest, highest = float("inf"), -float("inf")
+    if first is not None:
+        lowest = -greatest(first.lowest, first.tiles)
+        highest = greatest(first.highest, first.tiles)
+    if second is not None:
+        lowest = tl.minimum(lowest, -greatest(second.lowest, second.tiles))
+        highest = tl.maximum(highest, greatest(second.highest, second.tiles))
+    return lowest, highest
+
+
+@triton.jit
+def scores(s, xn, rn, DISTANCE: tl.constexpr):
+    """Squared distances with their excess over what is close, or the products and 1."""
+    if DISTANCE:
+        norms = xn[:, None] + rn[None, :]
+        squared = norms - 2.0 * s
+        excess = squared - norms * CLOSE
+    else:
+        squared, excess = s, s * 0.0 + 1.0
+    return squared, excess
+
+
+@triton.jit
+def bands(
+    x, r, i, first, end, all_masked, INSIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Tiles of columns [first, end) that some rows i do not take whole.
+
+    Returns a, b, c, end: the tiles in [a, b) and in [c, end) have to be masked, those in
+    [first, a) and in [b, c) are free, and there is nothing beyond end.
+    """
+    there = i < x.n
+    low = tl.min(tl.where(there, tl.load(x.low + i), 2147483647), 0)
+    high = tl.max(tl.where(there, tl.load(x.high + i), 0), 0)
+    end = tl.maximum(tl.minimum(end, tl.cdiv(r.n, BN)), first)
+    a = tl.minimum(tl.maximum(low // BN, first), end)
+    b = tl.minimum(tl.maximum(tl.cdiv(high, BN), a), end)
+    c = tl.maximum(tl.minimum(r.n // BN, end), b)
+    if INSIDE:
+        c, end = b, b
+    elif x.itself is not None or r.itself is not None:
+        a, b, c = first, end, end
+    else:
+        whole = all_masked | (tl.max(i, 0) >= x.n)
+        a = tl.where(whole, first, a)
+        b = tl.where(whole, end, b)
+        c = tl.where(whole, end, c)
+    return a, b, c, end
+
+
+@triton.jit
+def free_count(first, a, b, c, INSIDE: tl.constexpr):
+    if INSIDE:
+        count = 0
+    else:
+        count = (a - first) + (c - b)
+    return count
+
+
+@triton.jit
+def skipping(k, first, hole, hole_end):
+    """The k-th tile from ``first`` on that is not in [hole, hole_end)."""
+    return tl.where(first + k >= hole, first + k + (hole_end - hole), first + k)
