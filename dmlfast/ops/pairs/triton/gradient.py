@@ -1,0 +1,204 @@
+"""The gradient of rows that a program can hold a band of, and of the bias."""
+
+import torch
+import triton
+import triton.language as tl
+
+from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.pairs.triton import blocks
+from dmlfast.ops.pairs.triton.sides import Pairs
+from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
+from dmlfast.ops.pairs.triton.weights import (
+    add_close,
+    factor_of,
+    free_weights,
+    middle_of,
+    pair_weights,
+)
+from dmlfast.ops.triton import configs
+from dmlfast.ops.triton.side import Side
+from dmlfast.ops.triton.tile import (
+    LOG2E,
+    bands,
+    first_chunk,
+    free_count,
+    load_rows,
+    products,
+    rounded_weights,
+    scores,
+    skipping,
+    squared_differences,
+    total_of,
+)
+
+
+@triton.jit
+def gradient_kernel(
+    x, r, xs, rs, out, factor, mean, scale, offset, DISTANCE: tl.constexpr,
+    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """The gradient (n, d) of the rows of x, a band of rows a program, over all columns.
+
+    factor: what weights are multiplied by in the end. mean: the `Mean` that the gradient is of, or
+    None; it is left there.
+    """
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    k = tl.arange(0, DP)
+    x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
+    xn = tl.load(x.norm + i)
+    middle, wide = middle_of(xs, rs, LOGSUMEXP)
+    acc = tl.zeros((BM, DP), tl.float32)
+    weight = tl.zeros((BM,), tl.float32)
+    nearest = tl.full((BM,), 1.0, tl.float32)
+    m0, m1, f1, end = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
+    row_factor = factor_of(xs, i, middle, LOGSUMEXP)
+    for tile in range(free_count(0, m0, m1, f1, INSIDE)):
+        j = skipping(tile, 0, m0, m1) * BN + tl.arange(0, BN)
+        rows = load_rows(r, j, k, DP, OPERAND)
+        s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
+        score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+        if DISTANCE:
+            nearest = tl.minimum(nearest, tl.min(excess, 1))
+            inverse = tl.rsqrt(score)
+            score = score * inverse
+        w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP)
+        if DISTANCE:
+            w = tl.where(excess > 0.0, w * inverse, 0.0)
+        w = rounded_weights(w, WEIGHTS)
+        weight += tl.sum(w.to(tl.float32), 1)
+        acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
+    for piece in range(((m1 - m0) + (end - f1)) * (BN // BS)):
+        j = skipping(piece // (BN // BS), m0, m1, f1) * BN + piece % (BN // BS) * BS
+        j += tl.arange(0, BS)
+        rows = load_rows(r, j, k, DP, OPERAND)
+        s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
+        score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+        if DISTANCE:
+            score = tl.sqrt(tl.maximum(score, 0.0))
+        w = pair_weights(
+            score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
+        )
+        if DISTANCE:
+            nearest = tl.minimum(nearest, tl.min(tl.where(w != 0.0, excess, 1.0), 1))
+            w = tl.where(excess > 0.0, w / score, 0.0)
+        w = rounded_weights(w, WEIGHTS)
+        weight += tl.sum(w.to(tl.float32), 1)
+        acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
+
+    if mean is not None:
+        factor = factor / pairs_in(mean)
+        if tl.program_id(0) == 0:
+            store_mean(mean, x, r)
+    poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    known = (i < x.n)[:, None] & (k < x.d)[None, :]
+    at = tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
+    if DISTANCE:
+        acc = weight[:, None] * load_rows(x, i, k, DP, tl.float32) - acc
+    tl.store(out + at, factor * acc + poison, mask=known)
+    if DISTANCE:
+        if tl.min(nearest, 0) <= 0.0:
+            tl.debug_barrier()
+            first = 0
+            if INSIDE:
+                first, end = m0, m1
+            for piece in range((end - first) * (BN // BS)):
+                j = first * BN + piece * BS + tl.arange(0, BS)
+                add_close(
+                    out, 0, DP, factor, x_chunk, xn, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP,
+                    INSIDE, APART, POSITIVES, DP, BD, OPERAND, PRECISION, BM, BS,
+                )  # fmt: skip
+
+
+def gradient_of(
+    pairs: Pairs,
+    x: Side,
+    r: Side,
+    xs: Stats | None,
+    rs: Stats | None,
+    term: PairTerm,
+    factor: float,
+    mean: Mean | None = None,
+) -> torch.Tensor:
+    """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``."""
+    if pairs.products.by_blocks:
+        return blocks.gradient_of(pairs, x, r, xs, rs, term, factor, mean)
+    out = x.norm.new_empty(x.n, x.d)
+    tile = configs.gradient_tile(pairs.dtype, x.d)
+    logsumexp = term.reduce == "logsumexp"
+    unit = LOG2E.value if logsumexp else 1.0
+    gradient_kernel[(x.padded // tile.BM,)](
+        x,
+        r,
+        xs,
+        rs,
+        out,
+        factor,
+        mean,
+        term.scale * unit,
+        term.offset * unit,
+        DISTANCE=term.score == "distance",
+        LOGSUMEXP=logsumexp,
+        INSIDE=term.select == "positive",
+        APART=pairs.apart,
+        POSITIVES=mean is not None,
+        **pairs.products._asdict(),
+        **tile.blocks,
+        **tile.launch,
+    )
+    return out
+
+
+@triton.jit
+def bias_kernel(
+    x, r, rs, out, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr,
+    INSIDE: tl.constexpr, APART: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The gradient (n,) of the bias of x, from the statistics of r."""
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
+    xn = tl.load(x.norm + i)
+    total = tl.zeros((BM,), tl.float32)
+    for tile in range(tl.cdiv(r.n, BN)):
+        j = tile * BN + tl.arange(0, BN)
+        s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
+        score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+        if DISTANCE:
+            close = (excess <= 0.0) & (i < x.n)[:, None] & (j < r.n)[None, :]
+            if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+                score = tl.where(close, squared_differences(x, r, i, j, BM, BN), score)
+            score = tl.sqrt(tl.maximum(score, 0.0))
+        w = pair_weights(
+            score, x, r, i, j, None, rs, scale, offset, LOGSUMEXP, INSIDE, APART, False
+        )
+        total += tl.sum(w, 1)
+    poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    tl.store(out + tl.load(x.order + i), total + poison, mask=i < x.n)
+
+
+def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Tensor:
+    """The gradient (m,), float32, of the bias of the columns."""
+    out = pairs.r.norm.new_empty(pairs.r.n)
+    tile = configs.reduce_tile(pairs.dtype, pairs.r.d)
+    logsumexp = term.reduce == "logsumexp"
+    unit = LOG2E.value if logsumexp else 1.0
+    bias_kernel[(pairs.r.padded // tile.BM,)](
+        pairs.r,
+        pairs.x,
+        xs,
+        out,
+        term.scale * unit,
+        term.offset * unit,
+        DISTANCE=term.score == "distance",
+        LOGSUMEXP=logsumexp,
+        INSIDE=term.select == "positive",
+        APART=pairs.apart,
+        **pairs.products.scores,
+        BM=tile.BM,
+        BN=tile.BS,
+        **tile.launch,
+    )
+    return out

@@ -1,0 +1,223 @@
+"""The reduction over the selected columns of each row.
+
+Every kernel here and in gradient.py visits the tiles of a band of rows in two ways. Tiles in which
+every pair is selected take a short body of large tiles; the others, few where rows are ordered by
+label, take a careful one. Neither counts close pairs: a band that has met one is looked through
+again for them.
+"""
+
+import triton
+import triton.language as tl
+
+from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.pairs.triton.sides import Pairs
+from dmlfast.ops.pairs.triton.statistics import Partial
+from dmlfast.ops.triton import configs
+from dmlfast.ops.triton.side import TILE
+from dmlfast.ops.triton.tile import (
+    LOG2E,
+    NOTHING,
+    SAFE_SPAN,
+    bands,
+    first_chunk,
+    free_count,
+    products,
+    scores,
+    selected,
+    skipping,
+    squared_differences,
+    term,
+    term_bounds,
+)
+
+BLOCKS = 32  # blocks of rows in a reduction, at most: partial statistics are (BLOCKS, N)
+
+
+@triton.jit
+def _add(top, total, t, taken, AXIS: tl.constexpr, LOGSUMEXP: tl.constexpr):
+    """Statistics exp2(top) total, or total, with the terms of a tile added along an axis."""
+    if LOGSUMEXP:
+        t = tl.where(taken, t, NOTHING)
+        high = tl.maximum(top, tl.max(t, AXIS))
+        part = tl.exp2(t - tl.expand_dims(high, AXIS))
+        total = total * tl.exp2(top - high) + tl.sum(tl.where(taken, part, 0.0), AXIS)
+        top = high
+    else:
+        total += tl.sum(tl.where(taken, t, 0.0), AXIS)
+    return top, total
+
+
+@triton.jit
+def _reduce_tile(
+    x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total, scale, offset,
+    DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
+    HALF: tl.constexpr, COLUMNS: tl.constexpr, AGAIN: tl.constexpr, DP: tl.constexpr,
+    BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    """Adds the selected pairs of a tile: those that are not close, or AGAIN those that are."""
+    s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
+    score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+    mask = selected(x, r, i, j, INSIDE, APART, HALF)
+    if AGAIN:
+        taken = mask & (excess <= 0.0)
+        some = tl.max(tl.max(taken.to(tl.int32), 1), 0) > 0
+    else:
+        taken = mask & (excess > 0.0)
+        nearest = tl.minimum(nearest, tl.min(tl.where(mask, excess, 1.0), 1))
+        some = True
+    if some:
+        if AGAIN:
+            score = squared_differences(x, r, i, j, BM, BN)
+        if DISTANCE:
+            score = tl.sqrt(tl.maximum(score, 0.0))
+        t = term(score, x, r, i, j, scale, offset)
+        top, total = _add(top, total, t, taken, 1, LOGSUMEXP)
+        if COLUMNS:
+            before_top = tl.load(column_top + j)
+            before = tl.load(column_total + j)
+            new_top, new = _add(before_top, before, t, taken, 0, LOGSUMEXP)
+            tl.store(column_top + j, new_top)
+            tl.store(column_total + j, new)
+    return top, total, nearest
+
+
+@triton.jit
+def _start(x, r, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr):
+    """The exponent that statistics start with, and whether it has to follow the terms."""
+    start, running = 0.0, False
+    if LOGSUMEXP:
+        lowest, highest = term_bounds(x, r, scale, offset, DISTANCE)
+        running = (highest - lowest <= SAFE_SPAN) == 0
+        start = tl.where(running, NOTHING, highest)
+    return start, running
+
+
+@triton.jit
+def reduce_kernel(
+    x, r, row_top, row_total, column_top, column_total, row_block, column_block, scale, offset,
+    DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
+    HALF: tl.constexpr, COLUMNS: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BS: tl.constexpr,
+):  # fmt: skip
+    """Partial statistics of a block of rows over a block of columns, exp2(top) total.
+
+    Program (a, b) leaves those of the rows in slot b and, with COLUMNS, those of the columns in
+    slot a. HALF: both sides are the same rows, and only a <= b is computed.
+    """
+    a, b = tl.program_id(0), tl.program_id(1)
+    if HALF:
+        if b < a:
+            return
+    start, running = _start(x, r, scale, offset, DISTANCE, LOGSUMEXP)
+    row_top += b.to(tl.int64) * x.padded
+    row_total += b.to(tl.int64) * x.padded
+    column_top += a.to(tl.int64) * r.padded
+    column_total += a.to(tl.int64) * r.padded
+    end_i = tl.minimum((a + 1) * row_block, x.padded)
+    first_j, end_j = b * column_block, tl.minimum((b + 1) * column_block, r.padded)
+    if COLUMNS:
+        for j0 in range(first_j, end_j, BN):
+            j = j0 + tl.arange(0, BN)
+            tl.store(column_top + j, tl.zeros((BN,), tl.float32) + start)
+            tl.store(column_total + j, tl.zeros((BN,), tl.float32))
+        tl.debug_barrier()
+    for i0 in range(a * row_block, end_i, BM):
+        i = i0 + tl.arange(0, BM)
+        x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
+        xn = tl.load(x.norm + i)
+        top = tl.zeros((BM,), tl.float32) + start
+        total = tl.zeros((BM,), tl.float32)
+        nearest = tl.full((BM,), 1.0, tl.float32)
+        first = first_j // BN
+        if HALF:
+            first = tl.maximum(first, i0 // BN)
+        m0, m1, f1, end = bands(x, r, i, first, end_j // BN, running, INSIDE, BM, BN)
+        for k in range(free_count(first, m0, m1, f1, INSIDE)):
+            j = skipping(k, first, m0, m1) * BN + tl.arange(0, BN)
+            s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
+            score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+            if DISTANCE:
+                score = tl.sqrt(tl.maximum(score, 0.0))
+                nearest = tl.minimum(nearest, tl.min(excess, 1))
+            t = term(score, x, r, i, j, scale, offset)
+            if LOGSUMEXP:
+                t = tl.exp2(t - start)
+            if DISTANCE:
+                t = tl.where(excess > 0.0, t, 0.0)
+            total += tl.sum(t, 1)
+            if COLUMNS:
+                tl.store(column_total + j, tl.load(column_total + j) + tl.sum(t, 0))
+        for k in range(((m1 - m0) + (end - f1)) * (BN // BS)):
+            j = skipping(k // (BN // BS), m0, m1, f1) * BN + k % (BN // BS) * BS
+            top, total, nearest = _reduce_tile(
+                x_chunk, xn, x, r, i, j + tl.arange(0, BS), top, total, nearest, column_top,
+                column_total, scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART, HALF, COLUMNS,
+                False, DP, BD, OPERAND, PRECISION, BM, BS,
+            )  # fmt: skip
+        if DISTANCE:
+            if tl.min(nearest, 0) <= 0.0:
+                tl.debug_barrier()  # the columns of the tiles above are looked at once more
+                if INSIDE:
+                    first, end = m0, m1
+                for k in range((end - first) * (BN // BS)):
+                    j = first * BN + k * BS + tl.arange(0, BS)
+                    top, total, nearest = _reduce_tile(
+                        x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total,
+                        scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART, HALF, COLUMNS, True,
+                        DP, BD, OPERAND, PRECISION, BM, BS,
+                    )  # fmt: skip
+        if COLUMNS:
+            tl.debug_barrier()
+        if HALF:
+            if a == b:  # the slot has what these rows got as columns
+                before = tl.load(row_total + i)
+                if LOGSUMEXP:
+                    old = tl.load(row_top + i)
+                    high = tl.maximum(top, old)
+                    total = total * tl.exp2(top - high) + before * tl.exp2(old - high)
+                    top = high
+                else:
+                    total += before
+        tl.store(row_top + i, top)
+        tl.store(row_total + i, total)
+
+
+def block_of(padded: int) -> int:
+    """Rows of a block: whole tiles, and at most `BLOCKS` blocks."""
+    return -(-padded // (BLOCKS * TILE)) * TILE
+
+
+def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Partial, Partial]:
+    """Partial statistics of the rows and, if asked for, of the columns."""
+    x, r, how = pairs.x, pairs.r, pairs.products
+    row_block, column_block = block_of(x.padded), block_of(r.padded)
+    a, b = -(-x.padded // row_block), -(-r.padded // column_block)
+    tile = configs.reduce_tile(pairs.dtype, x.d)
+    rows = Partial(*x.norm.new_empty(2, b, x.padded))
+    columns = rows
+    if with_columns and not pairs.half:
+        columns = Partial(*x.norm.new_empty(2, a, r.padded))
+    logsumexp = term.reduce == "logsumexp"
+    unit = LOG2E.value if logsumexp else 1.0
+    reduce_kernel[(a, b)](
+        x,
+        r,
+        *rows,
+        *columns,
+        row_block,
+        column_block,
+        term.scale * unit,
+        term.offset * unit,
+        DISTANCE=term.score == "distance",
+        LOGSUMEXP=logsumexp,
+        INSIDE=term.select == "positive",
+        APART=pairs.apart,
+        HALF=pairs.half,
+        COLUMNS=with_columns or pairs.half,
+        **how.scores,
+        **tile.blocks,
+        **tile.launch,
+    )
+    return rows, columns

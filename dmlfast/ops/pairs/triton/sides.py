@@ -1,0 +1,76 @@
+"""Both sides of the pairs, prepared."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.triton import configs
+from dmlfast.ops.triton.side import Side, positions_of, prepare
+from dmlfast.ops.triton.tile import LOG2E
+
+
+class Pairs(NamedTuple):
+    """Both sides of the pairs and how they face each other.
+
+    half: the statistics of the rows are those of the columns too, one half of the pairs is enough.
+    apart: both sides are the same rows, and none meets itself.
+    """
+
+    x: Side
+    r: Side
+    half: bool
+    apart: bool
+    dtype: torch.dtype
+    products: configs.Products
+
+
+def pairs_of(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    column_bias: torch.Tensor | None,
+    term: PairTerm,
+) -> Pairs:
+    """Prepares both sides, neither of them empty."""
+    same = columns is None
+    dtype = rows.dtype if columns is None or columns.dtype == rows.dtype else torch.float32
+    how = configs.products_of(dtype, rows.shape[1])
+    full = dtype == torch.float32
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "width": how.DP,
+        "chunk": how.BD,
+        "rounded": full and how.PRECISION == "tf32",
+        "unit": LOG2E.value if term.reduce == "logsumexp" else 1.0,
+    }
+    row_labels, column_labels = (
+        labels.to(torch.int64).contiguous() if labels is not None and term.by_label else None
+        for labels in (row_labels, column_labels)
+    )
+    centred = full and term.score == "distance"
+    x = prepare(
+        rows,
+        centre=True if centred else None,
+        labels=row_labels,
+        other_labels=column_labels,
+        itself=same and term.select == "other",
+        bias=column_bias if same else None,
+        **common,
+    )
+    if columns is None:
+        half = column_bias is None and term.select != "all"
+        return Pairs(x._replace(bias=None), x, half, term.select != "all", dtype, how)
+    r = prepare(
+        columns,
+        centre=x if centred else None,
+        labels=column_labels,
+        other_labels=row_labels,
+        bias=column_bias,
+        **common,
+    )
+    if self_index is not None and term.select in ("positive", "other"):
+        x = x._replace(itself=positions_of(self_index, x, r))
+    return Pairs(x, r, False, False, dtype, how)

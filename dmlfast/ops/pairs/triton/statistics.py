@@ -1,0 +1,152 @@
+"""Statistics of rows: partial ones added up, and given ones brought in order."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.triton.side import TILE, Side
+from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, count_of, total_of
+
+
+class Partial(NamedTuple):
+    """Partial statistics exp2(top) total, (slots, padded)."""
+
+    top: torch.Tensor
+    total: torch.Tensor
+
+
+class Stats(NamedTuple):
+    """Statistics of one side and the gradients with respect to them, by position.
+
+    value: (padded,) powers of two, `NOTHING` where nothing was selected; None for sums.
+    grad: (padded,). highest, lowest: (tiles,) the greatest value in a tile, and the greatest
+    opposite one.
+    """
+
+    value: Any
+    grad: Any
+    highest: Any
+    lowest: Any
+    tiles: Any
+
+
+class Mean(NamedTuple):
+    """A loss that is half the mean of the terms of some pairs, from its sums over bands of rows.
+
+    losses: (bands,) sums of terms. counts: (bands,) int64 numbers of pairs. loss: ().
+    """
+
+    losses: Any
+    counts: Any
+    bands: Any
+    loss: Any
+
+
+@triton.jit
+def pairs_in(mean):
+    """How many pairs a mean is of, at least 1."""
+    return tl.maximum(count_of(mean.counts, mean.bands), 1).to(tl.float32)
+
+
+@triton.jit
+def store_mean(mean, x, r):
+    poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    tl.store(mean.loss, 0.5 * total_of(mean.losses, mean.bands) / pairs_in(mean) + poison)
+
+
+@triton.jit
+def combine_kernel(
+    x, r, tops, totals, slots, result, stats, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
+):
+    """Adds up the slots. ``result`` (n,) gets natural logarithms in the order of the given rows,
+    ``stats`` powers of two by position and their range; each may be None. Of sums there is the
+    result only.
+    """
+    tile = tl.program_id(0)
+    i = tile * BM + tl.arange(0, BM)
+    top = tl.full((BM,), NOTHING, tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    for slot in range(slots):
+        at = tl.cast(slot, tl.int64) * x.padded + i
+        if LOGSUMEXP:
+            part_top = tl.load(tops + at)
+            higher = tl.maximum(top, part_top)
+            total = total * tl.exp2(top - higher) + tl.load(totals + at) * tl.exp2(
+                part_top - higher
+            )
+            top = higher
+        else:
+            total += tl.load(totals + at)
+    some = (total > 0.0) & (i < x.n)
+    if LOGSUMEXP:
+        found = top + tl.log2(tl.where(some, total, 1.0))
+    else:
+        found = total
+    if result is not None:
+        value = found
+        if LOGSUMEXP:
+            value = tl.where(some, found * LN2, -float("inf"))
+        poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+        tl.store(result + tl.load(x.order + i), value + poison, mask=i < x.n)
+    if stats is not None:
+        tl.store(stats.value + i, tl.where(some, found, NOTHING))
+        tl.store(stats.lowest + tile, tl.max(tl.where(some, -found, -float("inf")), 0))
+        tl.store(stats.highest + tile, tl.max(tl.where(some, found, -float("inf")), 0))
+
+
+@triton.jit
+def stats_kernel(side, stats, given_value, given_grad, LOGSUMEXP: tl.constexpr, BM: tl.constexpr):
+    """Brings statistics and their gradients, as they were given, in the order of a side."""
+    tile = tl.program_id(0)
+    i = tile * BM + tl.arange(0, BM)
+    there = i < side.n
+    row = tl.load(side.order + i)
+    grad = tl.load(given_grad + row, mask=there, other=0.0)
+    if LOGSUMEXP:
+        value = tl.load(given_value + row, mask=there, other=-float("inf"))
+        some = there & (value != -float("inf"))
+        value *= LOG2E
+        grad = tl.where(some, grad, 0.0)
+        tl.store(stats.value + i, tl.where(some, value, NOTHING))
+        tl.store(stats.highest + tile, tl.max(tl.where(some, value, -float("inf")), 0))
+        tl.store(stats.lowest + tile, tl.max(tl.where(some, -value, -float("inf")), 0))
+    tl.store(stats.grad + i, grad)
+
+
+def empty_stats(side: Side, logsumexp: bool = True) -> Stats:
+    """Memory for the statistics of a side."""
+    value, grad = side.norm.new_empty(2, side.padded)
+    highest, lowest = side.norm.new_empty(2, side.tiles)
+    if logsumexp:
+        return Stats(value, grad, highest, lowest, side.tiles)
+    return Stats(None, grad, None, None, side.tiles)
+
+
+def stats_of(
+    side: Side, value: torch.Tensor | None, grad: torch.Tensor | None, term: PairTerm
+) -> Stats | None:
+    """The statistics of a side and their gradients, (n,) each; None where there are none."""
+    if value is None or grad is None:
+        return None
+    logsumexp = term.reduce == "logsumexp"
+    stats = empty_stats(side, logsumexp)
+    stats_kernel[(side.tiles,)](
+        side,
+        stats,
+        value.to(torch.float32).contiguous(),
+        grad.to(torch.float32).contiguous(),
+        LOGSUMEXP=logsumexp,
+        BM=TILE,
+    )
+    return stats
+
+
+def combined(x: Side, r: Side, partial: Partial) -> Stats:
+    stats = empty_stats(x)
+    combine_kernel[(x.tiles,)](
+        x, r, *partial, len(partial.top), None, stats, LOGSUMEXP=True, BM=TILE
+    )
+    return stats

@@ -1,0 +1,128 @@
+"""The weight of a pair in the gradient."""
+
+import triton
+import triton.language as tl
+
+from dmlfast.ops.triton.tile import (
+    LN2,
+    NOTHING,
+    SAFE_SPAN,
+    given_rows,
+    products,
+    scores,
+    selected,
+    squared_differences,
+    statistic,
+    statistic_range,
+    term,
+)
+
+
+@triton.jit
+def hinge(distance, row, column):
+    """max(0, D + log(exp(row) + exp(column))) of (BM,) and (BN,) statistics; 0 where both are
+    nothing.
+    """
+    high = tl.maximum(row[:, None], column[None, :])
+    low = tl.minimum(row[:, None], column[None, :])
+    joint = distance + LN2 * (high + tl.log2(1.0 + tl.exp2(low - high)))
+    return tl.where(high > NOTHING * 0.5, tl.maximum(joint, 0.0), 0.0)
+
+
+@triton.jit
+def pair_weights(
+    score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    APART: tl.constexpr, POSITIVES: tl.constexpr,
+):  # fmt: skip
+    """d loss / d score over scale, for terms and statistics of any span; 0 where not selected.
+
+    POSITIVES: less the hinge of the pairs of one label, of the lifted loss.
+    """
+    mask = selected(x, r, i, j, INSIDE, APART, False)
+    t = tl.where(mask, term(score, x, r, i, j, scale, offset), NOTHING)
+    w = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+    if xs is not None:
+        grad = tl.load(xs.grad + i)[:, None]
+        if LOGSUMEXP:
+            w += tl.exp2(tl.minimum(t - statistic(xs, i)[:, None], 0.0)) * grad
+        else:
+            w += grad
+    if rs is not None:
+        grad = tl.load(rs.grad + j)[None, :]
+        if LOGSUMEXP:
+            w += tl.exp2(tl.minimum(t - statistic(rs, j)[None, :], 0.0)) * grad
+        else:
+            w += grad
+    w = tl.where(mask, w, 0.0)
+    if POSITIVES:
+        positive = selected(x, r, i, j, True, APART, False)
+        h = hinge(score, tl.load(xs.value + i), tl.load(rs.value + j))
+        w -= tl.where(positive, h, 0.0)
+    return w
+
+
+@triton.jit
+def middle_of(xs, rs, LOGSUMEXP: tl.constexpr):
+    """The middle of all statistics, and whether they span too much for one exponential a pair."""
+    middle, wide = 0.0, False
+    if LOGSUMEXP:
+        lowest, highest = statistic_range(xs, rs)
+        middle = 0.5 * (lowest + highest)
+        wide = (highest - lowest <= SAFE_SPAN) == 0
+    return middle, wide
+
+
+@triton.jit
+def factor_of(stats, i, middle, LOGSUMEXP: tl.constexpr):
+    """Gradient times exp2(middle - statistic) of some rows; 0 where there are no statistics."""
+    factor = i * 0.0
+    if stats is not None:
+        factor = tl.load(stats.grad + i)
+        if LOGSUMEXP:
+            factor *= tl.exp2(middle - statistic(stats, i))
+    return factor
+
+
+@triton.jit
+def free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP: tl.constexpr):
+    """The same as `pair_weights` by one exponential, where all pairs are selected."""
+    w = row_factor[:, None] + factor_of(rs, j, middle, LOGSUMEXP)[None, :]
+    if LOGSUMEXP:
+        w *= tl.exp2(term(score, x, r, i, j, scale, offset) - middle)
+    return w
+
+
+@triton.jit
+def add_close(
+    out, first_k, end_k, factor, x_chunk, xn, x, r, i, j, xs, rs, scale, offset,
+    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Adds to components [first_k, end_k) of ``out`` what the close pairs of a tile give, each from
+    the difference of its rows.
+    """
+    s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
+    _, excess = scores(s, xn, tl.load(r.norm + j), True)
+    there = (i < x.n)[:, None] & (j < r.n)[None, :]
+    if APART:
+        there &= i[:, None] != j[None, :]
+    taken = there & (excess <= 0.0)
+    if tl.max(tl.max(taken.to(tl.int32), 1), 0) > 0:
+        distance = tl.sqrt(squared_differences(x, r, i, j, BM, BN))
+        w = pair_weights(
+            distance, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
+        )
+        w = tl.where(taken & (distance > 0.0), w / distance, 0.0)
+        for column in range(BN):
+            chosen = tl.arange(0, BN) == column
+            of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
+            if tl.max(tl.abs(of_column), 0) > 0.0:
+                other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
+                for first in range(first_k, tl.minimum(end_k, x.d), 16):
+                    k = first + tl.arange(0, 16)
+                    difference = given_rows(x, i, k) - given_rows(r, other, k)
+                    known = (i < x.n)[:, None] & (k < x.d)[None, :]
+                    at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
+                    part = factor * of_column[:, None] * difference
+                    tl.store(at, tl.load(at, mask=known) + part, mask=known)
