@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dmlfast.errors import unknown_name
-from dmlfast.ops import native
+from dmlfast.ops import gpu, native
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Backend:
 
     why_not: why this machine or this installation lacks it, or None.
     declines: why it cannot serve tensors of a device type and a dtype, or None.
+    by_name_only: whether "auto" passes it over.
     """
 
     name: str
     why_not: Callable[[], str | None]
     declines: Callable[[str, torch.dtype], str | None]
+    by_name_only: Callable[[], bool] = lambda: False
 
 
 def _cpu_declines(device: str, dtype: torch.dtype) -> str | None:
@@ -44,10 +46,11 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cpu", native.why_no_cpu, _cpu_declines),
+        Backend("triton", gpu.why_no_triton, gpu.triton_declines, gpu.interpreted),
         Backend("reference", lambda: None, lambda device, dtype: None),
     )
 }
-PLANNED = dict.fromkeys(("cuda", "triton"), "this version has no such kernels")
+PLANNED = {"cuda": "this version has no such kernels"}
 
 
 def available() -> tuple[str, ...]:
@@ -74,7 +77,8 @@ def _choose(op: str, impl: str, device: str, dtype: torch.dtype) -> str:
             raise RuntimeError(f"{op}: {source}='{wanted}' cannot serve this call: {reason}")
         return wanted
     for backend in BACKENDS.values():
-        if backend.why_not() is None and backend.declines(device, dtype) is None:
+        serves = backend.why_not() is None and backend.declines(device, dtype) is None
+        if serves and not backend.by_name_only():
             return backend.name
     raise AssertionError("the reference serves every call")
 

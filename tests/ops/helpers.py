@@ -18,6 +18,9 @@ from dmlfast.ops import native
 Tensors = list[torch.Tensor]
 ULPS = 4
 ISAS = ("avx512", "avx2", "generic")
+IMPLS = ("reference", "cpu", "triton")
+KERNELS = ("cpu", "triton")
+INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter
 
 
 def generator(seed: int) -> torch.Generator:
@@ -212,11 +215,13 @@ def half_unit(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (exact.abs() * info.eps).clamp_min(info.smallest_normal * info.eps) / 2
 
 
-def assert_accurate(found: Tensors, exact: Tensors, plain: Tensors, ulps: float = ULPS) -> None:
+def assert_accurate(
+    found: Tensors, exact: Tensors, plain: Tensors, ulps: float = ULPS, name: str = ""
+) -> None:
     """Each of ``found`` errs at most twice as much as that of ``plain``, plus ``ulps``."""
     for k, (got, truth, yard) in enumerate(zip(found, exact, plain, strict=True)):
         assert got.shape == truth.shape
-        assert torch.equal(got.isinf(), truth.isinf()), f"result {k}: infinite elsewhere"
+        assert torch.equal(got.isinf(), truth.isinf()), f"{name} result {k}: infinite elsewhere"
         finite = truth.isfinite()
         if not finite.any():
             continue
@@ -226,7 +231,7 @@ def assert_accurate(found: Tensors, exact: Tensors, plain: Tensors, ulps: float 
         limit = 2 * yardstick + floor + half_unit(truth, got.dtype)
         error = (got.double() - truth).abs()
         assert (error <= limit).all(), (
-            f"result {k}: error {error.max():.3g}, allowed {limit.max():.3g} "
+            f"{name} result {k}: error {error.max():.3g}, allowed {limit.max():.3g} "
             f"(plain {yardstick:.3g}, largest result {largest:.3g})"
         )
 
@@ -255,6 +260,18 @@ def instruction_sets() -> Iterator[str]:
         library.dml_cpu_set_isa(best)
 
 
+def backends(p: Problem, kernels: tuple[str, ...]) -> Iterator[str]:
+    """The names of the backends with kernels, the CPU's once for each instruction set."""
+    if "cpu" in kernels:
+        for _ in instruction_sets():
+            yield "cpu"
+    if (
+        "triton" in kernels
+        and len(p.rows) * len(p.rows if p.columns is None else p.columns) <= INTERPRETED_PAIRS
+    ):
+        yield "triton"
+
+
 def assert_kernels_accurate(
     op: Callable[..., torch.Tensor],
     plain: Callable[..., torch.Tensor],
@@ -263,14 +280,18 @@ def assert_kernels_accurate(
     distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gram_distances,
     upstream: Callable[[torch.Tensor], torch.Tensor] = upstream_for,
     ulps: float = ULPS,
+    kernels: tuple[str, ...] = KERNELS,
     **options,
 ) -> None:
-    """``op`` on the kernels of every instruction set against truth, in value and gradients."""
+    """``op`` on the kernels of every backend against truth, in value and gradients."""
     exact = results(op, p.to(torch.float64), upstream, impl="reference", **options)
     yard = results(plain, p.to(torch.float32), upstream, distances=distances, **options)
     ulps += largest_term(p.to(torch.float64), **options)
-    for _ in instruction_sets():
-        found = results(op, p, upstream, impl="cpu", **options)
+    for impl in backends(p, kernels):
+        found = results(op, p, upstream, impl=impl, **options)
         assert found[0].dtype == torch.float32
         assert [t.dtype for t in found[1:]] == [t.dtype for t in p.inputs if t is not None]
-        assert_accurate(found, exact, yard, ulps)
+        # Triton's weights are as precise as the rows that they are multiplied with
+        rounded = torch.finfo(p.rows.dtype).eps if impl == "triton" else 0.0
+        allowed = ulps + rounded / torch.finfo(torch.float32).eps
+        assert_accurate(found, exact, yard, allowed, impl)

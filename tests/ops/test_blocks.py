@@ -1,18 +1,17 @@
 """The raw block functions: columns that arrive in parts give what they give together."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from dmlfast.ops.pairs.op import grad_block, reduce_block
 from dmlfast.ops.pairs.term import PairTerm
 
-from .helpers import Problem, pair_reduce, problem, results, upstream_for
+from .helpers import KERNELS, Problem, pair_reduce, problem, results, upstream_for
 
-PARTS = [
-    slice(0, 70),
-    slice(70, 71),
-    slice(71, 300),
-]  # ragged; some rows select nothing in the second
+# rows and columns, of which some rows select nothing in the second part; fewer for an interpreter
+SIZES = {"cpu": (130, 300, (0, 70, 71, 300)), "triton": (40, 75, (0, 33, 34, 75))}
 
 
 def block(p: Problem, part: slice) -> tuple[torch.Tensor | None, ...]:
@@ -34,11 +33,14 @@ def turned(p: Problem) -> Problem:
 @pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
 @pytest.mark.parametrize("score", ["dot", "distance"])
 @pytest.mark.parametrize("with_columns", [False, True])
-def test_parts_give_the_whole(score, reduce, select, with_columns):
-    p = problem(130, 300, 9, selves=True, per_class=40)
+@pytest.mark.parametrize("impl", KERNELS)
+def test_parts_give_the_whole(score, reduce, select, with_columns, impl):
+    n, m, bounds = SIZES[impl]
+    parts = [slice(*ends) for ends in pairwise(bounds)]
+    p = problem(n, m, 9, selves=True, per_class=n // 3)
     term = PairTerm(score, select, reduce, -0.7, 0.2)
-    options = {**term._asdict(), "impl": "cpu"}
-    row_grad, column_grad = upstream_for(torch.empty(130)), upstream_for(torch.empty(300))
+    options = {**term._asdict(), "impl": impl}
+    row_grad, column_grad = upstream_for(torch.empty(n)), upstream_for(torch.empty(m))
     stat, d_rows, d_columns = results(pair_reduce, p, lambda _: row_grad, **options)
     column_stat = None
     if with_columns:
@@ -48,14 +50,14 @@ def test_parts_give_the_whole(score, reduce, select, with_columns):
         d_rows, d_columns = d_rows + turned_grads[1], d_columns + turned_grads[0]
 
     running = None
-    for part in PARTS:
-        running = reduce_block(*block(p, part), running, term, impl="cpu")
+    for part in parts:
+        running = reduce_block(*block(p, part), running, term, impl=impl)
     found = [running, torch.zeros_like(d_rows), torch.zeros_like(d_columns)]
-    for part in PARTS:
+    for part in parts:
         of_columns = (column_stat[part], column_grad[part]) if with_columns else (None, None)
         grads = (found[1], found[2][part]) if part.start else None
         stats = (running, row_grad, *of_columns)
-        found[1], found[2][part] = grad_block(*block(p, part), *stats, grads, term, impl="cpu")
+        found[1], found[2][part] = grad_block(*block(p, part), *stats, grads, term, impl=impl)
     for got, expected in zip(found, [stat, d_rows, d_columns], strict=True):
         size = expected[expected.isfinite()].abs().max()
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(size))

@@ -7,9 +7,10 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .helpers import Problem, lifted, pair_reduce, problem, results
+from .helpers import IMPLS, KERNELS, Problem, lifted, pair_reduce, problem, results
 
 OPS = pytest.mark.parametrize("op", [lifted, pair_reduce])
+EVERY_KERNEL = pytest.mark.parametrize("impl", KERNELS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 BATCH = problem(12, d=5)
@@ -28,15 +29,17 @@ def tensors(p: Problem, dtype: torch.dtype, requires_grad: bool = True) -> tuple
 @pytest.mark.parametrize("p", [BATCH, BESIDE], ids=["batch", "columns"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 class TestOpcheck:
-    def test_lifted(self, p, dtype, requires_grad):
+    @EVERY_KERNEL
+    def test_lifted(self, p, dtype, requires_grad, impl):
         *pairs, _ = tensors(p, dtype, requires_grad)
         wants = requires_grad, requires_grad and p.columns is not None
         torch.library.opcheck(
-            torch.ops.dmlfast.lifted_structured_loss.default, (*pairs, 1.0, *wants, "cpu")
+            torch.ops.dmlfast.lifted_structured_loss.default, (*pairs, 1.0, *wants, impl)
         )
 
     @pytest.mark.parametrize(("select", "reduce"), [("negative", "logsumexp"), ("all", "sum")])
-    def test_pair_reduce(self, p, dtype, requires_grad, select, reduce):
+    @EVERY_KERNEL
+    def test_pair_reduce(self, p, dtype, requires_grad, select, reduce, impl):
         arguments = (
             *tensors(p, dtype, requires_grad),
             "distance",
@@ -44,12 +47,13 @@ class TestOpcheck:
             reduce,
             -1.0,
             0.5,
-            "cpu",
+            impl,
         )
         torch.library.opcheck(torch.ops.dmlfast.pair_reduce.default, arguments)
 
-    def test_pair_grad(self, p, dtype, requires_grad):
-        term = ("dot", "other", "logsumexp", 0.3, 0.0, "cpu")
+    @EVERY_KERNEL
+    def test_pair_grad(self, p, dtype, requires_grad, impl):
+        term = ("dot", "other", "logsumexp", 0.3, 0.0, impl)
         pairs = tensors(p, dtype, requires_grad)
         stat = torch.ops.dmlfast.pair_reduce(*pairs, *term).detach()
         wants = True, p.columns is not None, p.bias is not None
@@ -60,9 +64,10 @@ class TestOpcheck:
 
 @OPS
 @DTYPES
-def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(op, dtype):
+@EVERY_KERNEL
+def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(op, dtype, impl):
     p = BESIDE.to(dtype)
-    real = results(op, p, torch.ones_like, impl="cpu")
+    real = results(op, p, torch.ones_like, impl=impl)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = replace(
             p,
@@ -72,7 +77,7 @@ def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(op, dtype):
                 if isinstance(tensor, torch.Tensor)
             },
         )
-        found = results(op, fake, torch.ones_like, impl="cpu")
+        found = results(op, fake, torch.ones_like, impl=impl)
     for got, expected in zip(found, real, strict=True):
         assert (got.shape, got.dtype, got.stride()) == (
             expected.shape,
@@ -82,7 +87,7 @@ def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(op, dtype):
 
 
 @OPS
-@pytest.mark.parametrize("impl", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize("impl", ["auto", *IMPLS])
 @pytest.mark.parametrize("p", [BATCH, BESIDE], ids=["batch", "columns"])
 def test_a_whole_graph_compiles(op, impl, p):
     torch._dynamo.reset()
@@ -123,7 +128,7 @@ def test_inductor_compiles_a_model_with_its_loss(op):
 
 
 @OPS
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_autocast_reaches_the_layer_before_and_not_the_loss(op, impl):
     p = problem(40, d=6)
     layer = torch.nn.Linear(6, 16)
@@ -135,7 +140,7 @@ def test_autocast_reaches_the_layer_before_and_not_the_loss(op, impl):
     assert embeddings.dtype == torch.bfloat16
     assert value.dtype == torch.float32
     expected = op(replace(p, rows=embeddings.float()), impl=impl, **options)
-    assert torch.equal(value, expected)
+    torch.testing.assert_close(value, expected)
     assert torch.equal(wide, expected)
     value.sum().backward()
     assert layer.weight.grad.isfinite().all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from .helpers import (
+    IMPLS,
     Problem,
     assert_kernels_accurate,
     direct_distances,
@@ -19,7 +20,7 @@ from .helpers import (
     with_duplicates,
 )
 
-IMPLS = pytest.mark.parametrize("impl", ["reference", "cpu"])
+EVERY_IMPL = pytest.mark.parametrize("impl", IMPLS)
 
 
 def assert_zero_and_attached(p: Problem, impl: str) -> None:
@@ -60,7 +61,7 @@ def test_duplicates_within_a_class(size):
     assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e4])
 def test_rows_that_are_all_the_same_have_no_gradient(impl, value):
     rows, labels = torch.full((70, 33), value), torch.arange(70) // 7
@@ -70,19 +71,19 @@ def test_rows_that_are_all_the_same_have_no_gradient(impl, value):
     assert torch.equal(gradient, torch.zeros_like(rows))
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("n", [0, 1, 2, 300])
 def test_without_positive_pairs_the_loss_is_zero_and_attached(impl, n):
     assert_zero_and_attached(replace(problem(n), labels=torch.arange(n)), impl)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("n", [2, 300])
 def test_without_negatives_the_loss_is_zero_and_attached(impl, n):
     assert_zero_and_attached(replace(problem(n), labels=torch.zeros(n, dtype=torch.long)), impl)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 5), (5, 0)])
 def test_no_rows_or_no_columns_give_a_loss_of_zero(impl, n, m):
     loss, d_rows, d_columns = results(lifted, problem(n, m), impl=impl)
@@ -91,7 +92,7 @@ def test_no_rows_or_no_columns_give_a_loss_of_zero(impl, n, m):
     assert torch.equal(d_columns, torch.zeros(m, 8))
 
 
-@IMPLS
+@EVERY_IMPL
 def test_a_positive_pair_without_negatives_adds_nothing_and_counts(impl):
     """Rows 0 and 1 meet columns of their own class only; rows 2 and 3 have a negative each."""
     x = torch.tensor([[0.0, 0], [1, 0], [5, 0], [5, 2]], requires_grad=True)
@@ -104,7 +105,7 @@ def test_a_positive_pair_without_negatives_adds_nothing_and_counts(impl):
     torch.testing.assert_close(loss.detach(), hinges.square().sum() / 4)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 5), (5, 0), (1, None), (0, None)])
 def test_a_reduction_over_nothing(impl, reduce, n, m):
@@ -115,7 +116,7 @@ def test_a_reduction_over_nothing(impl, reduce, n, m):
     assert not any(gradient.any() for gradient in gradients)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("select", ["negative", "positive"])
 def test_a_row_that_selects_nothing_has_no_part_in_the_gradient(impl, select):
     """One class of 60 rows and 5 rows with a class each."""
@@ -155,7 +156,7 @@ def test_an_offset_of_every_row_changes_nothing(columns, offset):
         assert_kernels_accurate(op, plain, far, distances=direct_distances)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("pairs", ["some", "none"])
 @pytest.mark.parametrize("place", ["row", "column"])
@@ -180,7 +181,7 @@ class TestAValueThatIsNotFiniteMakesTheResultNan:
         assert pair_reduce(p, impl=impl, **options).isnan().all()
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
 def test_a_bias_that_is_not_finite_makes_the_result_nan(impl, value, reduce):
@@ -197,7 +198,7 @@ def test_gradients_of_values_that_are_not_finite_are_nan():
         assert all(tensor.isnan().all() for tensor in found)
 
 
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("n", [1, 40])
 def test_one_class_and_classes_of_one_agree_on_who_is_negative(impl, n):
     """Everyone is everyone's positive, or everyone's negative: the other selection is empty."""

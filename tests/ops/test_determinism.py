@@ -52,6 +52,15 @@ def test_calls_repeat_to_the_bit(threads):
         assert_same_bits(every_result(p), expected)
 
 
+@pytest.mark.parametrize("m", [None, 90])
+def test_triton_repeats_to_the_bit(m):
+    p = problem(150, m, 20, per_class=4, bias=True)
+    expected = results(pair_reduce, p, scale=-1.0, impl="triton")
+    assert_same_bits(results(pair_reduce, p, scale=-1.0, impl="triton"), expected)
+    expected = results(lifted, p, impl="triton")
+    assert_same_bits(results(lifted, p, impl="triton"), expected)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_two_hundred_calls_repeat_to_the_bit(threads, count):

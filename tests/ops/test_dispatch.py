@@ -1,5 +1,9 @@
 """Which backend serves a call: impl= before DMLFAST_IMPL before auto, and no silent falls."""
 
+import dataclasses
+import importlib.util
+import re
+
 import pytest
 import torch
 
@@ -52,6 +56,23 @@ def test_auto_prefers_the_kernels(served):
     assert served == ["cpu"]
 
 
+def test_auto_prefers_triton_on_a_gpu(monkeypatch):
+    monkeypatch.delenv("DMLFAST_IMPL", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    usable = dataclasses.replace(dispatch.BACKENDS["triton"], why_not=lambda: None)
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", usable)
+    assert dispatch._choose("op", "auto", "cuda", torch.bfloat16) == "triton"
+    assert dispatch._choose("op", "auto", "cuda", torch.float64) == "reference"
+    assert dispatch._choose("op", "auto", "cpu", torch.float32) == "cpu"
+
+
+def test_interpreted_kernels_have_to_be_asked_for(without_kernels, served, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "triton" in ops.available()
+    lifted()
+    assert served == ["reference"]
+
+
 def test_auto_serves_float64_by_the_reference(served):
     ops.lifted_structured_loss(torch.randn(4, 3, dtype=torch.float64), torch.arange(4) // 2)
     assert served == ["reference"]
@@ -90,14 +111,21 @@ class TestABackendAskedForByNameServesOrSaysWhyNot:
         with pytest.raises(ValueError, match=message):
             self.call(op, through, "cp", monkeypatch)
 
-    @pytest.mark.parametrize("name", ["cuda", "triton"])
-    def test_kernels_that_do_not_exist_yet(self, op, through, name, monkeypatch):
-        with pytest.raises(RuntimeError, match=rf"{op}: {through}='{name}' cannot serve.*kernels"):
-            self.call(op, through, name, monkeypatch)
+    def test_kernels_that_do_not_exist_yet(self, op, through, monkeypatch):
+        with pytest.raises(RuntimeError, match=rf"{op}: {through}='cuda' cannot serve.*kernels"):
+            self.call(op, through, "cuda", monkeypatch)
 
-    def test_float64_on_float32_kernels(self, op, through, monkeypatch):
-        with pytest.raises(RuntimeError, match=rf"{op}: {through}='cpu' cannot serve.*float64"):
-            self.call(op, through, "cpu", monkeypatch, torch.float64)
+    @pytest.mark.parametrize("name", ["cpu", "triton"])
+    def test_float64_on_float32_kernels(self, op, through, name, monkeypatch):
+        with pytest.raises(RuntimeError, match=rf"{op}: {through}='{name}' cannot serve.*float64"):
+            self.call(op, through, name, monkeypatch, torch.float64)
+
+    def test_cpu_tensors_on_gpu_kernels(self, op, through, monkeypatch):
+        usable = dataclasses.replace(dispatch.BACKENDS["triton"], why_not=lambda: None)
+        monkeypatch.setitem(dispatch.BACKENDS, "triton", usable)
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        with pytest.raises(RuntimeError, match=rf"{op}: {through}='triton' cannot serve.*'cpu'"):
+            self.call(op, through, "triton", monkeypatch)
 
     def test_kernels_that_were_not_built(self, op, through, without_kernels, monkeypatch):
         with pytest.raises(RuntimeError, match=rf"{op}: {through}='cpu' cannot serve.*not built"):
@@ -117,8 +145,10 @@ def test_auto_falls_back_to_the_reference_where_nothing_was_built(without_kernel
     assert served == ["reference"]
 
 
-def test_available_names_and_reasons():
-    assert ops.available() == ("reference", "cpu")
+def test_available_names_and_reasons(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert ops.available() == ("reference", "triton", "cpu")
+    assert ops.why_not("triton") is None
     assert ops.why_not("cpu") is None
     assert ops.why_not("reference") is None
     assert "kernels" in ops.why_not("cuda")
@@ -127,7 +157,7 @@ def test_available_names_and_reasons():
 
 
 def test_kernels_that_were_not_built_are_not_available(without_kernels):
-    assert ops.available() == ("reference",)
+    assert "cpu" not in ops.available()
     assert "not built" in ops.why_not("cpu")
 
 
@@ -138,6 +168,23 @@ def test_a_library_that_does_not_load_says_why(without_kernels):
         assert "do not load" in ops.why_not("cpu")
     finally:
         native.cpu_library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [(None, "no NVIDIA GPU"), ((7, 5), r"capability 7\.5, and 8\.0 is needed"), ((8, 0), None)],
+)
+def test_why_no_triton(monkeypatch, capability, reason):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    found = ops.why_not("triton")
+    assert found is None if reason is None else re.search(reason, found)
+
+
+def test_triton_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in ops.why_not("triton")
 
 
 def test_every_backend_has_a_module_for_every_op():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from .helpers import (
+    IMPLS,
     Problem,
     assert_kernels_accurate,
     generator,
@@ -17,7 +18,7 @@ from .helpers import (
     results,
 )
 
-IMPLS = pytest.mark.parametrize("impl", ["reference", "cpu"])
+EVERY_IMPL = pytest.mark.parametrize("impl", IMPLS)
 OPS = pytest.mark.parametrize("op", [lifted, pair_reduce])
 
 
@@ -37,7 +38,7 @@ LAYOUTS = {
 
 
 @OPS
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_gives_the_same_bits(op, impl, layout):
     p = problem(60, 70, 9, selves=True)
@@ -54,7 +55,7 @@ def test_any_layout_gives_the_same_bits(op, impl, layout):
 
 
 @OPS
-@IMPLS
+@EVERY_IMPL
 def test_one_row_expanded_to_many(op, impl):
     row = torch.randn(1, 9, generator=generator(0), requires_grad=True)
     p = Problem(row.expand(20, 9), torch.arange(20) // 4)
@@ -90,7 +91,7 @@ LABELS = {
 
 
 @OPS
-@IMPLS
+@EVERY_IMPL
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("columns", [None, 90])
 def test_labels_are_opaque(op, impl, kind, columns):
@@ -105,7 +106,7 @@ def test_labels_are_opaque(op, impl, kind, columns):
     assert all(map(torch.equal, results(op, renamed, impl=impl), expected))
 
 
-@IMPLS
+@EVERY_IMPL
 @OPS
 def test_labels_of_rows_and_columns_may_differ_in_dtype(op, impl):
     p = problem(40, 50, 6)
@@ -124,7 +125,7 @@ def test_half_precision_is_rounded_once(op, dtype, n, m, d):
 
 
 @OPS
-@IMPLS
+@EVERY_IMPL
 def test_a_memory_in_float32_beside_a_batch_in_half(op, impl):
     p = problem(30, 40, 8)
     p = replace(p, rows=p.rows.bfloat16())
@@ -161,7 +162,7 @@ def test_a_scaled_gradient_does_not_underflow_in_half_precision(op, plain, optio
 
 
 @OPS
-@IMPLS
+@EVERY_IMPL
 class TestGradientsOnlyWhereWanted:
     def test_neither_side(self, op, impl):
         p = problem(30, 40, 5)

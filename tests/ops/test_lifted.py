@@ -10,6 +10,7 @@ from pytorch_metric_learning.losses import LiftedStructureLoss
 from dmlfast.ops import lifted_structured_loss
 
 from .helpers import (
+    IMPLS,
     Problem,
     assert_accurate,
     assert_kernels_accurate,
@@ -72,7 +73,11 @@ def by_the_paper(
 
 @pytest.mark.parametrize(
     ("impl", "dtype", "tolerance"),
-    [("reference", torch.float64, 1e-12), ("cpu", torch.float32, 1e-6)],
+    [
+        ("reference", torch.float64, 1e-12),
+        ("cpu", torch.float32, 1e-6),
+        ("triton", torch.float32, 1e-6),
+    ],
 )
 @pytest.mark.parametrize("margin", [1.0, 0.0, -2.5, 30.0])
 class TestThePapersFormula:
@@ -106,7 +111,7 @@ class TestThePapersFormula:
             torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * (1 + truth[0]))
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_five_unit_vectors_of_the_plane(impl):
     angles = torch.tensor([0.0, 20, 40, 60, 80]).deg2rad()
     x = torch.stack([angles.cos(), angles.sin()], 1)
@@ -134,8 +139,8 @@ def test_equals_pytorch_metric_learning_without_normalisation(impl, dtype, margi
         torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
-@pytest.mark.parametrize("n", [5, 130, 700])
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("n", [5, 130, 300])
 def test_the_batch_as_its_own_columns_gives_the_symmetric_loss(impl, n):
     p = problem(n, d=7, seed=n)
     q = Problem(p.rows, p.labels, p.rows, p.labels, torch.arange(n))

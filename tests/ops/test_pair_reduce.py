@@ -9,6 +9,7 @@ import torch
 from dmlfast import ops
 
 from .helpers import (
+    IMPLS,
     assert_kernels_accurate,
     careful_distances,
     generator,
@@ -115,7 +116,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(wanted):
         assert torch.equal(tensor.grad, gradient) if want else tensor.grad is None
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_an_index_outside_the_columns_is_no_self(impl):
     p = problem(20, 30, selves=True)
     outside = torch.where(
@@ -127,7 +128,7 @@ def test_an_index_outside_the_columns_is_no_self(impl):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_labels_are_not_needed_where_none_are_compared(impl):
     p = problem(30, 20, selves=True)
     for select in ("other", "all"):
@@ -138,7 +139,7 @@ def test_labels_are_not_needed_where_none_are_compared(impl):
         )
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_rows_without_a_selected_pair_take_no_part_in_gradients(impl):
     p = replace(problem(6, d=4), labels=torch.tensor([0, 0, 1, 1, 1, 2]))
     rows = p.rows.clone().requires_grad_()

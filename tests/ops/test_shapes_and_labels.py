@@ -1,5 +1,6 @@
 """Shapes and labels as they come: whatever hypothesis thinks of."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,12 +28,12 @@ LOOSE = {"distances": careful_distances, "ulps": 1000.0}
 
 
 @st.composite
-def problems(draw) -> Problem:
+def problems(draw, largest: int = 140, widest: int = 40) -> Problem:
     """Rows and columns drawn with repetition from few vectors, labels from few classes."""
-    n, m = draw(st.integers(0, 140)), draw(st.none() | st.integers(0, 140))
-    d, classes = draw(st.integers(1, 40)), draw(st.integers(1, 150))
+    n, m = draw(st.integers(0, largest)), draw(st.none() | st.integers(0, largest))
+    d, classes = draw(st.integers(1, widest)), draw(st.integers(1, largest + 10))
     random = generator(draw(st.integers(0, 2**16)))
-    vectors = torch.randn(draw(st.integers(1, 300)), d, generator=random)
+    vectors = torch.randn(draw(st.integers(1, 2 * largest)), d, generator=random)
 
     def some(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = vectors[torch.randint(0, len(vectors), (count,), generator=random)]
@@ -49,17 +50,34 @@ def problems(draw) -> Problem:
 @quickly
 @given(problems(), st.sampled_from([1.0, -3.0]))
 def test_lifted(p, margin):
-    assert_kernels_accurate(lifted, plain_lifted, p, margin=margin, **LOOSE)
+    assert_kernels_accurate(lifted, plain_lifted, p, margin=margin, kernels=("cpu",), **LOOSE)
 
 
-@quickly
-@given(
-    problems(),
+@pytest.mark.long
+@settings(quickly, max_examples=20)
+@given(problems(24, 10), st.sampled_from([1.0, -3.0]))
+def test_lifted_interpreted(p, margin):
+    assert_kernels_accurate(lifted, plain_lifted, p, margin=margin, kernels=("triton",), **LOOSE)
+
+
+TERMS = (
     st.sampled_from(["dot", "distance"]),
     st.sampled_from(["negative", "positive", "other", "all"]),
     st.sampled_from(["logsumexp", "sum"]),
     st.sampled_from([-30.0, -1.0, 0.0, 0.5, 4.0]),
 )
+
+
+@quickly
+@given(problems(), *TERMS)
 def test_pair_reduce(p, score, select, reduce, scale):
-    options = {"score": score, "select": select, "reduce": reduce, "scale": scale}
-    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options, **LOOSE)
+    options = {"score": score, "select": select, "reduce": reduce, "scale": scale, **LOOSE}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, kernels=("cpu",), **options)
+
+
+@pytest.mark.long
+@settings(quickly, max_examples=20)
+@given(problems(24, 10), *TERMS)
+def test_pair_reduce_interpreted(p, score, select, reduce, scale):
+    options = {"score": score, "select": select, "reduce": reduce, "scale": scale, **LOOSE}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, kernels=("triton",), **options)
