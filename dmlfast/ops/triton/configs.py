@@ -37,11 +37,12 @@ class Products(NamedTuple):
 
 
 def width_of(dtype: torch.dtype, d: int) -> tuple[int, int]:
-    """DP and BD for rows of d components: one chunk up to 128 (float32: 64), else chunks of 64."""
-    if d <= (64 if dtype == torch.float32 else 128):
+    """DP and BD for d components: one chunk up to 128 (float32: 64), else some of 64 (32)."""
+    whole, chunk = (64, 32) if dtype == torch.float32 else (128, 64)
+    if d <= whole:
         width = max(16, triton.next_power_of_2(d))
         return width, width
-    return -(-d // 64) * 64, 64
+    return -(-d // chunk) * chunk, chunk
 
 
 def products_of(dtype: torch.dtype, d: int) -> Products:
@@ -76,48 +77,134 @@ class Tile(NamedTuple):
     def blocks(self) -> dict[str, int]:
         return {"BM": self.BM, "BN": self.BN, "BS": self.BS}
 
-    @property
-    def launch(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": self.stages}
 
-
-def reduce_tile(dtype: torch.dtype, d: int) -> Tile:
-    if interpreted():
-        return Tile(64, 64, 32, 4, 1)
-    if dtype == torch.float32:
-        return Tile(64, 64, 32 if d <= 64 else 16, 4, 2)
-    return Tile(128, 128, 32 if d <= 128 else 16, 8, 3)
-
-
-def gradient_tile(dtype: torch.dtype, d: int) -> Tile:
-    if interpreted():
-        return Tile(64, 64, 32, 4, 1)
-    if dtype == torch.float32:
-        return Tile(64, 32, 16, 4, 2)
-    return Tile(128, 64, 16, 8, 3)
-
-
-class BlockTile(NamedTuple):
-    """For wide rows: T rows and columns of a tile of weights, BK components and BC columns of a
-    product, BS columns of a careful tile, rows of a block of weights, warps and stages.
-    """
+class WeightsTile(NamedTuple):
+    """Rows and columns of a tile of weights, columns of a careful one, rows of a block."""
 
     T: int
-    BK: int
-    BC: int
     BS: int
     block: int
     warps: int
     stages: int
 
 
-def block_tile(dtype: torch.dtype) -> BlockTile:
-    """A block of weights takes 16 to 32 MiB, which a second-level cache holds."""
+class ProductTile(NamedTuple):
+    """Rows and components of a tile of a product, and the weights of a row that are taken at once."""
+
+    BM: int
+    BK: int
+    BC: int
+    warps: int
+    stages: int
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        return {"BM": self.BM, "BK": self.BK, "BC": self.BC}
+
+
+class SmallTile(NamedTuple):
+    """For a batch in one launch: components and columns of a piece."""
+
+    BD: int
+    BN: int
+    warps: int
+    stages: int
+
+
+def launch(tile: Tile | WeightsTile | ProductTile | SmallTile) -> dict[str, int]:
+    """What Triton takes beside a kernel's arguments."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+class Tiles(NamedTuple):
+    """What a dtype takes on an architecture.
+
+    reduce, wide_reduce, gradient: of rows that fit in one chunk, and of wider ones. A block of
+    weights takes 16 to 32 MiB, which a second-level cache holds.
+    """
+
+    reduce: Tile
+    wide_reduce: Tile
+    gradient: Tile
+    weights: WeightsTile
+    product: ProductTile
+    small: SmallTile
+
+
+HALF, FULL = "half", "float32"
+# By compute capability; others take those of 80, which fit in the shared memory of all of them.
+TILES = {
+    80: {
+        HALF: Tiles(
+            reduce=Tile(128, 128, 32, 8, 3),
+            wide_reduce=Tile(128, 64, 16, 8, 3),
+            gradient=Tile(128, 32, 16, 8, 3),
+            weights=WeightsTile(128, 16, 4096, 8, 3),
+            product=ProductTile(128, 128, 64, 8, 3),
+            small=SmallTile(128, 32, 8, 1),
+        ),
+        FULL: Tiles(
+            reduce=Tile(64, 32, 16, 8, 2),
+            wide_reduce=Tile(64, 32, 16, 8, 2),
+            gradient=Tile(64, 16, 16, 8, 2),
+            weights=WeightsTile(64, 16, 2048, 8, 3),
+            product=ProductTile(64, 64, 32, 8, 3),
+            small=SmallTile(32, 32, 8, 1),
+        ),
+    },
+    90: {
+        HALF: Tiles(
+            reduce=Tile(128, 128, 32, 8, 3),
+            wide_reduce=Tile(128, 128, 16, 8, 3),
+            gradient=Tile(128, 64, 32, 8, 3),
+            weights=WeightsTile(128, 16, 4096, 8, 3),
+            product=ProductTile(128, 128, 64, 8, 3),
+            small=SmallTile(128, 32, 8, 1),
+        ),
+        FULL: Tiles(
+            reduce=Tile(64, 64, 32, 8, 2),
+            wide_reduce=Tile(64, 64, 32, 8, 2),
+            gradient=Tile(64, 32, 16, 4, 2),
+            weights=WeightsTile(64, 16, 2048, 8, 3),
+            product=ProductTile(64, 64, 32, 8, 3),
+            small=SmallTile(32, 32, 8, 1),
+        ),
+    },
+    100: {
+        HALF: Tiles(
+            reduce=Tile(128, 64, 32, 8, 3),
+            wide_reduce=Tile(128, 64, 16, 8, 3),
+            gradient=Tile(128, 64, 16, 8, 2),
+            weights=WeightsTile(128, 16, 4096, 8, 3),
+            product=ProductTile(128, 128, 64, 8, 3),
+            small=SmallTile(128, 32, 8, 1),
+        ),
+        FULL: Tiles(
+            reduce=Tile(64, 64, 32, 8, 2),
+            wide_reduce=Tile(64, 64, 32, 8, 2),
+            gradient=Tile(64, 32, 16, 4, 2),
+            weights=WeightsTile(64, 16, 2048, 8, 3),
+            product=ProductTile(64, 64, 32, 4, 3),
+            small=SmallTile(32, 32, 8, 1),
+        ),
+    },
+}
+INTERPRETED = Tiles(
+    reduce=Tile(64, 64, 32, 4, 1),
+    wide_reduce=Tile(64, 64, 32, 4, 1),
+    gradient=Tile(64, 64, 32, 4, 1),
+    weights=WeightsTile(64, 32, 128, 4, 1),
+    product=ProductTile(64, 512, 64, 4, 1),
+    small=SmallTile(32, 32, 4, 1),
+)
+
+
+def tiles_of(dtype: torch.dtype) -> Tiles:
+    """For the GPU that kernels are started on."""
     if interpreted():
-        return BlockTile(64, 512, 64, 32, 128, 4, 1)
-    if dtype == torch.float32:
-        return BlockTile(64, 64, 32, 16, 2048, 4, 3)
-    return BlockTile(128, 128, 64, 16, 4096, 8, 3)
+        return INTERPRETED
+    capability = triton.runtime.driver.active.get_current_target().arch
+    return TILES.get(capability, TILES[80])[FULL if dtype == torch.float32 else HALF]
 
 
 def weights_dtype(how: Products) -> torch.dtype:

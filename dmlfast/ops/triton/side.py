@@ -197,6 +197,7 @@ def prepare(
         DP=width,
         BD=min(chunk, 64),
         BM=TILE,
+        num_warps=8,
     )
     return side
 

@@ -32,12 +32,18 @@ def _given(x, i, k):
 
 
 @triton.jit
-def _prepared(x, i, j, k, CENTRED: tl.constexpr, ROUNDED: tl.constexpr):
-    """Components k of rows j, minus the mean of all rows i and rounded to tf32 where asked for."""
+def _component(x, i, k):
+    """Component k of rows i, float32 (BM,)."""
+    at = i.to(tl.int64) * x.row_stride + k * x.column_stride
+    return tl.load(x.rows + at, mask=i < x.n, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _prepared(x, j, k, mean, ROUNDED: tl.constexpr):
+    """Components k of rows j, minus the mean where there is one and rounded where asked for."""
     rows = _given(x, j, k)
-    if CENTRED:
-        mean = tl.sum(_given(x, i, k), 0) / x.n
-        rows = tl.where((j < x.n)[:, None], rows - mean[None, :], 0.0)
+    if mean is not None:
+        rows = tl.where((j < x.n)[:, None], rows - tl.load(mean + k)[None, :], 0.0)
     if ROUNDED:
         rows = rounded_to_tf32(rows)
     return rows
@@ -45,35 +51,36 @@ def _prepared(x, i, j, k, CENTRED: tl.constexpr, ROUNDED: tl.constexpr):
 
 @triton.jit
 def _distances(
-    x, distances, CENTRED: tl.constexpr, ROUNDED: tl.constexpr, DP: tl.constexpr,
-    BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    x, mean, distances, i, j, ROUNDED: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Keeps all distances (BM, BM), those of close pairs with a minus, NaN where a value is not
-    finite.
+    """Keeps the distances of the pairs (i, j), those of close pairs with a minus, NaN where a value
+    of the rows i is not finite.
     """
-    i = tl.arange(0, BM)
-    s = tl.zeros((BM, BM), tl.float32)
-    norm = tl.zeros((BM,), tl.float32)
+    s = tl.zeros((BM, BN), tl.float32)
+    row_norm = tl.zeros((BM,), tl.float32)
+    column_norm = tl.zeros((BN,), tl.float32)
     for first in range(0, DP, BD):
-        rows = _prepared(x, i, i, first + tl.arange(0, BD), CENTRED, ROUNDED)
-        norm += tl.sum(rows * rows, 1)
-        rows = rows.to(OPERAND)
-        s = tl.dot(rows, tl.trans(rows), s, input_precision=PRECISION)
-    norms = norm[:, None] + norm[None, :]
+        k = first + tl.arange(0, BD)
+        rows = _prepared(x, i, k, mean, ROUNDED)
+        columns = _prepared(x, j, k, mean, ROUNDED)
+        row_norm += tl.sum(rows * rows, 1)
+        column_norm += tl.sum(columns * columns, 1)
+        rows, columns = rows.to(OPERAND), columns.to(OPERAND)
+        s = tl.dot(rows, tl.trans(columns), s, input_precision=PRECISION)
+    norms = row_norm[:, None] + column_norm[None, :]
     squared = norms - 2.0 * s
-    close = (squared <= norms * CLOSE) & (i[:, None] != i[None, :])
-    close &= (i < x.n)[:, None] & (i < x.n)[None, :]
+    close = (squared <= norms * CLOSE) & (i[:, None] != j[None, :])
+    close &= (i < x.n)[:, None] & (j < x.n)[None, :]
     if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
-        direct = tl.zeros((BM, BM), tl.float32)
+        direct = tl.zeros((BM, BN), tl.float32)
         for k in range(x.d):
-            at = i.to(tl.int64) * x.row_stride + k * x.column_stride
-            value = tl.load(x.rows + at, mask=i < x.n, other=0.0).to(tl.float32)
-            difference = value[:, None] - value[None, :]
+            difference = _component(x, i, k)[:, None] - _component(x, j, k)[None, :]
             direct += difference * difference
         squared = tl.where(close, direct, squared)
     distance = tl.sqrt(tl.maximum(squared, 0.0))
-    distance = tl.where(close, -distance, distance) + tl.sum(norm * 0.0, 0)
-    tl.store(distances + i[:, None] * BM + i[None, :], distance)
+    distance = tl.where(close, -distance, distance) + tl.sum(row_norm * 0.0, 0)
+    tl.store(distances + i[:, None] * BM + j[None, :], distance)
 
 
 @triton.jit
@@ -104,18 +111,28 @@ def _weights(x, labels, distances, stats, grads, i, j, margin, BM: tl.constexpr)
 
 @triton.jit
 def one_launch_kernel(
-    x, labels, loss, out, distances, stats, grads, margin, CENTRED: tl.constexpr,
-    ROUNDED: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr,
-    W_PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    x, labels, loss, out, mean, distances, stats, grads, margin, ROUNDED: tl.constexpr,
+    DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     """The loss and, where ``out`` is not None, its gradient (n, d).
 
-    The distances (BM, BM) and what each row comes to, ``stats`` and ``grads`` (BM,), stay in memory
-    that the one program writes and reads; it takes them in pieces of BN columns.
+    The mean of the rows (DP,), None where they are not centred, the distances (BM, BM) and what
+    each row comes to, ``stats`` and ``grads`` (BM,), stay in memory that the one program writes and
+    reads; it takes distances in pieces of BN columns.
     """
     i = tl.arange(0, BM)
-    _distances(x, distances, CENTRED, ROUNDED, DP, BD, OPERAND, PRECISION, BM)
+    if mean is not None:
+        for first in range(0, DP, BD):
+            k = first + tl.arange(0, BD)
+            tl.store(mean + k, tl.sum(_given(x, i, k), 0) / x.n)
+        tl.debug_barrier()
+    for first in range(0, BM, BN):
+        j = first + tl.arange(0, BN)
+        _distances(
+            x, mean, distances, i, j, ROUNDED, DP, BD, OPERAND, PRECISION, BM, BN
+        )  # fmt: skip
     tl.debug_barrier()
     top = tl.full((BM,), NOTHING, tl.float32)
     total = tl.zeros((BM,), tl.float32)
@@ -158,10 +175,10 @@ def one_launch_kernel(
                 some_close += tl.max(tl.max(close.to(tl.int32), 1), 0)
                 w = rounded_weights(tl.where(close, 0.0, w), WEIGHTS)
                 weight += tl.sum(w.to(tl.float32), 1)
-                rows = _prepared(x, i, j, k, CENTRED, ROUNDED)
+                rows = _prepared(x, j, k, mean, ROUNDED)
                 rows = rows.to(OPERAND).to(W_OPERAND)
                 product = tl.dot(w.to(W_OPERAND), rows, product, input_precision=W_PRECISION)
-            own = _prepared(x, i, i, k, CENTRED, ROUNDED)
+            own = _prepared(x, i, k, mean, ROUNDED)
             gradient = weight[:, None] * own - product
             if some_close > 0:
                 for column in range(x.n):
@@ -186,25 +203,26 @@ def forward(
     loss = rows.new_empty((), dtype=torch.float32)
     out = rows.new_empty(n, d, dtype=torch.float32) if want_rows else None
     how = configs.products_of(rows.dtype, d)
-    size = max(16, triton.next_power_of_2(n))
-    kept = rows.new_empty(size + 2, size, dtype=torch.float32)
-    width = max(16, triton.next_power_of_2(d))
     full = rows.dtype == torch.float32
+    tile = configs.tiles_of(rows.dtype).small
+    size, chunk = (max(16, triton.next_power_of_2(length)) for length in (n, d))
+    chunk = min(chunk, tile.BD)
+    width = -(-d // chunk) * chunk
+    kept = rows.new_empty(size + 2, size, dtype=torch.float32)
     one_launch_kernel[(1,)](
         Batch(rows, rows.stride(0), rows.stride(1), n, d),
         labels.to(torch.int64).contiguous(),
         loss,
         out,
+        rows.new_empty(width) if full else None,
         kept[:size],
         kept[size],
         kept[size + 1],
         margin,
-        CENTRED=full,
         ROUNDED=full and how.PRECISION == "tf32",
-        **how._replace(DP=width, BD=min(width, 32))._asdict(),
+        **how._replace(DP=width, BD=chunk)._asdict(),
         BM=size,
-        BN=min(size, 32),
-        num_warps=16 if n > 64 else 8,
-        num_stages=1,
+        BN=min(size, tile.BN),
+        **configs.launch(tile),
     )
     return loss, out

@@ -70,7 +70,7 @@ def mean_of(mean: Mean, x: Side, r: Side) -> torch.Tensor:
 
 def positive_pairs(pairs: Pairs, x: Side, r: Side, xs: Stats, rs: Stats) -> Mean:
     """Leaves the gradients of the statistics of ``x`` in ``xs``; sums of the loss in the result."""
-    tile = configs.reduce_tile(pairs.dtype, x.d)
+    tile = pairs.reduce_tile
     bands = x.padded // tile.BM
     mean = Mean(
         losses=x.norm.new_empty(bands),
@@ -80,6 +80,6 @@ def positive_pairs(pairs: Pairs, x: Side, r: Side, xs: Stats, rs: Stats) -> Mean
     )
     positives_kernel[(bands,)](
         x, r, xs, rs, mean, APART=pairs.apart, **pairs.products.scores, BM=tile.BM, BN=tile.BS,
-        **tile.launch,
+        **configs.launch(tile),
     )  # fmt: skip
     return mean

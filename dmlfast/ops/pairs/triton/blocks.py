@@ -14,10 +14,10 @@ from dmlfast.ops.pairs.triton.sides import Pairs
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
     add_close,
+    careful_weights,
     factor_of,
     free_weights,
     middle_of,
-    pair_weights,
 )
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import Side
@@ -35,105 +35,131 @@ from dmlfast.ops.triton.tile import (
 
 @triton.jit
 def weights_kernel(
-    x, r, xs, rs, weights, flags, first_i, first_j, stride, scale, offset,
-    DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
-    POSITIVES: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, WEIGHTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BS: tl.constexpr,
+    x, r, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, height, pitch, scale,
+    offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    APART: tl.constexpr, POSITIVES: tl.constexpr, EXACT: tl.constexpr, DP: tl.constexpr,
+    BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, WEIGHTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """Weights (BM, BN) of a tile of pairs, and whether it has close ones, which weigh nothing."""
+    """Weights of a tile of pairs in a block (height, pitch), and their sums.
+
+    row_sums: (pitch / BN, height), of each tile in a row. column_sums: (height / BM, pitch).
+    EXACT: close pairs weigh nothing, and the flag of a tile says that there are some.
+    """
     a, b = tl.program_id(0), tl.program_id(1)
     i = first_i + a * BM + tl.arange(0, BM)
     middle, wide = middle_of(xs, rs, LOGSUMEXP)
     tile = first_j // BN + b
     m0, m1, f1, _ = bands(x, r, i, tile, tile + 1, wide, INSIDE, BM, BN)
-    at = weights + (a * BM + tl.arange(0, BM)).to(tl.int64)[:, None] * stride + b * BN
+    own = a * BM + tl.arange(0, BM)
+    at = weights + own.to(tl.int64)[:, None] * pitch + b * BN
+    column_sums += a * pitch + b * BN
+    row_sums += b * height + own
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
     xn = tl.load(x.norm + i)
     flag = 0
-    if free_count(tile, m0, m1, f1, INSIDE) > 0:
+    free = free_count(tile, m0, m1, f1, INSIDE)
+    careful = free == 0
+    if free > 0:
         j = tile * BN + tl.arange(0, BN)
         s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
         inverse = 1.0
         if DISTANCE:
-            flag = (tl.min(tl.min(excess, 1), 0) <= 0.0).to(tl.int32)
-            inverse = tl.rsqrt(score)
+            close = tl.min(tl.min(excess, 1), 0) <= 0.0
+            if EXACT:
+                flag = close.to(tl.int32)
+            else:
+                careful = close
+            inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
         row_factor = factor_of(xs, i, middle, LOGSUMEXP)
         w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP)
         if DISTANCE:
-            w = tl.where(excess > 0.0, w * inverse, 0.0)
-        tl.store(at + tl.arange(0, BN)[None, :], rounded_weights(w, WEIGHTS))
-    else:
+            w *= inverse
+        w = rounded_weights(w, WEIGHTS)
+        tl.store(at + tl.arange(0, BN)[None, :], w)
+        tl.store(row_sums, tl.sum(w.to(tl.float32), 1))
+        tl.store(column_sums + tl.arange(0, BN), tl.sum(w.to(tl.float32), 0))
+    if careful:
+        tl.debug_barrier()
+        total = tl.zeros((BM,), tl.float32)
         for piece in range(0, BN, BS):
             j = tile * BN + piece + tl.arange(0, BS)
             s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BS)
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-            if DISTANCE:
-                score = tl.sqrt(tl.maximum(score, 0.0))
-            w = pair_weights(
-                score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
-            )
-            if DISTANCE:
-                close = (w != 0.0) & (excess <= 0.0)
-                flag = tl.maximum(flag, tl.max(tl.max(close.to(tl.int32), 1), 0))
-                w = tl.where(excess > 0.0, w / score, 0.0)
-            tl.store(at + (piece + tl.arange(0, BS))[None, :], rounded_weights(w, WEIGHTS))
-    tl.store(flags + a * tl.num_programs(1) + b, flag)
+            w, least = careful_weights(
+                score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
+                APART, POSITIVES, EXACT,
+            )  # fmt: skip
+            flag = tl.where(least <= 0.0, 1, flag)
+            own_j = piece + tl.arange(0, BS)
+            w = rounded_weights(w, WEIGHTS)
+            tl.store(at + own_j[None, :], w)
+            total += tl.sum(w.to(tl.float32), 1)
+            tl.store(column_sums + own_j, tl.sum(w.to(tl.float32), 0))
+        tl.store(row_sums, total)
+    if EXACT:
+        tl.store(flags + a * (pitch // BN) + b, flag)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["again"])
 def product_kernel(
-    x, r, xs, rs, out, weights, flags, first_i, first_j, columns, row_step, column_step, row_flags,
-    column_flags, factor, mean, scale, offset, FIRST: tl.constexpr,
-    DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
-    POSITIVES: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr,
+    x, r, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch, again,
+    factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
+    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    EXACT: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, T: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Adds to ``out`` (n, d) what a block of weights gives for BK components of a band of x.
 
-    The weight of (i, j) lies at row_step i + column_step j, the flag of tile (a, b), BM x BM, at
-    row_flags a + column_flags b. FIRST: nothing is there yet.
+    weights: pitch to a row, tiles of T x T; TURNED, its columns are the rows of x. sums: a row of
+    sums_pitch for each tile of columns. again: something is in ``out`` already.
     """
     band = tl.program_id(0)
     own = band * BM + tl.arange(0, BM)
     i = first_i + own
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     acc = tl.zeros((BM, BK), tl.float32)
-    weight = tl.zeros((BM,), tl.float32)
     for c in range(0, columns, BC):
         j = c + tl.arange(0, BC)
-        w = tl.load(weights + own.to(tl.int64)[:, None] * row_step + j[None, :] * column_step)
+        if TURNED:
+            w = tl.load(weights + own[:, None] + j.to(tl.int64)[None, :] * pitch)
+        else:
+            w = tl.load(weights + own.to(tl.int64)[:, None] * pitch + j[None, :])
         at = (first_j + j).to(tl.int64)[:, None] * DP + k[None, :]
         rows = tl.load(r.rows + at, mask=(k < DP)[None, :], other=0.0).to(OPERAND)
-        weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
     if mean is not None:
         factor = factor / pairs_in(mean)
-        if FIRST:
-            if band + tl.program_id(1) == 0:
-                store_mean(mean, x, r)
+        if band + tl.program_id(1) == 0:
+            store_mean(mean, x, r)
     known = (i < x.n)[:, None] & (k < x.d)[None, :]
     if DISTANCE:
+        weight = tl.zeros((BM,), tl.float32)
+        for tile in range(columns // T):
+            weight += tl.load(sums + tile * sums_pitch + own)
         at = i.to(tl.int64)[:, None] * DP + k[None, :]
         rows = tl.load(x.rows + at, mask=(k < DP)[None, :], other=0.0).to(tl.float32)
         acc = weight[:, None] * rows - acc
     at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
-    if FIRST:
-        acc = factor * acc + total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
-    else:
-        acc = factor * acc + tl.load(at, mask=known, other=0.0)
+    acc = factor * acc + total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    if again > 0:
+        acc += tl.load(at, mask=known, other=0.0)
     tl.store(at, acc, mask=known)
-    if DISTANCE:
+    if DISTANCE and EXACT:
         tl.debug_barrier()
         xn = tl.load(x.norm + i)
         x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
-        for tile in range(columns // BM):
-            if tl.load(flags + band * row_flags + tile * column_flags) > 0:
-                for piece in range(BM // BS):
-                    j = first_j + tile * BM + piece * BS + tl.arange(0, BS)
+        for tile in range(columns // T):
+            if TURNED:
+                flag = tl.load(flags + tile * (pitch // T) + band)
+            else:
+                flag = tl.load(flags + band * (pitch // T) + tile)
+            if flag > 0:
+                for piece in range(T // BS):
+                    j = first_j + tile * T + piece * BS + tl.arange(0, BS)
                     add_close(
                         out, tl.program_id(1) * BK, (tl.program_id(1) + 1) * BK, factor, x_chunk,
                         xn, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES,
@@ -156,12 +182,14 @@ def gradient_of(
     Where both sides have the same rows and statistics, the weights of a block serve both.
     """
     out = x.norm.new_empty(x.n, x.d)
-    how, tile = pairs.products, configs.block_tile(pairs.dtype)
+    how, exact = pairs.products, pairs.dtype == torch.float32
+    tile, product = pairs.tiles.weights, pairs.tiles.product
     mutual = x.rows is r.rows and xs is rs and x.bias is None and r.bias is None
     rows, columns = min(tile.block, x.padded), min(tile.block, r.padded)
-    scratch = configs.weights_dtype(how)
-    weights = x.norm.new_empty(rows, columns, dtype=scratch)
-    flags = x.order.new_empty(rows // tile.T, columns // tile.T)
+    down, across = rows // tile.T, columns // tile.T
+    weights = x.norm.new_empty(rows, columns, dtype=configs.weights_dtype(how))
+    row_sums, column_sums = x.norm.new_empty(across, rows), x.norm.new_empty(down, columns)
+    flags = x.order.new_empty(down, across) if exact else None
     unit = LOG2E.value if term.reduce == "logsumexp" else 1.0
     scaled = term.scale * unit, term.offset * unit
     kind = {
@@ -170,17 +198,20 @@ def gradient_of(
         "INSIDE": term.select == "positive",
         "APART": pairs.apart,
         "POSITIVES": mean is not None,
+        "EXACT": exact,
         **how.scores,
     }
     begun: set[int] = set()
 
-    def multiply(side, first_i, first_j, height, width, steps, flag_steps):
-        a, b, a_stats, b_stats = (x, r, xs, rs) if side == 0 else (r, x, rs, xs)
-        product_kernel[(height // tile.T, -(-a.d // tile.BK))](
-            a, b, a_stats, b_stats, out, weights, flags, first_i, first_j, width, *steps,
-            *flag_steps, factor, mean, *scaled, FIRST=first_i not in begun, **kind,
-            W_OPERAND=how.W_OPERAND, W_PRECISION=how.W_PRECISION, BM=tile.T, BK=tile.BK,
-            BC=tile.BC, BS=tile.BS, num_warps=tile.warps, num_stages=tile.stages,
+    def multiply(first_i: int, first_j: int, height: int, width: int, turned: bool) -> None:
+        """Adds what the block gives for the rows from first_i on."""
+        a, b, a_stats, b_stats = (r, x, rs, xs) if turned else (x, r, xs, rs)
+        sums = column_sums if turned else row_sums
+        product_kernel[(height // product.BM, -(-a.d // product.BK))](
+            a, b, a_stats, b_stats, out, weights, sums, flags, first_i, first_j, width, columns,
+            sums.shape[1], int(first_i in begun), factor, mean, *scaled, TURNED=turned, **kind,
+            W_OPERAND=how.W_OPERAND, W_PRECISION=how.W_PRECISION, T=tile.T, **product.blocks,
+            BS=tile.BS, **configs.launch(product),
         )  # fmt: skip
         begun.add(first_i)
 
@@ -189,12 +220,11 @@ def gradient_of(
         for first_j in range(first_i if mutual else 0, r.padded, columns):
             width = min(columns, r.padded - first_j)
             weights_kernel[(height // tile.T, width // tile.T)](
-                x, r, xs, rs, weights, flags, first_i, first_j, columns, *scaled, **kind,
-                WEIGHTS=how.WEIGHTS, BM=tile.T, BN=tile.T, BS=tile.BS, num_warps=tile.warps,
-                num_stages=tile.stages,
+                x, r, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, rows,
+                columns, *scaled, **kind, WEIGHTS=how.WEIGHTS, BM=tile.T, BN=tile.T, BS=tile.BS,
+                **configs.launch(tile),
             )  # fmt: skip
-            across = width // tile.T
-            multiply(0, first_i, first_j, height, width, (columns, 1), (across, 1))
+            multiply(first_i, first_j, height, width, turned=False)
             if mutual and first_j > first_i:
-                multiply(1, first_j, first_i, width, height, (1, columns), (1, across))
+                multiply(first_j, first_i, width, height, turned=True)
     return out

@@ -10,6 +10,7 @@ from dmlfast.ops.pairs.triton.sides import Pairs
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
     add_close,
+    careful_weights,
     factor_of,
     free_weights,
     middle_of,
@@ -38,7 +39,7 @@ def gradient_kernel(
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BS: tl.constexpr,
+    BN: tl.constexpr, BS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The gradient (n, d) of the rows of x, a band of rows a program, over all columns.
 
@@ -62,11 +63,11 @@ def gradient_kernel(
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
         if DISTANCE:
             nearest = tl.minimum(nearest, tl.min(excess, 1))
-            inverse = tl.rsqrt(score)
+            inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
         w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP)
         if DISTANCE:
-            w = tl.where(excess > 0.0, w * inverse, 0.0)
+            w *= inverse
         w = rounded_weights(w, WEIGHTS)
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
@@ -76,17 +77,35 @@ def gradient_kernel(
         rows = load_rows(r, j, k, DP, OPERAND)
         s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-        if DISTANCE:
-            score = tl.sqrt(tl.maximum(score, 0.0))
-        w = pair_weights(
-            score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
-        )
-        if DISTANCE:
-            nearest = tl.minimum(nearest, tl.min(tl.where(w != 0.0, excess, 1.0), 1))
-            w = tl.where(excess > 0.0, w / score, 0.0)
+        w, least = careful_weights(
+            score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART,
+            POSITIVES, EXACT,
+        )  # fmt: skip
+        nearest = tl.minimum(nearest, least)
         w = rounded_weights(w, WEIGHTS)
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
+    close = False
+    if DISTANCE:
+        close = tl.min(nearest, 0) <= 0.0
+    if DISTANCE and not EXACT:
+        if close:
+            for piece in range(free_count(0, m0, m1, f1, INSIDE) * (BN // BS)):
+                j = skipping(piece // (BN // BS), 0, m0, m1) * BN + piece % (BN // BS) * BS
+                j += tl.arange(0, BS)
+                rows = load_rows(r, j, k, DP, OPERAND)
+                s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
+                score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+                if tl.min(tl.min(excess, 1), 0) <= 0.0:
+                    w, least = careful_weights(
+                        score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP,
+                        INSIDE, APART, POSITIVES, EXACT,
+                    )  # fmt: skip
+                    w = rounded_weights(tl.where(excess > 0.0, 0.0, w), WEIGHTS)
+                    weight += tl.sum(w.to(tl.float32), 1)
+                    acc = tl.dot(
+                        w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION
+                    )
 
     if mean is not None:
         factor = factor / pairs_in(mean)
@@ -98,8 +117,8 @@ def gradient_kernel(
     if DISTANCE:
         acc = weight[:, None] * load_rows(x, i, k, DP, tl.float32) - acc
     tl.store(out + at, factor * acc + poison, mask=known)
-    if DISTANCE:
-        if tl.min(nearest, 0) <= 0.0:
+    if DISTANCE and EXACT:
+        if close:
             tl.debug_barrier()
             first = 0
             if INSIDE:
@@ -126,7 +145,7 @@ def gradient_of(
     if pairs.products.by_blocks:
         return blocks.gradient_of(pairs, x, r, xs, rs, term, factor, mean)
     out = x.norm.new_empty(x.n, x.d)
-    tile = configs.gradient_tile(pairs.dtype, x.d)
+    tile = pairs.tiles.gradient
     logsumexp = term.reduce == "logsumexp"
     unit = LOG2E.value if logsumexp else 1.0
     gradient_kernel[(x.padded // tile.BM,)](
@@ -144,9 +163,10 @@ def gradient_of(
         INSIDE=term.select == "positive",
         APART=pairs.apart,
         POSITIVES=mean is not None,
+        EXACT=pairs.dtype == torch.float32,
         **pairs.products._asdict(),
         **tile.blocks,
-        **tile.launch,
+        **configs.launch(tile),
     )
     return out
 
@@ -182,7 +202,7 @@ def bias_kernel(
 def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Tensor:
     """The gradient (m,), float32, of the bias of the columns."""
     out = pairs.r.norm.new_empty(pairs.r.n)
-    tile = configs.reduce_tile(pairs.dtype, pairs.r.d)
+    tile = pairs.reduce_tile
     logsumexp = term.reduce == "logsumexp"
     unit = LOG2E.value if logsumexp else 1.0
     bias_kernel[(pairs.r.padded // tile.BM,)](
@@ -199,6 +219,6 @@ def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Te
         **pairs.products.scores,
         BM=tile.BM,
         BN=tile.BS,
-        **tile.launch,
+        **configs.launch(tile),
     )
     return out

@@ -194,7 +194,7 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
     x, r, how = pairs.x, pairs.r, pairs.products
     row_block, column_block = block_of(x.padded), block_of(r.padded)
     a, b = -(-x.padded // row_block), -(-r.padded // column_block)
-    tile = configs.reduce_tile(pairs.dtype, x.d)
+    tile = pairs.reduce_tile
     rows = Partial(*x.norm.new_empty(2, b, x.padded))
     columns = rows
     if with_columns and not pairs.half:
@@ -218,6 +218,6 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
         COLUMNS=with_columns or pairs.half,
         **how.scores,
         **tile.blocks,
-        **tile.launch,
+        **configs.launch(tile),
     )
     return rows, columns

@@ -23,6 +23,11 @@ class Pairs(NamedTuple):
     apart: bool
     dtype: torch.dtype
     products: configs.Products
+    tiles: configs.Tiles
+
+    @property
+    def reduce_tile(self) -> configs.Tile:
+        return self.tiles.wide_reduce if self.products.by_blocks else self.tiles.reduce
 
 
 def pairs_of(
@@ -37,7 +42,7 @@ def pairs_of(
     """Prepares both sides, neither of them empty."""
     same = columns is None
     dtype = rows.dtype if columns is None or columns.dtype == rows.dtype else torch.float32
-    how = configs.products_of(dtype, rows.shape[1])
+    how, tiles = configs.products_of(dtype, rows.shape[1]), configs.tiles_of(dtype)
     full = dtype == torch.float32
     common: dict[str, Any] = {
         "dtype": dtype,
@@ -62,7 +67,7 @@ def pairs_of(
     )
     if columns is None:
         half = column_bias is None and term.select != "all"
-        return Pairs(x._replace(bias=None), x, half, term.select != "all", dtype, how)
+        return Pairs(x._replace(bias=None), x, half, term.select != "all", dtype, how, tiles)
     r = prepare(
         columns,
         centre=x if centred else None,
@@ -73,4 +78,4 @@ def pairs_of(
     )
     if self_index is not None and term.select in ("positive", "other"):
         x = x._replace(itself=positions_of(self_index, x, r))
-    return Pairs(x, r, False, False, dtype, how)
+    return Pairs(x, r, False, False, dtype, how, tiles)

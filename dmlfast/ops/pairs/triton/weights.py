@@ -93,6 +93,44 @@ def free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSU
 
 
 @triton.jit
+def careful_weights(
+    score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE: tl.constexpr,
+    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    EXACT: tl.constexpr,
+):  # fmt: skip
+    """What a tile of any pairs weighs in a product, and the least excess over what is close.
+
+    ``score``: squared distances or products. Close pairs get a distance from the differences of
+    their rows; EXACT, they weigh nothing, and `add_close` has to follow.
+    """
+    least = 1.0
+    if DISTANCE:
+        close = _met(x, r, i, j, APART) & (excess <= 0.0)
+        some = tl.max(tl.max(close.to(tl.int32), 1), 0) > 0
+        if EXACT:
+            least = tl.where(some, 0.0, 1.0)
+        elif some:
+            direct = squared_differences(x, r, i, j, i.shape[0], j.shape[0])
+            score = tl.where(close, direct, score)
+        score = tl.sqrt(tl.maximum(score, 0.0))
+    w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES)
+    if DISTANCE:
+        w = tl.where(score > 0.0, w / score, 0.0)
+        if EXACT:
+            w = tl.where(close, 0.0, w)
+    return w, least
+
+
+@triton.jit
+def _met(x, r, i, j, APART: tl.constexpr):
+    """(BM, BN) mask of the pairs that there are."""
+    there = (i < x.n)[:, None] & (j < r.n)[None, :]
+    if APART:
+        there &= i[:, None] != j[None, :]
+    return there
+
+
+@triton.jit
 def add_close(
     out, first_k, end_k, factor, x_chunk, xn, x, r, i, j, xs, rs, scale, offset,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
@@ -104,10 +142,7 @@ def add_close(
     """
     s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
     _, excess = scores(s, xn, tl.load(r.norm + j), True)
-    there = (i < x.n)[:, None] & (j < r.n)[None, :]
-    if APART:
-        there &= i[:, None] != j[None, :]
-    taken = there & (excess <= 0.0)
+    taken = _met(x, r, i, j, APART) & (excess <= 0.0)
     if tl.max(tl.max(taken.to(tl.int32), 1), 0) > 0:
         distance = tl.sqrt(squared_differences(x, r, i, j, BM, BN))
         w = pair_weights(
