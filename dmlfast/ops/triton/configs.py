@@ -89,7 +89,7 @@ class WeightsTile(NamedTuple):
 
 
 class ProductTile(NamedTuple):
-    """Rows and components of a tile of a product, and the weights of a row that are taken at once."""
+    """Rows and components of a tile of a product, and the weights of a row taken at once."""
 
     BM: int
     BK: int
@@ -103,17 +103,21 @@ class ProductTile(NamedTuple):
 
 
 class SmallTile(NamedTuple):
-    """For a batch in one launch: components and columns of a piece."""
+    """For a batch in one launch: components of a piece, BW of rows wider than 128, and columns."""
 
     BD: int
+    BW: int
     BN: int
     warps: int
     stages: int
 
 
 def launch(tile: Tile | WeightsTile | ProductTile | SmallTile) -> dict[str, int]:
-    """What Triton takes beside a kernel's arguments."""
-    return {"num_warps": tile.warps, "num_stages": tile.stages}
+    """What Triton takes beside a kernel's arguments.
+
+    The assembler is told that it may use all registers: it may else spill to use fewer.
+    """
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255}
 
 
 class Tiles(NamedTuple):
@@ -141,7 +145,7 @@ TILES = {
             gradient=Tile(128, 32, 16, 8, 3),
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
-            small=SmallTile(128, 32, 8, 1),
+            small=SmallTile(64, 32, 32, 8, 1),
         ),
         FULL: Tiles(
             reduce=Tile(64, 32, 16, 8, 2),
@@ -149,17 +153,17 @@ TILES = {
             gradient=Tile(64, 16, 16, 8, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(64, 64, 32, 8, 3),
-            small=SmallTile(32, 32, 8, 1),
+            small=SmallTile(32, 32, 32, 8, 1),
         ),
     },
     90: {
         HALF: Tiles(
             reduce=Tile(128, 128, 32, 8, 3),
-            wide_reduce=Tile(128, 128, 16, 8, 3),
+            wide_reduce=Tile(128, 128, 32, 8, 2),
             gradient=Tile(128, 64, 32, 8, 3),
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
-            small=SmallTile(128, 32, 8, 1),
+            small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
             reduce=Tile(64, 64, 32, 8, 2),
@@ -167,17 +171,17 @@ TILES = {
             gradient=Tile(64, 32, 16, 4, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(64, 64, 32, 8, 3),
-            small=SmallTile(32, 32, 8, 1),
+            small=SmallTile(32, 32, 32, 8, 1),
         ),
     },
     100: {
         HALF: Tiles(
             reduce=Tile(128, 64, 32, 8, 3),
-            wide_reduce=Tile(128, 64, 16, 8, 3),
+            wide_reduce=Tile(128, 64, 32, 8, 3),
             gradient=Tile(128, 64, 16, 8, 2),
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
-            small=SmallTile(128, 32, 8, 1),
+            small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
             reduce=Tile(64, 64, 32, 8, 2),
@@ -185,7 +189,7 @@ TILES = {
             gradient=Tile(64, 32, 16, 4, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(64, 64, 32, 4, 3),
-            small=SmallTile(32, 32, 8, 1),
+            small=SmallTile(32, 32, 32, 8, 1),
         ),
     },
 }
@@ -195,7 +199,7 @@ INTERPRETED = Tiles(
     gradient=Tile(64, 64, 32, 4, 1),
     weights=WeightsTile(64, 32, 128, 4, 1),
     product=ProductTile(64, 512, 64, 4, 1),
-    small=SmallTile(32, 32, 4, 1),
+    small=SmallTile(32, 32, 32, 4, 1),
 )
 
 

@@ -111,16 +111,16 @@ def _weights(x, labels, distances, stats, grads, i, j, margin, BM: tl.constexpr)
 
 @triton.jit
 def one_launch_kernel(
-    x, labels, loss, out, mean, distances, stats, grads, margin, ROUNDED: tl.constexpr,
-    DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr,
+    x, labels, loss, out, mean, distances, close_weights, stats, grads, margin,
+    ROUNDED: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr,
+    W_PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The loss and, where ``out`` is not None, its gradient (n, d).
 
-    The mean of the rows (DP,), None where they are not centred, the distances (BM, BM) and what
-    each row comes to, ``stats`` and ``grads`` (BM,), stay in memory that the one program writes and
-    reads; it takes distances in pieces of BN columns.
+    The mean of the rows (DP,), None where they are not centred, the distances (BM, BM), which
+    become weights, those of close pairs on their own, and what each row comes to, ``stats`` and
+    ``grads`` (BM,), stay in memory that the one program writes and reads, BN columns at a time.
     """
     i = tl.arange(0, BM)
     if mean is not None:
@@ -164,28 +164,33 @@ def one_launch_kernel(
     poison = tl.load(distances) * 0.0
     tl.store(loss, 0.5 * share * tl.sum(squares, 0) + poison)
     if out is not None:
+        weight = tl.zeros((BM,), tl.float32)
+        some_close = 0
+        for first in range(0, BM, BN):
+            j = first + tl.arange(0, BN)
+            w, close = _weights(x, labels, distances, stats, grads, i, j, margin, BM)
+            some_close += tl.max(tl.max(close.to(tl.int32), 1), 0)
+            at = i[:, None] * BM + j[None, :]
+            tl.store(close_weights + at, tl.where(close, w, 0.0))
+            w = rounded_weights(tl.where(close, 0.0, w), WEIGHTS).to(tl.float32)
+            tl.store(distances + at, w)
+            weight += tl.sum(w, 1)
+        tl.debug_barrier()
         for first_k in range(0, DP, BD):
             k = first_k + tl.arange(0, BD)
             product = tl.zeros((BM, BD), tl.float32)
-            weight = tl.zeros((BM,), tl.float32)
-            some_close = 0
             for first in range(0, BM, BN):
                 j = first + tl.arange(0, BN)
-                w, close = _weights(x, labels, distances, stats, grads, i, j, margin, BM)
-                some_close += tl.max(tl.max(close.to(tl.int32), 1), 0)
-                w = rounded_weights(tl.where(close, 0.0, w), WEIGHTS)
-                weight += tl.sum(w.to(tl.float32), 1)
+                w = tl.load(distances + i[:, None] * BM + j[None, :])
                 rows = _prepared(x, j, k, mean, ROUNDED)
                 rows = rows.to(OPERAND).to(W_OPERAND)
                 product = tl.dot(w.to(W_OPERAND), rows, product, input_precision=W_PRECISION)
-            own = _prepared(x, i, k, mean, ROUNDED)
-            gradient = weight[:, None] * own - product
+            gradient = weight[:, None] * _prepared(x, i, k, mean, ROUNDED) - product
             if some_close > 0:
                 for column in range(x.n):
                     j = column + tl.zeros((1,), tl.int32)
-                    w, close = _weights(x, labels, distances, stats, grads, i, j, margin, BM)
-                    w = tl.where(close, w, 0.0)
-                    gradient += w * (_given(x, i, k) - _given(x, j, k))
+                    w = tl.load(close_weights + i * BM + column)
+                    gradient += w[:, None] * (_given(x, i, k) - _given(x, j, k))
             at = i.to(tl.int64)[:, None] * x.d + k[None, :]
             known = (i < x.n)[:, None] & (k < x.d)[None, :]
             tl.store(out + at, poison - 2.0 * share * gradient, mask=known)
@@ -206,9 +211,9 @@ def forward(
     full = rows.dtype == torch.float32
     tile = configs.tiles_of(rows.dtype).small
     size, chunk = (max(16, triton.next_power_of_2(length)) for length in (n, d))
-    chunk = min(chunk, tile.BD)
+    chunk = min(chunk, tile.BD if d <= 128 else tile.BW)
     width = -(-d // chunk) * chunk
-    kept = rows.new_empty(size + 2, size, dtype=torch.float32)
+    kept = rows.new_empty(2 * size + 2, size, dtype=torch.float32)
     one_launch_kernel[(1,)](
         Batch(rows, rows.stride(0), rows.stride(1), n, d),
         labels.to(torch.int64).contiguous(),
@@ -216,8 +221,9 @@ def forward(
         out,
         rows.new_empty(width) if full else None,
         kept[:size],
-        kept[size],
-        kept[size + 1],
+        kept[size:-2],
+        kept[-2],
+        kept[-1],
         margin,
         ROUNDED=full and how.PRECISION == "tf32",
         **how._replace(DP=width, BD=chunk)._asdict(),

@@ -53,7 +53,7 @@ def positives_kernel(
         count += tl.sum(mask.to(tl.int32), 1)
     tl.store(xs.grad + i, grad)
     tl.store(mean.losses + band, tl.sum(loss, 0))
-    tl.store(mean.counts + band, tl.sum(count.to(tl.int64), 0))
+    tl.store(mean.counts + band, tl.sum(count, 0).to(tl.int64))
 
 
 @triton.jit
