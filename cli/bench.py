@@ -204,17 +204,25 @@ def _baselines(benchmark: "Benchmark", names: str) -> "list[Competitor]":
 
 def _dmlfast(benchmark: "Benchmark", impl: str) -> "list[Competitor]":
     """The competitors that `--impl` asks for, the one that "auto" prefers first."""
-    from dmlfast.ops import available, dispatch, why_not
+    import torch
 
-    usable = [name for name in dispatch.BACKENDS if name in available()]
-    if impl == "all":
-        return [benchmark.dmlfast(name) for name in usable]
-    if impl == "auto":
-        return [benchmark.dmlfast(usable[0])]
+    from dmlfast.ops import dispatch, why_not
+
+    def refusal(name: str) -> str | None:
+        """Why a backend cannot be measured, or None."""
+        if reason := why_not(name):
+            return reason
+        if dispatch.BACKENDS[name].by_name_only():
+            return "its kernels are interpreted here, which is for tests"
+        return dispatch.BACKENDS[name].declines("cpu", torch.float32)
+
     known = [*dispatch.BACKENDS, *dispatch.PLANNED]
+    if impl in ("all", "auto"):
+        usable = [name for name in dispatch.BACKENDS if refusal(name) is None]
+        return [benchmark.dmlfast(name) for name in (usable if impl == "all" else usable[:1])]
     if impl not in known:
         raise unknown_name("impl", impl, ["all", "auto", *known])
-    if reason := why_not(impl):
+    if reason := refusal(impl):
         raise UserError(f"impl '{impl}' cannot be measured: {reason}")
     return [benchmark.dmlfast(impl)]
 

@@ -71,9 +71,13 @@ def test_replot_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["bench", "lifted", "--replot", "--csv", str(csv)]) == 2
 
 
-def test_all_backends(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*RUN, "--impl", "all", "--baselines", "none"]) == 0
-    assert "dmlfast-reference" in capsys.readouterr().out
+def test_all_backends_but_interpreted_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--impl", "all", "--baselines", "none", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    providers = {row["provider"] for row in rows}
+    assert "dmlfast-reference" in providers
+    assert "dmlfast-triton" not in providers
+    assert all(row["median_ms"] for row in rows)
 
 
 @pytest.mark.parametrize(
