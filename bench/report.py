@@ -19,9 +19,11 @@ class Row:
     extra_mib: peak memory beyond inputs, loss and gradients.
     flops: of the one matrix product that scores all pairs.
     gemm_ratio: the time over that of these flops at the machine's best rate.
+    tflops: useful TFLOP/s, counting two such products, for a loss and for its gradient.
     gradient_error: relative to float64.
     busy_elsewhere: the share of all cores that other processes used meanwhile.
     reason: why there is no result, or only a part of one.
+    triton, cuda: versions, on a GPU.
     """
 
     op: str
@@ -39,12 +41,15 @@ class Row:
     ratio_to_dmlfast: float | None = None
     extra_mib: float | None = None
     gemm_ratio: float | None = None
+    tflops: float | None = None
     flops: float | None = None
     gradient_error: float | None = None
     busy_elsewhere: float | None = None
     reason: str = ""
     dmlfast: str = ""
     torch: str = ""
+    triton: str = ""
+    cuda: str = ""
     date: str = ""
     command: str = ""
 
@@ -60,6 +65,7 @@ class Row:
 
 
 FIELDS = [field.name for field in dataclasses.fields(Row)]
+LATER_FIELDS = {"tflops", "triton", "cuda"}  # that older files lack
 
 
 def merge(rows: Iterable[Row], new: Iterable[Row]) -> list[Row]:
@@ -72,7 +78,7 @@ def read_csv(path: str | Path) -> list[Row]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames != FIELDS:
+            if not set(FIELDS) - LATER_FIELDS <= set(reader.fieldnames or ()) <= set(FIELDS):
                 raise UserError(f"{path} is not a table of dmlfast bench")
             return [_parse(line) for line in reader]
     except FileNotFoundError:
@@ -112,7 +118,7 @@ def _format(value: Any) -> str:
 def _parse(line: dict[str, str]) -> Row:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Row):
-        text = line[field.name]
+        text = line.get(field.name, "")
         if field.type is int:
             values[field.name] = int(text)
         elif field.type is str:
@@ -127,24 +133,24 @@ COLUMNS = (  # heading, the row's field, format
     ("p20", "p20_ms", ".3f"),
     ("p80", "p80_ms", ".3f"),
     ("ratio", "ratio_to_dmlfast", ".2f"),
-    ("extra MiB", "extra_mib", ".1f"),
+    ("TFLOP/s", "tflops", ".3g"),
     ("x GEMM", "gemm_ratio", ".2f"),
+    ("extra MiB", "extra_mib", ".1f"),
     ("gradient error", "gradient_error", ".0e"),
 )
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text, one block a size."""
-    lines = [("N x D", "provider", *(heading for heading, _, _ in COLUMNS), "")]
+    on_gpu = any(row.cuda for row in rows)  # elsewhere TFLOP/s are zeros
+    columns = [column for column in COLUMNS if on_gpu or column[1] != "tflops"]
+    lines = [("N x D", "provider", *(heading for heading, _, _ in columns), "")]
     seen: set[tuple[int, int]] = set()
     for row in rows:
         size = "" if (row.n, row.d) in seen else f"{row.n} x {row.d}"
         seen.add((row.n, row.d))
-        values = (getattr(row, field) for _, field, _ in COLUMNS)
-        cells = [
-            "" if value is None else format(value, spec)
-            for value, (_, _, spec) in zip(values, COLUMNS, strict=True)
-        ]
+        values = [(getattr(row, field), spec) for _, field, spec in columns]
+        cells = ["" if value is None else format(value, spec) for value, spec in values]
         lines.append((size, row.provider, *cells, row.reason))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = []

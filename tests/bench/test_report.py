@@ -1,3 +1,5 @@
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +52,34 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == text
 
 
+def test_file_of_before_there_were_gpus_is_read_and_gets_their_columns(tmp_path: Path) -> None:
+    path = tmp_path / "bench.csv"
+    update_csv(path, [ROW])
+    path.write_text(without_columns(path.read_text(), {"tflops", "triton", "cuda"}))
+    assert "tflops" not in path.read_text()
+    assert read_csv(path) == [ROW]
+    newer = replace(ROW, machine="NVIDIA H200", tflops=412.5, triton="3.6.0", cuda="13.0")
+    update_csv(path, [newer])
+    assert read_csv(path) == [ROW, newer]
+
+
+def test_file_without_another_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.csv"
+    update_csv(path, [ROW])
+    path.write_text(without_columns(path.read_text(), {"dtype"}))
+    with pytest.raises(UserError, match=r"bench\.csv is not a table"):
+        read_csv(path)
+
+
+def without_columns(text: str, names: set[str]) -> str:
+    rows = list(csv.DictReader(io.StringIO(text)))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [name for name in rows[0] if name not in names])
+    writer.writeheader()
+    writer.writerows([{name: row[name] for name in row if name not in names} for row in rows])
+    return file.getvalue()
+
+
 def test_broken_number_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bench.csv"
     update_csv(path, [ROW])
@@ -75,9 +105,18 @@ def test_latest_are_the_rows_that_can_stand_side_by_side() -> None:
 
 
 def test_table_has_a_line_a_row() -> None:
-    rows = [replace(ROW, ratio_to_dmlfast=6.5), replace(ROW, provider="pml", median_ms=None)]
+    rows = [
+        replace(ROW, ratio_to_dmlfast=6.5, tflops=412.34),
+        replace(ROW, provider="pml", median_ms=None),
+    ]
     rows[1].reason = "would need 8.2 GiB"
     heading, first, second = table(rows).splitlines()
     assert heading.split()[:4] == ["N", "x", "D", "provider"]
     assert first.split() == ["512", "x", "128", "naive", "1.250", "6.50"]
     assert second.split() == ["pml", "would", "need", "8.2", "GiB"]
+
+
+def test_table_of_a_gpu_tells_its_rate() -> None:
+    heading, first = table([replace(ROW, cuda="13.0", tflops=412.34)]).splitlines()
+    assert heading.split()[8:10] == ["ratio", "TFLOP/s"]
+    assert first.split() == ["512", "x", "128", "naive", "1.250", "412"]
