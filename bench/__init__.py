@@ -13,6 +13,8 @@ BENCHMARKS = {
     "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
 }
 
+DTYPES = ("float32", "bfloat16", "float16")  # that embeddings can be measured in
+
 
 def get_benchmark(name: str) -> "Benchmark":
     """The benchmark called `name`. Raises `UserError` where there is none."""

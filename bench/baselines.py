@@ -5,20 +5,39 @@ from typing import Any
 import torch
 from dmlfast.bench.benchmark import LeftOutError, Loss
 
-CHUNK_ROWS = 256  # the time is flat from 128 to 512
+CHUNK_ROWS = 256  # on the CPU the time is flat from 128 to 512
+GPU_CHUNK_ROWS = 2048  # a GPU wants more work a launch,
+GPU_CHUNK_ENTRIES = 2**27  # in buffers of at most so many entries
+TINY = 1e-12  # a squared distance whose root has a finite gradient
 
 
 def compiled(loss: Loss) -> Loss:
-    """`torch.compile` of a loss, for one size."""
-    torch.compiler.reset()
+    """`torch.compile` of a loss, for each size."""
     return torch.compile(loss, dynamic=False)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 where it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def pair_distances(x: torch.Tensor) -> torch.Tensor:
+    """(N, N) distances of all rows, by a matrix product, with a safe gradient.
+
+    torch.cdist takes no half precision; there the product is taken in it, and the rest in float32.
+    """
+    if x.dtype in (torch.float32, torch.float64):
+        return torch.cdist(x, x)
+    norms = x.float().square().sum(1)
+    squared = norms[:, None] + norms - 2 * (x @ x.T).float()
+    return squared.clamp_min(TINY).sqrt()
 
 
 def lifted_naive(
     embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
 ) -> torch.Tensor:
     """The lifted structured loss as its formula reads, on matrices of all pairs."""
-    distance = torch.cdist(embeddings, embeddings)  # by a matrix product, with a safe gradient
+    distance = pair_distances(embeddings)
     same = labels[:, None] == labels
     negative = (margin - distance).masked_fill(same, -torch.inf).logsumexp(1)  # L
     joint = torch.logaddexp(negative[:, None], negative) + distance  # J
@@ -31,7 +50,7 @@ def lifted_indexed(
     embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
 ) -> torch.Tensor:
     """The same with the positive pairs picked by index, of which there are few."""
-    distance = torch.cdist(embeddings, embeddings)
+    distance = pair_distances(embeddings)
     same = labels[:, None] == labels
     negative = (margin - distance).masked_fill(same, -torch.inf).logsumexp(1)
     i, j = same.triu(1).nonzero(as_tuple=True)
@@ -40,39 +59,52 @@ def lifted_indexed(
 
 
 def lifted_chunked(
-    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    margin: float = 1.0,
+    sampled_chunks: int | None = None,
 ) -> torch.Tensor:
-    """The same with no matrix larger than `CHUNK_ROWS` x N: distances are computed twice.
+    """The same with no matrix larger than `chunk_rows` x N: distances are computed twice.
 
     Rows are ordered by label, so that the positives of a chunk stand in a narrow band. Values of L
-    must span less than 80: a weight costs one exponential.
+    must span less than 80: a weight costs one exponential. With `sampled_chunks`, the gradient of
+    so many chunks is computed, at even distances, and is NaN in all other rows.
     """
     labels, order = labels.sort()
     x = embeddings[order]
-    chunks = _chunks(labels)
+    chunks = _chunks(labels, chunk_rows(x))
+    sample = chunks[:: max(1, len(chunks) // (sampled_chunks or len(chunks)))]
     positives = [
         torch.stack((i + rows.start, j + band.start))
         for rows, band, same in chunks
         for i, j in [same.triu(rows.start - band.start + 1).nonzero(as_tuple=True)]
     ]
     i, j = torch.cat(positives, 1)
-    negative = _ChunkedLogSumExp.apply(x, chunks, margin)
-    distance = torch.linalg.vector_norm(x[i] - x[j], dim=1)
+    negative = _ChunkedLogSumExp.apply(x, chunks, sample, margin)
+    distance = torch.linalg.vector_norm(wide(x[i]) - wide(x[j]), dim=1)
     joint = torch.logaddexp(negative[i], negative[j]) + distance
     return joint.relu().square().sum() / (2 * max(len(i), 1))
+
+
+def chunk_rows(x: torch.Tensor) -> int:
+    """How many rows are compared with all at a time."""
+    if x.device.type == "cpu":
+        return CHUNK_ROWS
+    return max(CHUNK_ROWS, min(GPU_CHUNK_ROWS, GPU_CHUNK_ENTRIES // len(x)))
 
 
 Chunk = tuple[slice, slice, torch.Tensor]
 
 
-def _chunks(labels: torch.Tensor) -> list[Chunk]:
-    """Rows, the columns that hold all of their classes, and which of these pairs are of one class.
+def _chunks(labels: torch.Tensor, count: int) -> list[Chunk]:
+    """`count` rows, the columns that hold all of their classes, and which of these pairs are of one
+    class.
 
     `labels` are sorted.
     """
     chunks = []
-    for first in range(0, len(labels), CHUNK_ROWS):
-        last = min(first + CHUNK_ROWS, len(labels)) - 1
+    for first in range(0, len(labels), count):
+        last = min(first + count, len(labels)) - 1
         start = torch.searchsorted(labels, labels[first])
         end = torch.searchsorted(labels, labels[last], right=True)
         rows, band = slice(first, last + 1), slice(int(start), int(end))
@@ -84,10 +116,12 @@ class _ChunkedLogSumExp(torch.autograd.Function):
     """L_i = logsumexp over negatives j of (margin - D_ij)."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, chunks: list[Chunk], margin: float) -> torch.Tensor:
-        norms = x.square().sum(1)
+    def forward(
+        ctx: Any, x: torch.Tensor, chunks: list[Chunk], sample: list[Chunk], margin: float
+    ) -> torch.Tensor:
+        norms = wide(x).square().sum(1)
         result = torch.empty_like(norms)
-        buffer = x.new_empty(CHUNK_ROWS, len(x))
+        buffer = norms.new_empty(chunk_rows(x), len(x))
         for rows, band, same in chunks:
             distance = _distances(x, norms, rows, buffer)
             distance[:, band].masked_fill_(same, torch.inf)
@@ -96,34 +130,38 @@ class _ChunkedLogSumExp(torch.autograd.Function):
             result[rows] = terms.sum(1).log_() - nearest
         result += margin
         ctx.save_for_backward(x, norms, result)
-        ctx.chunks, ctx.margin = chunks, margin
+        ctx.chunks, ctx.margin = sample, margin
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Row i and column i have one L_i, so that a weight serves both: no sum over columns."""
         x, norms, result = ctx.saved_tensors
         least = result.min()
         share = grad * torch.exp(least - result)
-        d_x = torch.empty_like(x)
-        distances, buffer = x.new_empty(2, CHUNK_ROWS, len(x))
+        d_x = torch.full_like(x, torch.nan)
+        distances, buffer = norms.new_empty(2, chunk_rows(x), len(x))
         for rows, band, same in ctx.chunks:
             distance = _distances(x, norms, rows, distances)
             weight = torch.sub(ctx.margin - least, distance, out=buffer[: len(distance)])
             weight.exp_().div_(distance)
             weight[:, band].masked_fill_(same, 0)
             weight.mul_(torch.add(share[rows, None], share, out=distance))
-            torch.mm(weight, x, out=d_x[rows])
+            torch.mm(weight.to(x.dtype), x, out=d_x[rows])
             d_x[rows] -= weight.sum(1, keepdim=True) * x[rows]
-        return d_x, None, None
+        return d_x, None, None, None
 
 
 def _distances(
     x: torch.Tensor, norms: torch.Tensor, rows: slice, out: torch.Tensor
 ) -> torch.Tensor:
     """The distances of some rows from all, in the buffer `out`."""
-    distance = torch.addmm(norms, x[rows], x.T, alpha=-2, out=out[: rows.stop - rows.start])
-    return distance.add_(norms[rows, None]).clamp_min_(1e-12).sqrt_()
+    out = out[: rows.stop - rows.start]
+    if x.dtype == out.dtype:
+        distance = torch.addmm(norms, x[rows], x.T, alpha=-2, out=out)
+    else:
+        distance = torch.sub(norms, x[rows] @ x.T, alpha=2, out=out)
+    return distance.add_(norms[rows, None]).clamp_min_(TINY).sqrt_()
 
 
 def lifted_pml() -> Loss:

@@ -1,13 +1,17 @@
 """What a benchmark consists of: a problem of any size, and the competitors that solve it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 Loss = Callable[..., torch.Tensor]
 Problem = Mapping[str, torch.Tensor]
+
+# float16 gradients of large batches underflow: its losses are scaled, as torch.amp.GradScaler does
+LOSS_SCALE = {torch.float16: 2.0**15}
+USEFUL_PRODUCTS = 2  # of those that score all pairs: a loss needs one, its gradient another
 
 
 class Size(NamedTuple):
@@ -40,15 +44,45 @@ class Competitor:
     make: returns the loss, a function of the problem's tensors by name; may raise `LeftOutError`.
     memory: predicts the bytes that a call takes beyond inputs and gradients; None where that is
         linear in the rows.
-    largest: the most rows that it is worth measuring at.
+    largest: the most rows that it is worth measuring at, by type of device.
     compiles: whether the first call at a size compiles, which is not measured.
+    declines: why it cannot serve tensors of a device type and a dtype, or None.
+    graph: whether it is captured in a CUDA graph, which is what is measured.
     """
 
     name: str
     make: Callable[[], Loss]
     memory: Callable[[Size], float] | None = None
-    largest: int | None = None
+    largest: Mapping[str, int] = field(default_factory=dict)
     compiles: bool = False
+    declines: Callable[[str, torch.dtype], str | None] = lambda device, dtype: None
+    graph: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """Who is measured together: at a size, in a dtype."""
+
+    size: Size
+    dtype: torch.dtype
+    competitors: tuple[Competitor, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.dtype_name}"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with before its gradient is taken."""
+        return LOSS_SCALE.get(self.dtype, 1.0)
+
+    @property
+    def yardstick(self) -> Competitor | None:
+        """The competitor that the times of the others are divided by: dmlfast's first."""
+        return next((each for each in self.competitors if each.name.startswith("dmlfast-")), None)
 
 
 def linear_memory(size: Size) -> float:
@@ -64,10 +98,12 @@ class Benchmark:
     """A loss to be measured.
 
     name: as typed.
-    problem: makes the tensors of a size by name; those that require gradients are differentiated.
+    problem: makes the tensors of a size by name, on the CPU and in float32, always the same; those
+        that require gradients are differentiated.
     baselines: what dmlfast is compared with.
     dmlfast: the competitor for a backend's name.
-    truth: the loss in float64, which every competitor is checked against; memory linear in rows.
+    truth: makes the loss of a size that every competitor is checked against, in float64; memory
+        linear in rows. Rows of the gradient that it leaves NaN are not compared.
     product_flops: of the one matrix product that scores all pairs, the unit of `gemm_ratio`.
     memory: predicts the bytes of a problem and its truth, without which nothing is measured.
     """
@@ -76,7 +112,7 @@ class Benchmark:
     problem: Callable[[Size], Problem]
     baselines: tuple[Competitor, ...]
     dmlfast: Callable[[str], Competitor]
-    truth: Loss
+    truth: Callable[[Size], Loss]
     product_flops: Callable[[Size], float]
     memory: Callable[[Size], float] = linear_memory
 
@@ -91,18 +127,23 @@ def leaves(problem: Problem) -> list[torch.Tensor]:
     return [tensor for tensor in problem.values() if tensor.requires_grad]
 
 
-def step(loss: Loss, problem: Problem) -> torch.Tensor:
-    """The loss, once forward and once backward; gradients are left in the problem's tensors."""
+def step(loss: Loss, problem: Problem, scale: float = 1.0) -> torch.Tensor:
+    """The loss, once forward and once backward; gradients, times the scale, are left in the
+    problem's tensors.
+    """
     for tensor in problem.values():
         tensor.grad = None
     value = loss(**problem)
-    value.backward()
+    value.backward(torch.full_like(value, scale))
     return value.detach()
 
 
-def double(problem: Problem) -> Problem:
-    """The same problem in float64."""
+def placed(problem: Problem, dtype: torch.dtype, device: torch.device | None = None) -> Problem:
+    """The same problem, rounded to a dtype, on a device or where it is."""
+    moved = {name: tensor.detach().to(device or tensor.device) for name, tensor in problem.items()}
     return {
-        name: tensor.detach().double().requires_grad_() if tensor.requires_grad else tensor
-        for name, tensor in problem.items()
+        name: tensor.to(dtype).requires_grad_(problem[name].requires_grad)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in moved.items()
     }

@@ -2,8 +2,7 @@
 
 import gc
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -11,27 +10,31 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from dmlfast.bench import memory
 from dmlfast.bench.benchmark import (
+    USEFUL_PRODUCTS,
     Benchmark,
+    Case,
     Competitor,
     LeftOutError,
     Loss,
     Problem,
     Size,
-    double,
     leaves,
+    placed,
     step,
 )
-from dmlfast.bench.machine import busy_elsewhere, cpu_clock, machine_name
+from dmlfast.bench.devices import Device
+from dmlfast.bench.graph import CapturedStep
+from dmlfast.bench.machine import busy_elsewhere, cpu_clock
 from dmlfast.bench.report import Row
 
 import dmlfast
 
-TOLERANCE = 1e-3  # of value and gradient, relative to the truth
+# Of value and gradient, relative to the truth of the same rounded rows. A gradient rounded to
+# bfloat16 is off by 1.7e-3; the straightforward form, with products rounded to it as well, by 4e-3,
+# and a form that is in it throughout by 7e-3. float16 has three bits more, and fewer exponents.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 BLOCK_SECONDS = 0.02  # a measurement is at least so long: short calls are repeated
-TINY = Size(8, 4)  # of the problem that tells the dtype
-GEMM_SHAPES = ((1024, 1024, 1024), (2048, 2048, 512), (4096, 4096, 512))
 
 
 @dataclass(frozen=True)
@@ -56,92 +59,157 @@ class Settings:
 
 @dataclass(frozen=True)
 class Solution:
-    """A loss and its gradients."""
+    """A loss and its gradients. Rows of a gradient of the truth may be NaN: it leaves them out."""
 
     value: torch.Tensor
     gradients: list[torch.Tensor]
 
 
+def plan(
+    competitors: Sequence[Competitor],
+    sizes: Iterable[Size],
+    dtypes: Iterable[torch.dtype],
+    device: Device,
+) -> list[Case]:
+    """Who is measured at which size, one dtype after the other."""
+    sizes = list(sizes)
+    return [
+        Case(size, dtype, device.variants(competitors, size)) for dtype in dtypes for size in sizes
+    ]
+
+
+def resume(
+    benchmark: Benchmark,
+    cases: Sequence[Case],
+    device: Device,
+    settings: Settings,
+    before: Iterable[Row],
+) -> tuple[list[Case], list[Row]]:
+    """What is left to measure, and the rows that are there, of this version of dmlfast.
+
+    The yardstick is measured again where anything is left: ratios are those of the same rounds.
+    """
+    there = {row.key: row for row in before if row.dmlfast == dmlfast.__version__}
+    left, kept = [], []
+    for case in cases:
+        missing = []
+        for each in case.competitors:
+            row = there.get(_blank(benchmark, each.name, case, device, settings).key)
+            if row and (row.reason or row.extra_mib is not None or each.graph):
+                kept.append(row)
+            else:
+                missing.append(each)
+        if missing:
+            again = [each for each in case.competitors if each in [*missing, case.yardstick]]
+            left.append(replace(case, competitors=tuple(again)))
+    return left, kept
+
+
 def run(
     benchmark: Benchmark,
-    competitors: Sequence[Competitor],
-    sizes: Sequence[Size],
+    cases: Sequence[Case],
+    device: Device,
     settings: Settings,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[Row]]:
-    """Measures the competitors at every size; the first one called dmlfast-... is the yardstick.
+    """Measures the competitors of every case, and their times against those of its yardstick.
 
-    Yields the rows of a size when they are timed, and again with their memory. `tell` hears of
+    Yields the rows of a case when they are timed, and again with their memory. `tell` hears of
     each of the `count_steps` steps before it is taken.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        gemm_rate = 0.0
-        for size in sizes:
-            gemm_rate = max(gemm_rate, best_gemm_rate())
-            rows = _timed_rows(benchmark, competitors, size, settings, gemm_rate, tell)
-            yield rows
-            yield [_with_memory(row, tell) for row in rows]
+        gemm_rates: dict[torch.dtype, float] = {}
+        for case in cases:
+            torch.compiler.reset()  # what is compiled is compiled for each case
+            rate = max(gemm_rates.get(case.dtype, 0.0), device.gemm_rate(case.dtype))
+            gemm_rates[case.dtype] = rate
+            yield from _rows(benchmark, case, device, settings, rate, tell)
+            device.release()
     finally:
         torch.set_num_threads(threads)
 
 
-def count_steps(competitors: int, sizes: int, rounds: int) -> int:
+def count_steps(cases: Sequence[Case], rounds: int) -> int:
     """How often `run` tells of a step."""
-    return sizes * (2 * competitors + rounds)
+    return sum(2 * len(case.competitors) + rounds for case in cases)
 
 
-def _timed_rows(
-    benchmark: Benchmark,
-    competitors: Sequence[Competitor],
-    size: Size,
-    settings: Settings,
-    gemm_rate: float,
-    tell: Callable[[str], None],
-) -> list[Row]:
-    @cache
-    def prepared() -> tuple[Problem, Solution]:
-        """The problem and its truth, made only where a competitor is admitted."""
-        problem = benchmark.problem(size)
-        return problem, solve(benchmark.truth, double(problem))
-
-    blank = Row(
+def _blank(
+    benchmark: Benchmark, provider: str, case: Case, device: Device, settings: Settings
+) -> Row:
+    """A row without results."""
+    return Row(
         op=benchmark.name,
-        provider="",
-        n=size.n,
-        d=size.d,
-        dtype=str(leaves(benchmark.problem(TINY))[0].dtype).removeprefix("torch."),
+        provider=provider,
+        n=case.size.n,
+        d=case.size.d,
+        dtype=case.dtype_name,
         threads=settings.threads,
-        machine=machine_name(),
-        flops=benchmark.product_flops(size),
+        machine=device.machine,
+        flops=benchmark.product_flops(case.size),
         dmlfast=dmlfast.__version__,
         torch=torch.__version__,
+        triton=device.triton,
+        cuda=device.cuda,
         date=date.today().isoformat(),
         command=settings.command,
     )
-    rows, calls = {}, {}
-    for competitor in competitors:
+
+
+def _rows(
+    benchmark: Benchmark,
+    case: Case,
+    device: Device,
+    settings: Settings,
+    gemm_rate: float,
+    tell: Callable[[str], None],
+) -> Iterator[list[Row]]:
+    @cache
+    def prepared() -> tuple[Problem, Solution]:
+        """The problem and its truth, made only where a competitor is admitted."""
+        problem = placed(benchmark.problem(case.size), case.dtype, device.torch_device)
+        exact = placed(problem, torch.float64)
+        return problem, solve(partial(step, benchmark.truth(case.size), exact), exact)
+
+    rows: dict[str, Row] = {}
+    calls: dict[str, Callable[[], torch.Tensor]] = {}
+    for competitor in case.competitors:
         name = competitor.name
-        tell(f"{size} check {name}")
-        rows[name] = replace(blank, provider=name)
+        tell(f"{case} check {name}")
+        row = rows[name] = _blank(benchmark, name, case, device, settings)
         try:
-            loss = admit(benchmark, competitor, size, settings)
+            loss = admit(benchmark, competitor, case, device, settings)
             problem, truth = prepared()
-            rows[name].gradient_error = gradient_error(solve(loss, problem), truth)
-            calls[name] = partial(step, loss, problem)
-        except LeftOutError as reason:
-            rows[name].reason = str(reason)
+            make_step = CapturedStep if competitor.graph else partial(partial, step)
+            call = make_step(loss, problem, case.loss_scale)
+            found = solve(call, problem, case.loss_scale)
+            row.gradient_error = gradient_error(found, truth, TOLERANCE[case.dtype])
+            row.reason = left_unchecked(truth)
+            calls[name] = call
         except Exception as error:
-            rows[name].reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            row.reason = explain(error)
+        if name not in calls:  # and the error, which holds tensors, is gone
+            device.release()
     start = cpu_clock()
-    times = time_rounds(calls, settings, lambda text: tell(f"{size} {text}"))
+    times, failures = time_rounds(calls, device, settings, lambda text: tell(f"{case} {text}"))
     busy = busy_elsewhere(start)
-    yardstick = next((times[name] for name in times if name.startswith("dmlfast-")), None)
+    yardstick = times.get(case.yardstick.name) if case.yardstick else None
+    for name, reason in failures.items():
+        rows[name].reason = reason
     for name, measured in times.items():
         rows[name].busy_elsewhere = busy
         _fill_in(rows[name], measured, yardstick, gemm_rate)
-    return list(rows.values())
+    yield list(rows.values())
+    whole = []
+    for competitor in case.competitors:
+        row = rows[competitor.name]
+        tell(f"{case} memory {competitor.name}")
+        if row.median_ms is not None and not competitor.graph:
+            row = _with_memory(row, case, device, calls[competitor.name], prepared()[0])
+        whole.append(row)
+    yield whole
 
 
 def _fill_in(
@@ -152,28 +220,36 @@ def _fill_in(
     row.rounds = int(np.isfinite(measured).sum())
     if yardstick is not None:
         row.ratio_to_dmlfast = median_ratio(measured, yardstick)
-    if row.provider.startswith("dmlfast-") and row.flops:
-        row.gemm_ratio = row.median_ms * 1e-3 * gemm_rate / row.flops
+    if row.flops:
+        seconds = row.median_ms * 1e-3
+        row.tflops = USEFUL_PRODUCTS * row.flops / seconds * 1e-12
+        if row.provider.startswith("dmlfast-"):
+            row.gemm_ratio = seconds * gemm_rate / row.flops
 
 
-def _with_memory(row: Row, tell: Callable[[str], None]) -> Row:
-    tell(f"{row.n}x{row.d} memory {row.provider}")
-    if row.median_ms is None:
-        return row
+def _with_memory(
+    row: Row, case: Case, device: Device, call: Callable[[], object], problem: Problem
+) -> Row:
     try:
-        size = Size(row.n, row.d)
-        extra = memory.extra_bytes(row.op, row.provider, size, row.threads)
+        extra = device.extra_bytes(row.op, row.provider, case, row.threads, call, problem)
         return replace(row, extra_mib=max(0, extra) / 2**20)
-    except LeftOutError as reason:
-        return replace(row, reason=f"memory: {reason}")
+    except Exception as error:
+        reasons = [row.reason, f"memory: {explain(error)}"]
+        return replace(row, reason="; ".join(filter(None, reasons)))
 
 
-def admit(benchmark: Benchmark, competitor: Competitor, size: Size, settings: Settings) -> Loss:
-    """The competitor's loss; raises `LeftOutError` where it is not to be measured at this size."""
+def admit(
+    benchmark: Benchmark, competitor: Competitor, case: Case, device: Device, settings: Settings
+) -> Loss:
+    """The competitor's loss; raises `LeftOutError` where it is not to be measured in this case."""
+    size, kind = case.size, device.torch_device.type
+    if reason := competitor.declines(kind, case.dtype):
+        raise LeftOutError(reason)
     if competitor.compiles and not settings.compile:
         raise LeftOutError("left out: compiling takes its time")
-    if competitor.largest is not None and size.n > competitor.largest:
-        raise LeftOutError(f"left out above {competitor.largest} rows: it takes too long")
+    largest = competitor.largest.get(kind, size.n)
+    if size.n > largest:
+        raise LeftOutError(f"left out above {largest} rows: it takes too long")
     needed = max(memory(size) for memory in (benchmark.memory, competitor.memory) if memory)
     if needed > settings.memory_limit:
         limit = settings.memory_limit / 2**30
@@ -181,19 +257,27 @@ def admit(benchmark: Benchmark, competitor: Competitor, size: Size, settings: Se
     return competitor.make()
 
 
-def solve(loss: Loss, problem: Problem) -> Solution:
-    """The loss and its gradients by the problem's tensors."""
-    value = step(loss, problem)
-    return Solution(
-        value, [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves(problem)]
-    )
+def explain(error: Exception) -> str:
+    """Why there is no result, in one line."""
+    if isinstance(error, LeftOutError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory: " + ". ".join(str(error).split(". ")[:2])
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def gradient_error(found: Solution, truth: Solution) -> float:
+def solve(call: Callable[[], torch.Tensor], problem: Problem, scale: float = 1.0) -> Solution:
+    """The loss and its gradients by the problem's tensors, in float64 and without the scale."""
+    value = call()
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves(problem)]
+    return Solution(value.double(), [gradient.double() / scale for gradient in gradients])
+
+
+def gradient_error(found: Solution, truth: Solution, tolerance: float) -> float:
     """The relative error of the gradients; raises `LeftOutError` where a result is wrong."""
     value = relative_error(found.value, truth.value)
     gradient = max(map(relative_error, found.gradients, truth.gradients))
-    if not max(value, gradient) <= TOLERANCE:
+    if not max(value, gradient) <= tolerance:
         raise LeftOutError(
             f"wrong: relative error {value:.1e} of the loss, {gradient:.1e} of the gradient"
         )
@@ -201,9 +285,22 @@ def gradient_error(found: Solution, truth: Solution) -> float:
 
 
 def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """The norm of the difference over that of the truth."""
+    """The norm of the difference over that of the truth, where that is not NaN; NaN if nowhere."""
+    known = ~truth.isnan()
+    if not known.any():
+        return math.nan
     norm = torch.linalg.vector_norm
-    return float(norm(found.double() - truth) / norm(truth).clamp_min(1e-30))
+    difference = (found - truth).where(known, 0)
+    return float(norm(difference) / norm(truth.where(known, 0)).clamp_min(1e-30))
+
+
+def left_unchecked(truth: Solution) -> str:
+    """On how many rows a gradient was checked; nothing where on all."""
+    for gradient in truth.gradients:
+        known = int((~gradient.isnan()).all(-1).sum())
+        if known < len(gradient):
+            return f"gradient checked on {known:,} of {len(gradient):,} rows"
+    return ""
 
 
 def median_ratio(measured: np.ndarray, yardstick: np.ndarray) -> float:
@@ -212,40 +309,47 @@ def median_ratio(measured: np.ndarray, yardstick: np.ndarray) -> float:
 
 
 def time_rounds(
-    calls: Mapping[str, Callable[[], object]], settings: Settings, tell: Callable[[str], None]
-) -> dict[str, np.ndarray]:
-    """Seconds of a call of each by rounds, in an order that rotates; NaN where one was left out."""
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+    calls: Mapping[str, Callable[[], object]],
+    device: Device,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Seconds of a call of each by rounds, in an order that rotates; NaN where one was left out.
+
+    And the reasons of those that ran out of memory, which have no times.
+    """
     times = {name: np.full(settings.rounds, math.nan) for name in calls}
     names, spent = list(calls), dict.fromkeys(calls, 0.0)
+    repeats: dict[str, int] = {}
+    failures: dict[str, str] = {}
     for turn in range(settings.rounds):
         tell(f"round {turn + 1} of {settings.rounds}")
         first = turn % max(1, len(names))
         with _collector_off():
             for name in names[first:] + names[:first]:
-                if turn and spent[name] > settings.seconds:
+                if name in failures or (turn and spent[name] > settings.seconds):
                     continue
-                if repeats[name] > 1:
-                    calls[name]()  # has the caches to itself from here on
-                elapsed = _elapsed(calls[name], repeats[name])
-                times[name][turn] = elapsed / repeats[name]
-                spent[name] += elapsed
-    return times
+                try:
+                    if not turn:
+                        repeats[name] = _repeats(calls[name], device)
+                    if repeats[name] > 1:
+                        calls[name]()  # has the caches to itself from here on
+                    elapsed = device.elapsed(calls[name], repeats[name])
+                    times[name][turn] = elapsed / repeats[name]
+                    spent[name] += elapsed
+                except torch.OutOfMemoryError as error:
+                    failures[name] = explain(error)
+                if name in failures:  # and the error, which holds tensors, is gone
+                    device.release()
+    return {name: times[name] for name in calls if name not in failures}, failures
 
 
-def _repeats(call: Callable[[], object]) -> int:
+def _repeats(call: Callable[[], object], device: Device) -> int:
     """How many calls take `BLOCK_SECONDS`."""
     repeats = 1
-    while (elapsed := _elapsed(call, repeats)) < BLOCK_SECONDS:
+    while (elapsed := device.elapsed(call, repeats)) < BLOCK_SECONDS:
         repeats = max(2 * repeats, math.ceil(repeats * BLOCK_SECONDS / elapsed))
     return repeats
-
-
-def _elapsed(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return time.perf_counter() - start
 
 
 @contextmanager
@@ -256,19 +360,3 @@ def _collector_off() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def best_gemm_rate() -> float:
-    """The most float32 flops a second that a matrix product reaches here and now.
-
-    The better of torch's two libraries: MKL holds back on CPUs that are not Intel's.
-    """
-    best = 0.0
-    for m, n, k in GEMM_SHAPES:
-        a, b, out = torch.randn(m, k), torch.randn(n, k), torch.empty(m, n)
-        products = [partial(torch.mm, a, b.T, out=out)]
-        if torch.backends.mkldnn.is_available():
-            products.append(partial(torch.ops.mkldnn._linear_pointwise, a, b, None, "none", [], ""))
-        seconds = min(_elapsed(product, 1) for product in products for _ in range(5))
-        best = max(best, 2.0 * m * n * k / seconds)
-    return best

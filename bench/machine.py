@@ -28,9 +28,9 @@ def machine_name() -> str:
     return f"{' '.join(cpu_name().split())}, {count} core{'s' if count > 1 else ''}"
 
 
-def machine_slug() -> str:
-    """The same as the name of a file."""
-    return re.sub(r"[^a-z0-9]+", "-", machine_name().lower()).strip("-")
+def machine_slug(machine: str) -> str:
+    """The name of a machine as that of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
 def memory_bytes() -> int:

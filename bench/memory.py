@@ -1,4 +1,4 @@
-"""The memory that a loss and its gradient take, as the peak of a fresh process."""
+"""The memory that a loss and its gradient take: on the CPU as the peak of a fresh process."""
 
 import ctypes
 import gc
@@ -8,19 +8,21 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 from dmlfast.bench import get_benchmark
-from dmlfast.bench.benchmark import LeftOutError, Size, leaves, step
+from dmlfast.bench.benchmark import Case, LeftOutError, Problem, Size, leaves, placed, step
 
 WARM_UP_ROWS = 32  # of the tiny problem that loads the libraries
 M_MMAP_THRESHOLD = -3  # of mallopt
 
 
-def extra_bytes(benchmark: str, provider: str, size: Size, threads: int) -> int:
-    """The peak memory of a competitor beyond inputs, loss and gradients.
+def extra_bytes(benchmark: str, provider: str, case: Case, threads: int) -> int:
+    """The peak memory of a competitor on the CPU beyond inputs, loss and gradients.
 
     Raises `LeftOutError` where it could not be measured.
     """
@@ -28,7 +30,8 @@ def extra_bytes(benchmark: str, provider: str, size: Size, threads: int) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dmlfast.ops", __name__])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, benchmark, provider, size, threads))
+    arguments = (sender, benchmark, provider, case.size, case.dtype, threads)
+    process = context.Process(target=_measure, args=arguments)
     process.start()
     sender.close()
     try:
@@ -44,6 +47,25 @@ def extra_bytes(benchmark: str, provider: str, size: Size, threads: int) -> int:
     if isinstance(result, str):
         raise LeftOutError(result)
     return int(result)
+
+
+def beyond_gradients(
+    call: Callable[[], object],
+    problem: Problem,
+    peak_growth: Callable[[Callable[[], object]], int],
+) -> int:
+    """The peak growth of a step, less the gradients that it leaves in the problem's tensors."""
+    for leaf in leaves(problem):
+        leaf.grad = None
+    return peak_growth(call) - sum(leaf.nbytes for leaf in leaves(problem))
+
+
+def gpu_peak_growth(call: Callable[[], object]) -> int:
+    """By how many bytes what torch's allocator handed out rises at most while `call` runs."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def peak_growth(call: Callable[[], Any]) -> int:
@@ -65,28 +87,26 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _measure(sender: Connection, name: str, provider: str, size: Size, threads: int) -> None:
+def _measure(
+    sender: Connection, name: str, provider: str, size: Size, dtype: torch.dtype, threads: int
+) -> None:
     """Sends the bytes, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     try:
-        result: int | str = _extra_bytes(name, provider, size, threads)
+        result: int | str = _extra_bytes(name, provider, size, dtype, threads)
     except Exception as error:
         result = f"{type(error).__name__}: {error}".partition("\n")[0]
     with suppress(BrokenPipeError):
         sender.send(result)
 
 
-def _extra_bytes(name: str, provider: str, size: Size, threads: int) -> int:
-    import torch
-
+def _extra_bytes(name: str, provider: str, size: Size, dtype: torch.dtype, threads: int) -> int:
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed leaves the process
     torch.set_num_threads(threads)
     benchmark = get_benchmark(name)
     competitor = benchmark.competitor(provider)
-    loss, problem = competitor.make(), benchmark.problem(size)
-    step(loss, problem if competitor.compiles else benchmark.problem(Size(WARM_UP_ROWS, size.d)))
-    for leaf in leaves(problem):
-        leaf.grad = None
-    growth = peak_growth(lambda: step(loss, problem))
-    return growth - sum(leaf.nbytes for leaf in leaves(problem))
+    loss, problem = competitor.make(), placed(benchmark.problem(size), dtype)
+    tiny = placed(benchmark.problem(Size(WARM_UP_ROWS, size.d)), dtype)
+    step(loss, problem if competitor.compiles else tiny)
+    return beyond_gradients(partial(step, loss, problem), problem, peak_growth)

@@ -1,27 +1,44 @@
 """`dmlfast bench`: time and memory of a loss against PyTorch."""
 
+import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from dmlfast.bench import BENCHMARKS, get_benchmark
-from dmlfast.bench.machine import machine_slug, memory_bytes
+from dmlfast.bench import BENCHMARKS, DTYPES, get_benchmark
+from dmlfast.bench.machine import machine_slug
 from dmlfast.cli.pictures import picture_path
 
 from dmlfast.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    import torch
     from dmlfast.bench.benchmark import Benchmark, Competitor
     from dmlfast.bench.report import Row
 
-SIZES = "128x128,512x128,8192x128,8192x512"
-QUICK_SIZES = "128x128,512x128,2048x128"
-LARGE_SIZE = "65536x128"
+
+class Sizes(NamedTuple):
+    """What is measured where no sizes are given, with --quick, and besides with --large."""
+
+    usual: str
+    quick: str
+    large: str
+
+
+SIZES = {  # by type of device
+    "cpu": Sizes("128x128,512x128,8192x128,8192x512", "128x128,512x128,2048x128", "65536x128"),
+    "cuda": Sizes(
+        "128x128,1024x128,8192x128,32768x128,32768x512",
+        "128x128,1024x128,8192x128",
+        "1048576x128",
+    ),
+}
 INTERRUPTED = 130
 BUSY = 0.1  # of all cores, by other processes: figures are unsteady from there
 
@@ -35,12 +52,27 @@ def sizes_option(ctx: click.Context, param: click.Parameter, text: str | None) -
     return text
 
 
+def device_option(ctx: click.Context, param: click.Parameter, text: str) -> str:
+    """Checks "auto", "cpu", "cuda" or "cuda:1"."""
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
+        raise click.BadParameter(f"'{text}' is not auto, cpu, cuda or cuda:K", ctx, param)
+    return text
+
+
+def dtypes_option(ctx: click.Context, param: click.Parameter, text: str) -> list[str]:
+    """The dtypes of "float32,bfloat16", each once."""
+    for word in text.split(","):
+        if word not in DTYPES:
+            raise click.BadParameter(f"'{word}' is not one of {', '.join(DTYPES)}", ctx, param)
+    return list(dict.fromkeys(text.split(",")))
+
+
 def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> Path | None:
-    """A file that a table can be written to; anything else is found before the work begins."""
-    if path is None:
-        return None
-    if Path(path).is_dir():
-        return Path(path) / f"{machine_slug()}.csv"
+    """A folder, or a file that a table can be written to; anything else is found before the work
+    begins.
+    """
+    if path is None or Path(path).is_dir():
+        return Path(path) if path else None
     if not Path(path).absolute().parent.is_dir():
         raise click.BadParameter(f"'{path}' is not a file in a folder that exists", ctx, param)
     return Path(path)
@@ -67,22 +99,54 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     "--sizes",
     callback=sizes_option,
     metavar="NxD,...",
-    help=f"Rows x width of the embeddings.  [default: {SIZES}]",
+    help="Rows x width of the embeddings.  "
+    f"[default: {SIZES['cpu'].usual}; on a GPU {SIZES['cuda'].usual}]",
 )
-@click.option("--large", is_flag=True, help=f"Also {LARGE_SIZE}; takes many minutes.")
-@click.option("--quick", is_flag=True, help=f"{QUICK_SIZES}, few rounds and no compiling.")
+@click.option(
+    "--large",
+    is_flag=True,
+    help=f"Also {SIZES['cpu'].large}, on a GPU {SIZES['cuda'].large}; takes many minutes.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"{SIZES['cpu'].quick} (on a GPU {SIZES['cuda'].quick}), few rounds and no compiling.",
+)
+@click.option(
+    "--device",
+    "device_name",
+    callback=device_option,
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda or cuda:K; auto is the GPU where torch sees one.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    callback=dtypes_option,
+    default="float32",
+    show_default=True,
+    metavar="NAME,...",
+    help=f"Of the embeddings: {', '.join(DTYPES)}; each of several is measured.",
+)
 @click.option("--rounds", type=click.IntRange(min=1), help="Measurements of each.  [default: 15]")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
     help="Fewer rounds for what has taken longer at a size.  [default: 30]",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of all that is measured.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Of all that is measured, on the CPU.  [default: as torch has it; with a GPU 1]",
+)
 @click.option(
     "--memory-limit",
     type=click.FloatRange(min=0),
     metavar="GIB",
-    help="Leave out what needs more.  [default: a quarter of the memory]",
+    help="Leave out what needs more.  [default: a quarter of the memory; of a GPU nine tenths of"
+    " what is free]",
 )
 @click.option(
     "--csv",
@@ -91,6 +155,9 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     metavar="OUT.csv",
     help="Keep the results, a new row in place of the old one of its case; in a folder, in a file"
     " named after the machine.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Leave out what --csv holds of this version and machine."
 )
 @click.option("--plot", metavar="OUT.png", callback=picture_path, help="Draw time and memory.")
 @click.option("--replot", is_flag=True, help="Draw what is in --csv; measure nothing.")
@@ -103,11 +170,14 @@ def command(
     sizes: str | None,
     large: bool,
     quick: bool,
+    device_name: str,
+    dtypes: list[str],
     rounds: int | None,
     seconds: float | None,
     threads: int | None,
     memory_limit: float | None,
     csv_path: Path | None,
+    resume: bool,
     plot: Path | None,
     replot: bool,
     as_json: bool,
@@ -128,21 +198,30 @@ def command(
     import torch
     from dmlfast.bench import harness
     from dmlfast.bench.benchmark import Size
-    from dmlfast.bench.report import latest, merge, read_csv, table, update_csv
+    from dmlfast.bench.devices import get_device
+    from dmlfast.bench.report import latest, merge, read_csv, update_csv
 
+    device = get_device(device_name)
+    kind = device.torch_device.type
+    if csv_path and csv_path.is_dir():
+        csv_path /= f"{machine_slug(device.machine)}.csv"
     before = read_csv(csv_path) if csv_path else []
     if replot:
         if not before or plot is None:
             raise click.UsageError("--replot needs --plot, and rows in --csv")
         _draw(latest(before, name), name, plot)
         return 0
+    if resume and csv_path is None:
+        raise click.UsageError("--resume needs --csv")
     benchmark = get_benchmark(name)
-    competitors = _baselines(benchmark, baselines) + _dmlfast(benchmark, impl)
-    sizes = (sizes or (QUICK_SIZES if quick else SIZES)) + (f",{LARGE_SIZE}" if large else "")
+    chosen_dtypes = [getattr(torch, word) for word in dtypes]
+    competitors = _baselines(benchmark, baselines) + _dmlfast(benchmark, impl, kind, chosen_dtypes)
+    sizes = sizes or (SIZES[kind].quick if quick else SIZES[kind].usual)
+    sizes += f",{SIZES[kind].large}" if large else ""
     rounds = rounds or (5 if quick else 15)
     seconds = (1.0 if quick else 30.0) if seconds is None else seconds
-    threads = threads or torch.get_num_threads()
-    gib = memory_bytes() / 2**32 if memory_limit is None else memory_limit
+    threads = threads or device.threads
+    gib = device.memory_limit / 2**30 if memory_limit is None else memory_limit
     settings = harness.Settings(
         rounds=rounds,
         seconds=seconds,
@@ -150,27 +229,28 @@ def command(
         memory_limit=gib * 2**30,
         compile=not quick,
         command=f"dmlfast bench {name} --impl {impl} --baselines {baselines} --sizes {sizes}"
-        f" --rounds {rounds} --seconds {seconds:g} --threads {threads} --memory-limit {gib:.1f}"
-        + " --quick"
-        * quick,
+        f" --device {device.torch_device} --dtype {','.join(dtypes)} --rounds {rounds}"
+        f" --seconds {seconds:g} --threads {threads} --memory-limit {gib:.1f}" + " --quick" * quick,
     )
+    all_sizes = [*map(Size.parse, sizes.split(","))]
+    cases = harness.plan(competitors, all_sizes, chosen_dtypes, device)
     rows: list[Row] = []
+    if resume:
+        cases, rows = harness.resume(benchmark, cases, device, settings, before)
     interrupted = False
-    with _progress(harness.count_steps(len(competitors), sizes.count(",") + 1, rounds)) as tell:
+    with _progress(harness.count_steps(cases, rounds)) as tell:
         try:
-            for new in harness.run(
-                benchmark, competitors, [*map(Size.parse, sizes.split(","))], settings, tell
-            ):
+            for new in harness.run(benchmark, cases, device, settings, tell):
                 rows = merge(rows, new)
                 if csv_path:
                     update_csv(csv_path, new)
         except KeyboardInterrupt:
             interrupted = True
+    rows.sort(key=lambda row: (dtypes.index(row.dtype), all_sizes.index(Size(row.n, row.d))))
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     elif rows:
-        click.echo(_heading(rows[0]))
-        click.echo(table(rows))
+        click.echo(_tables(rows))
     busy = max((row.busy_elsewhere or 0 for row in rows), default=0)
     if busy > BUSY:
         click.echo(
@@ -179,7 +259,7 @@ def command(
             err=True,
         )
     if plot and rows:
-        _draw(rows, name, plot)
+        _draw(latest(rows, name), name, plot)
     return INTERRUPTED if interrupted else 0
 
 
@@ -202,19 +282,20 @@ def _baselines(benchmark: "Benchmark", names: str) -> "list[Competitor]":
     return [known[word] for word in names.split(",")]
 
 
-def _dmlfast(benchmark: "Benchmark", impl: str) -> "list[Competitor]":
+def _dmlfast(
+    benchmark: "Benchmark", impl: str, device: str, dtypes: "list[torch.dtype]"
+) -> "list[Competitor]":
     """The competitors that `--impl` asks for, the one that "auto" prefers first."""
-    import torch
-
     from dmlfast.ops import dispatch, why_not
 
     def refusal(name: str) -> str | None:
-        """Why a backend cannot be measured, or None."""
+        """Why a backend cannot be measured in any of the dtypes, or None."""
         if reason := why_not(name):
             return reason
         if dispatch.BACKENDS[name].by_name_only():
             return "its kernels are interpreted here, which is for tests"
-        return dispatch.BACKENDS[name].declines("cpu", torch.float32)
+        reasons = [dispatch.BACKENDS[name].declines(device, dtype) for dtype in dtypes]
+        return reasons[0] if all(reasons) else None
 
     known = [*dispatch.BACKENDS, *dispatch.PLANNED]
     if impl in ("all", "auto"):
@@ -241,6 +322,17 @@ def _progress(steps: int) -> Iterator[Callable[[str], None]]:
             bar.refresh()
 
         yield tell
+
+
+def _tables(rows: "list[Row]") -> str:
+    """A table for each dtype, below what was measured where."""
+    from dmlfast.bench.report import table
+
+    parts = []
+    for _, group in itertools.groupby(rows, key=lambda row: row.conditions):
+        same = list(group)
+        parts.append(f"{_heading(same[0])}\n{table(same)}")
+    return "\n\n".join(parts)
 
 
 def _heading(row: "Row") -> str:

@@ -1,7 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 from dmlfast.bench import baselines
-from dmlfast.bench.benchmark import Size, step
+from dmlfast.bench.benchmark import LOSS_SCALE, Size, placed, step
+from dmlfast.bench.harness import TOLERANCE, relative_error, solve
 from dmlfast.bench.lifted import BENCHMARK, ROWS_PER_CLASS
 
 from dmlfast import ops
@@ -35,6 +38,52 @@ def test_baseline_is_the_loss(name: str, labels: str) -> None:
     expected = step(reference, problem), rows.grad
     found = step(BASELINES[name](), problem), rows.grad
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["naive", "indexed", "chunked"])
+def test_baseline_is_right_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    scale = LOSS_SCALE.get(dtype, 1.0)
+    problem = placed(BENCHMARK.problem(Size(600, 32)), dtype)
+    exact = placed(problem, torch.float64)
+    found = solve(partial(step, BASELINES[name](), problem, scale), problem, scale)
+    truth = solve(partial(step, reference, exact), exact)
+    error = relative_error(found.gradients[0], truth.gradients[0])
+    assert 1e-4 < error < TOLERANCE[dtype] / 4  # rounded, and not near to being rejected
+    assert relative_error(found.value, truth.value) < 1e-4
+    assert problem["embeddings"].grad is not None
+    assert problem["embeddings"].grad.dtype == dtype
+
+
+def test_half_precision_distances_have_a_safe_gradient() -> None:
+    rows = torch.ones(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    baselines.pair_distances(rows).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.isfinite().all()
+
+
+def test_sampled_truth_knows_the_loss_and_the_gradient_of_some_rows() -> None:
+    problem = placed(BENCHMARK.problem(Size(2000, 6)), torch.float64)
+    whole = solve(partial(step, baselines.lifted_chunked, problem), problem)
+    sampled = partial(baselines.lifted_chunked, sampled_chunks=2)
+    found = solve(partial(step, sampled, problem), problem)
+    known = ~found.gradients[0].isnan().any(1)
+    assert known.sum() == 2 * baselines.CHUNK_ROWS
+    assert found.value == whole.value
+    assert torch.equal(found.gradients[0][known], whole.gradients[0][known])
+
+
+def test_truth_is_sampled_above_a_size_only() -> None:
+    assert BENCHMARK.truth(Size(2**18, 4)).keywords == {"sampled_chunks": None}
+    assert BENCHMARK.truth(Size(2**18 + 1, 4)).keywords == {"sampled_chunks": 16}
+
+
+def test_chunks_of_a_gpu_are_large_within_bounds() -> None:
+    def rows(n: int) -> int:
+        return baselines.chunk_rows(torch.empty(n, 1, device="meta"))
+
+    assert [rows(2**15), rows(2**16), rows(2**18), rows(2**20)] == [2048, 2048, 512, 256]
+    assert baselines.chunk_rows(torch.empty(2**15, 1)) == 256
 
 
 @pytest.mark.long

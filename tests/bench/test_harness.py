@@ -1,10 +1,12 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from dmlfast.bench import baselines, harness, memory
-from dmlfast.bench.benchmark import Benchmark, Competitor, LeftOutError, Problem, Size
+from dmlfast.bench.benchmark import Benchmark, Case, Competitor, LeftOutError, Problem, Size
+from dmlfast.bench.devices import Cpu, Device
 from dmlfast.bench.harness import Settings
 
 SETTINGS = Settings(
@@ -18,7 +20,7 @@ def problem(size: Size) -> Problem:
 
 
 def right(x: torch.Tensor) -> torch.Tensor:
-    return x.square().sum()
+    return x.square().mean()
 
 
 def wrong_value(x: torch.Tensor) -> torch.Tensor:
@@ -46,21 +48,31 @@ TOY = Benchmark(
     problem=problem,
     baselines=(),
     dmlfast=lambda impl: competitor(f"dmlfast-{impl}", right),
-    truth=right,
+    truth=lambda size: right,
     product_flops=lambda size: 2.0 * size.n**2 * size.d,
 )
 OURS = TOY.competitor("dmlfast-cpu")
+CPU = Cpu()
+
+
+def case(*competitors: Competitor, dtype: torch.dtype = torch.float32) -> Case:
+    return Case(SIZE, dtype, competitors)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "BLOCK_SECONDS", 1e-4)
-    monkeypatch.setattr(harness, "GEMM_SHAPES", ((8, 8, 8),))
+    monkeypatch.setattr(Cpu, "gemm_shapes", ((8, 8, 8),))
     monkeypatch.setattr(memory, "extra_bytes", lambda *args: 3 * 2**20)
 
 
-def measure(*competitors: Competitor, settings: Settings = SETTINGS) -> dict[str, harness.Row]:
-    _, rows = harness.run(TOY, competitors, [SIZE], settings)
+def measure(
+    *competitors: Competitor,
+    settings: Settings = SETTINGS,
+    dtype: torch.dtype = torch.float32,
+    device: Device = CPU,
+) -> dict[str, harness.Row]:
+    _, rows = harness.run(TOY, [case(*competitors, dtype=dtype)], device, settings)
     return {row.provider: row for row in rows}
 
 
@@ -96,7 +108,7 @@ def test_compiler_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_left_out_with_a_reason() -> None:
     large = Competitor("large", lambda: right, memory=lambda size: 3 * 2**30)
-    slow = Competitor("slow", lambda: right, largest=4)
+    slow = Competitor("slow", lambda: right, largest={"cpu": 4, "cuda": 2})
     compiles = Competitor("compiles", lambda: right, compiles=True)
     rows = measure(large, slow, compiles, OURS, settings=replace(SETTINGS, compile=False))
     assert rows["large"].reason == "would need 3.0 GiB, the limit is 0.0 GiB"
@@ -111,7 +123,8 @@ def test_size_that_does_not_fit_is_left_out_with_a_reason() -> None:
         return problem(size)
 
     benchmark = replace(TOY, problem=fail)
-    (row,), _ = harness.run(benchmark, [OURS], [Size(99_999_999, 128)], SETTINGS)
+    huge = Case(Size(99_999_999, 128), torch.float32, (OURS,))
+    (row,), _ = harness.run(benchmark, [huge], CPU, SETTINGS)
     assert row.reason == "would need 1,239.8 GiB, the limit is 0.0 GiB"
     assert (row.n, row.dtype, row.median_ms) == (99_999_999, "float32", None)
 
@@ -119,8 +132,8 @@ def test_size_that_does_not_fit_is_left_out_with_a_reason() -> None:
 def test_rows_hold_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"slow": [0.006, 0.002, np.nan], "dmlfast-cpu": [0.001, 0.002, 0.003]}
     times = {name: np.array(values) for name, values in seconds.items()}
-    monkeypatch.setattr(harness, "time_rounds", lambda *args: times)
-    monkeypatch.setattr(harness, "best_gemm_rate", lambda: 1e6)
+    monkeypatch.setattr(harness, "time_rounds", lambda *args: (times, {}))
+    monkeypatch.setattr(Cpu, "gemm_rate", lambda self, dtype: 1e6)
     rows = measure(competitor("slow", right), OURS)
     slow, ours = rows["slow"], rows["dmlfast-cpu"]
     assert (slow.median_ms, slow.rounds) == (pytest.approx(4), 2)
@@ -130,33 +143,158 @@ def test_rows_hold_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.ratio_to_dmlfast == 1
     assert ours.flops == 2 * 8 * 8 * 4
     assert ours.gemm_ratio == pytest.approx(0.002 / (512 / 1e6))
+    assert ours.tflops == pytest.approx(4 * 8 * 8 * 4 / 0.002 / 1e12)
+    assert slow.tflops == pytest.approx(ours.tflops / 2)
     assert ours.extra_mib == 3
+
+
+def off_by(error: float) -> Competitor:
+    return competitor("off", lambda x: right(x) - error * (right(x) - right(x).detach()))
+
+
+@pytest.mark.parametrize(
+    ("error", "dtype", "accepted"),
+    [
+        (5e-4, torch.float32, True),
+        (3e-3, torch.float32, False),
+        (2e-3, torch.float16, True),
+        (1e-2, torch.float16, False),
+        (1e-2, torch.bfloat16, True),
+        (5e-2, torch.bfloat16, False),
+    ],
+)
+def test_tolerance_goes_with_the_dtype(error: float, dtype: torch.dtype, accepted: bool) -> None:
+    row = measure(off_by(error), OURS, dtype=dtype)["off"]
+    assert (row.median_ms is not None) == accepted
+    assert row.dtype == str(dtype).removeprefix("torch.")
+    if accepted:
+        assert row.gradient_error == pytest.approx(error, rel=0.5)
+
+
+def test_scaled_gradient_does_not_underflow() -> None:
+    small = replace(TOY, truth=lambda size: faint)
+    row = list(
+        harness.run(small, [case(competitor("a", faint), dtype=torch.float16)], CPU, SETTINGS)
+    )
+    assert row[0][0].gradient_error == pytest.approx(0, abs=1e-3)
+
+
+def faint(x: torch.Tensor) -> torch.Tensor:
+    return x.float().square().sum() * 2.0**-22  # the gradient is subnormal in float16
+
+
+def sampled(x: torch.Tensor) -> torch.Tensor:
+    x.register_hook(lambda gradient: gradient.index_fill(0, torch.arange(2, 8), torch.nan))
+    return right(x)
+
+
+def test_gradient_that_is_checked_in_part_is_told() -> None:
+    toy = replace(TOY, truth=lambda size: sampled)
+    wrong = competitor("wrong", wrong_gradient)
+    *_, rows = harness.run(toy, [case(wrong, OURS)], CPU, SETTINGS)
+    assert rows[0].reason.startswith("wrong: relative error")
+    assert rows[1].reason == "gradient checked on 2 of 8 rows"
+    assert rows[1].median_ms is not None
+
+
+def test_truth_that_knows_nothing_finds_nobody_right() -> None:
+    toy = replace(TOY, truth=lambda size: not_a_number)
+    *_, (row,) = harness.run(toy, [case(OURS)], CPU, SETTINGS)
+    assert row.reason == "wrong: relative error nan of the loss, nan of the gradient"
+
+
+def test_backend_that_does_not_serve_the_dtype_is_left_out() -> None:
+    picky = replace(
+        OURS, declines=lambda device, dtype: None if dtype == torch.float32 else f"not on {device}"
+    )
+    assert measure(picky)["dmlfast-cpu"].median_ms is not None
+    assert measure(picky, dtype=torch.float16)["dmlfast-cpu"].reason == "not on cpu"
+
+
+def exhausted(x: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a")
+
+
+def test_run_goes_on_where_a_baseline_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(Cpu, "release", lambda self: released.append("release"))
+    rows = measure(competitor("large", exhausted), OURS)
+    assert rows["large"].reason == (
+        "out of memory: CUDA out of memory. Tried to allocate 20.00 GiB"
+    )
+    assert rows["dmlfast-cpu"].median_ms is not None
+    assert len(released) == 2  # after the failure and after the case
+
+
+def test_memory_may_also_run_out_while_it_is_timed() -> None:
+    calls = {"a": lambda: None, "b": _after(5, exhausted), "c": lambda: None}
+    times, failures = harness.time_rounds(calls, CPU, SETTINGS, lambda text: None)
+    assert list(times) == ["a", "c"]
+    assert all(np.isfinite(measured).all() for measured in times.values())
+    assert list(failures) == ["b"]
+    assert failures["b"].startswith("out of memory: ")
+
+
+def _after(calls: int, function: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+    left = iter(range(calls))
+    return lambda: function(torch.ones(1)) if next(left, None) is None else None
+
+
+def test_resume_leaves_out_what_is_there() -> None:
+    a, b = competitor("a", right), competitor("b", right)
+    cases = [case(a, b, OURS), case(a, b, OURS, dtype=torch.bfloat16)]
+    *_, rows = harness.run(TOY, cases[:1], CPU, SETTINGS)
+    left, kept = harness.resume(TOY, cases, CPU, SETTINGS, rows)
+    assert (left, kept) == (cases[1:], rows)
+
+    def providers(before: list[harness.Row]) -> list[str]:
+        left, _ = harness.resume(TOY, cases[:1], CPU, SETTINGS, before)
+        return [each.name for each in left[0].competitors]
+
+    assert providers(rows[1:]) == ["a", "dmlfast-cpu"]  # with the yardstick of its ratio
+    assert providers([replace(rows[0], dmlfast="0.0.1"), *rows[1:]]) == ["a", "dmlfast-cpu"]
+    assert providers([replace(row, machine="NVIDIA H200") for row in rows]) == [
+        "a", "b", "dmlfast-cpu"
+    ]  # fmt: skip
+    assert providers([replace(rows[0], extra_mib=None), *rows[1:]]) == ["a", "dmlfast-cpu"]
+    failed = replace(rows[0], median_ms=None, extra_mib=None, reason="out of memory")
+    assert harness.resume(TOY, cases[:1], CPU, SETTINGS, [failed, *rows[1:]])[0] == []
+
+
+def test_dtypes_are_measured_one_after_the_other() -> None:
+    sizes, dtypes = [SIZE, Size(16, 4)], [torch.float32, torch.bfloat16]
+    cases = harness.plan([OURS], sizes, dtypes, CPU)
+    assert [(each.dtype, each.size) for each in cases] == [
+        (dtype, size) for dtype in dtypes for size in sizes
+    ]
+    assert all(each.competitors == (OURS,) for each in cases)
 
 
 def test_competitors_take_turns() -> None:
     called = []
     calls = {name: lambda name=name: called.append(name) for name in "abc"}
-    harness.time_rounds(calls, SETTINGS, lambda text: None)
+    harness.time_rounds(calls, CPU, SETTINGS, lambda text: None)
     turns = [name for k, name in enumerate(called) if k == 0 or called[k - 1] != name]
     assert "".join(turns).endswith("abcbcacab")
 
 
 def test_slow_competitor_leaves_out_rounds() -> None:
     calls = {"a": lambda: None, "b": lambda: None}
-    times = harness.time_rounds(calls, replace(SETTINGS, seconds=0), lambda text: None)
+    settings = replace(SETTINGS, seconds=0)
+    times, _ = harness.time_rounds(calls, CPU, settings, lambda text: None)
     for measured in times.values():
         assert np.isfinite(measured).tolist() == [True, False, False]
 
 
 def test_steps_are_counted() -> None:
     told: list[str] = []
-    competitors = [competitor("failing", failing), OURS]
-    list(harness.run(TOY, competitors, [SIZE, SIZE], SETTINGS, told.append))
-    assert len(told) == harness.count_steps(competitors=2, sizes=2, rounds=SETTINGS.rounds)
+    cases = [case(competitor("failing", failing), OURS), case(OURS)]
+    list(harness.run(TOY, cases, CPU, SETTINGS, told.append))
+    assert len(told) == harness.count_steps(cases, SETTINGS.rounds) == 6 + 2 * SETTINGS.rounds
 
 
 def test_timed_rows_come_before_memory() -> None:
-    timed, whole = harness.run(TOY, [OURS], [SIZE], SETTINGS)
+    timed, whole = harness.run(TOY, [case(OURS)], CPU, SETTINGS)
     assert timed[0].median_ms == whole[0].median_ms
     assert (timed[0].extra_mib, whole[0].extra_mib) == (None, 3)
 
@@ -173,9 +311,5 @@ def test_memory_that_cannot_be_measured_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
-    list(harness.run(TOY, [OURS], [SIZE], replace(SETTINGS, threads=before + 1)))
+    list(harness.run(TOY, [case(OURS)], CPU, replace(SETTINGS, threads=before + 1)))
     assert torch.get_num_threads() == before
-
-
-def test_gemm_rate_is_a_rate() -> None:
-    assert harness.best_gemm_rate() > 0

@@ -12,7 +12,8 @@ def test_machine_is_a_model_and_a_number_of_cores() -> None:
 
 
 def test_slug_is_a_file_name() -> None:
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-cores?", machine_slug())
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-cores?", machine_slug(machine_name()))
+    assert machine_slug("NVIDIA H200") == "nvidia-h200"
 
 
 def test_memory_is_plausible() -> None:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from dmlfast.bench.benchmark import LeftOutError, Size
+from dmlfast.bench.benchmark import Case, LeftOutError, Size
 from dmlfast.bench.memory import extra_bytes, peak_growth
 
 MIB = 2**20
@@ -22,11 +22,12 @@ def test_each_peak_starts_from_the_present_level() -> None:
 def test_memory_in_a_fresh_process() -> None:
     n = 1024
     square = 4 * n**2
-    naive = extra_bytes("lifted", "naive", Size(n, 8), threads=1)
+    case = Case(Size(n, 8), torch.float32)
+    naive = extra_bytes("lifted", "naive", case, threads=1)
     assert 6 * square < naive < 11 * square
-    assert extra_bytes("lifted", "chunked", Size(n, 8), threads=1) < 2 * square
+    assert extra_bytes("lifted", "chunked", case, threads=1) < 2 * square
 
 
 def test_memory_that_cannot_be_measured() -> None:
     with pytest.raises(LeftOutError, match="ValueError: unknown impl 'none'"):
-        extra_bytes("lifted", "dmlfast-none", Size(8, 8), threads=1)
+        extra_bytes("lifted", "dmlfast-none", Case(Size(8, 8), torch.float32), threads=1)

@@ -1,20 +1,27 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dmlfast.bench import harness, memory
-from dmlfast.bench.machine import machine_slug
+from dmlfast.bench.devices import Cpu
+from dmlfast.bench.machine import machine_name, machine_slug
 from dmlfast.bench.report import read_csv
 from dmlfast.cli.main import main
 
 RUN = ["bench", "lifted", "--sizes", "24x4,32x4", "--baselines", "naive", "--rounds", "2"]
+RUN += ["--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    _make_quick(monkeypatch)
+
+
+def _make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "BLOCK_SECONDS", 1e-4)
-    monkeypatch.setattr(harness, "GEMM_SHAPES", ((8, 8, 8),))
+    monkeypatch.setattr(Cpu, "gemm_shapes", ((8, 8, 8),))
     monkeypatch.setattr(harness, "busy_elsewhere", lambda since: 0.01)
     monkeypatch.setattr(memory, "extra_bytes", lambda *args: 2**20)
 
@@ -59,7 +66,7 @@ def test_json_csv_and_plot_tell_the_same(
 
 def test_table_in_a_folder_is_named_after_the_machine(tmp_path: Path) -> None:
     assert main([*RUN, "--csv", str(tmp_path)]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == [f"{machine_slug()}.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{machine_slug(machine_name())}.csv"]
 
 
 def test_replot_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +93,17 @@ def test_all_backends_but_interpreted_ones(capsys: pytest.CaptureFixture[str]) -
         (["lifetd"], 1, "unknown benchmark 'lifetd': did you mean 'lifted'?"),
         (["lifted", "--baselines", "naiv"], 1, "unknown baseline 'naiv': did you mean 'naive'?"),
         (["lifted", "--impl", "cqu"], 1, "unknown impl 'cqu'"),
-        (["lifted", "--impl", "triton"], 1, "impl 'triton' cannot be measured: "),
+        (
+            ["lifted", "--impl", "triton", "--device", "cpu"],
+            1,
+            "impl 'triton' cannot be measured: ",
+        ),
+        (["lifted", "--impl", "cuda"], 1, "impl 'cuda' cannot be measured: "),
+        (["lifted", "--device", "gpu"], 2, "'gpu' is not auto, cpu, cuda or cuda:K"),
+        (["lifted", "--device", "cuda:99"], 1, "device 'cuda:99' cannot be measured: torch sees"),
+        (["lifted", "--dtype", "bf16"], 2, "'bf16' is not one of float32, bfloat16, float16"),
+        (["lifted", "--dtype", "float32,"], 2, "'' is not one of float32, bfloat16, float16"),
+        (["lifted", "--resume"], 2, "--resume needs --csv"),
         (["lifted", "--sizes", "128"], 2, "'128' is not rows x width, like 512x128"),
         (["lifted", "--sizes", "128x0"], 2, "'128x0' is not rows x width"),
         (["lifted", "--rounds", "0"], 2, "--rounds"),
@@ -131,6 +148,33 @@ def test_run_interrupted_at_once_shows_nothing(
     assert main([*RUN, "--csv", str(tmp_path / "a.csv"), "--plot", str(tmp_path / "a.png")]) == 130
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_dtype_has_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--dtype", "bfloat16,float32,bfloat16"]) == 0
+    headings = re.findall("forward[+]backward, ([a-z0-9]+),", capsys.readouterr().out)
+    assert headings == ["bfloat16", "float32"]
+
+
+def test_resumed_run_leaves_out_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "bench.csv"
+    monkeypatch.setattr(harness, "time_rounds", _interrupted_after(1, harness.time_rounds))
+    assert main([*RUN, "--csv", str(csv)]) == 130
+    monkeypatch.undo()
+    _make_quick(monkeypatch)
+    capsys.readouterr()
+    before = read_csv(csv)
+    assert main([*RUN, "--csv", str(csv), "--resume", "--json"]) == 0
+    kept = read_csv(csv)
+    assert kept[:2] == before
+    assert [(row.n, row.provider) for row in kept[2:]] == [(32, row.provider) for row in before]
+    assert [row["n"] for row in json.loads(capsys.readouterr().out)] == [24, 24, 32, 32]
+    monkeypatch.setattr(harness, "time_rounds", None)  # nothing is left to measure
+    assert main([*RUN, "--csv", str(csv), "--resume"]) == 0
+    assert "32 x 4" in capsys.readouterr().out
+    assert read_csv(csv) == kept
 
 
 def _interrupted_after(calls: int, function: Callable[..., object]) -> Callable[..., object]:

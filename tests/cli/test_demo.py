@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 from dmlfast.bench import harness
+from dmlfast.bench.devices import Cpu
 from dmlfast.cli import bench
 from dmlfast.cli.main import COMMANDS, main
 
@@ -17,9 +18,9 @@ from dmlfast.retrieval import evaluate, load_features
 def test_demo_compares_three_embeddings_and_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "QUICK_SIZES", "24x4,32x4")
+    monkeypatch.setitem(bench.SIZES, "cpu", bench.SIZES["cpu"]._replace(quick="24x4,32x4"))
     monkeypatch.setattr(harness, "BLOCK_SECONDS", 1e-4)
-    monkeypatch.setattr(harness, "GEMM_SHAPES", ((8, 8, 8),))
+    monkeypatch.setattr(Cpu, "gemm_shapes", ((8, 8, 8),))
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--max-steps", "20"]) == 0
     printed = capsys.readouterr().out

@@ -1,0 +1,54 @@
+"""A step as a CUDA graph: what a small batch takes where nothing waits for launches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from dmlfast.bench.benchmark import LeftOutError, Loss, Problem, leaves, step
+
+
+class CapturedStep:
+    """A loss, once forward and once backward, captured in a CUDA graph and replayed at every call.
+
+    Gradients are left in the problem's tensors, as by `step`. Raises `LeftOutError` where the step
+    cannot be captured.
+    """
+
+    def __init__(self, loss: Loss, problem: Problem, scale: float = 1.0) -> None:
+        # the same memory, with gradients that no other competitor replaces
+        own = {
+            name: tensor.detach().requires_grad_(tensor.requires_grad)
+            for name, tensor in problem.items()
+        }
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step(loss, own, scale)  # compiles what has to be compiled
+            with _waiting_forbidden():
+                step(loss, own, scale)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=stream):
+            self.value = step(loss, own, scale)
+        self.gradients = [leaf.grad for leaf in leaves(own)]
+        self.leaves = leaves(problem)
+
+    def __call__(self) -> torch.Tensor:
+        self.graph.replay()
+        for leaf, gradient in zip(self.leaves, self.gradients, strict=True):
+            leaf.grad = gradient
+        return self.value
+
+
+@contextmanager
+def _waiting_forbidden() -> Iterator[None]:
+    """Finds what waits for the GPU before it is captured: a broken capture stays with torch."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        raise LeftOutError("cannot be a CUDA graph: the host waits for the GPU in it") from None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
