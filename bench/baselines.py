@@ -29,7 +29,7 @@ def pair_distances(x: torch.Tensor) -> torch.Tensor:
     if x.dtype in (torch.float32, torch.float64):
         return torch.cdist(x, x)
     norms = x.float().square().sum(1)
-    squared = norms[:, None] + norms - 2 * (x @ x.T).float()
+    squared = torch.sub(norms[:, None] + norms, x @ x.T, alpha=2)  # in float32
     return squared.clamp_min(TINY).sqrt()
 
 

@@ -30,12 +30,13 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=stream):
             self.value = step(loss, own, scale)
-        self.gradients = [leaf.grad for leaf in leaves(own)]
-        self.leaves = leaves(problem)
+        self.problem = problem  # whose memory every replay reads
+        gradients = [leaf.grad for leaf in leaves(own)]
+        self.filled = list(zip(leaves(problem), gradients, strict=True))
 
     def __call__(self) -> torch.Tensor:
         self.graph.replay()
-        for leaf, gradient in zip(self.leaves, self.gradients, strict=True):
+        for leaf, gradient in self.filled:
             leaf.grad = gradient
         return self.value
 

@@ -122,7 +122,8 @@ def run(
     try:
         gemm_rates: dict[torch.dtype, float] = {}
         for case in cases:
-            torch.compiler.reset()  # what is compiled is compiled for each case
+            if settings.compile:
+                torch.compiler.reset()  # what is compiled is compiled for each case
             rate = max(gemm_rates.get(case.dtype, 0.0), device.gemm_rate(case.dtype))
             gemm_rates[case.dtype] = rate
             yield from _rows(benchmark, case, device, settings, rate, tell)

@@ -171,6 +171,19 @@ def test_tolerance_goes_with_the_dtype(error: float, dtype: torch.dtype, accepte
         assert row.gradient_error == pytest.approx(error, rel=0.5)
 
 
+def test_competitors_get_the_dtype_and_the_truth_the_same_numbers() -> None:
+    seen: dict[torch.dtype, torch.Tensor] = {}
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen[x.dtype] = x.detach()
+        return right(x)
+
+    toy = replace(TOY, truth=lambda size: look)
+    list(harness.run(toy, [case(competitor("a", look), dtype=torch.bfloat16)], CPU, SETTINGS))
+    assert set(seen) == {torch.float64, torch.bfloat16}
+    assert torch.equal(seen[torch.float64], seen[torch.bfloat16].double())
+
+
 def test_scaled_gradient_does_not_underflow() -> None:
     small = replace(TOY, truth=lambda size: faint)
     row = list(
@@ -226,13 +239,16 @@ def test_run_goes_on_where_a_baseline_runs_out_of_memory(monkeypatch: pytest.Mon
     assert len(released) == 2  # after the failure and after the case
 
 
-def test_memory_may_also_run_out_while_it_is_timed() -> None:
+def test_memory_may_also_run_out_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(Cpu, "release", lambda self: released.append("release"))
     calls = {"a": lambda: None, "b": _after(5, exhausted), "c": lambda: None}
     times, failures = harness.time_rounds(calls, CPU, SETTINGS, lambda text: None)
     assert list(times) == ["a", "c"]
     assert all(np.isfinite(measured).all() for measured in times.values())
     assert list(failures) == ["b"]
     assert failures["b"].startswith("out of memory: ")
+    assert released == ["release"]
 
 
 def _after(calls: int, function: Callable[[torch.Tensor], object]) -> Callable[[], object]:
