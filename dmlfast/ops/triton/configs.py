@@ -143,7 +143,7 @@ TILES = {
             reduce=Tile(128, 128, 32, 8, 3),
             wide_reduce=Tile(128, 64, 16, 8, 3),
             gradient=Tile(128, 32, 16, 8, 3),
-            weights=WeightsTile(128, 16, 4096, 8, 3),
+            weights=WeightsTile(64, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             small=SmallTile(64, 32, 32, 8, 1),
         ),
@@ -168,7 +168,7 @@ TILES = {
         FULL: Tiles(
             reduce=Tile(64, 64, 32, 8, 2),
             wide_reduce=Tile(64, 64, 32, 8, 2),
-            gradient=Tile(64, 32, 16, 4, 2),
+            gradient=Tile(64, 32, 16, 8, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(64, 64, 32, 8, 3),
             small=SmallTile(32, 32, 32, 8, 1),
