@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dmlfast.ops.triton.configs import FUSED
 from dmlfast.ops.triton.tile import rounded_to_tf32
 
 TILE = 128  # rows are padded to whole tiles of this size
@@ -198,6 +199,7 @@ def prepare(
         BD=min(chunk, 64),
         BM=TILE,
         num_warps=8,
+        **FUSED,
     )
     return side
 

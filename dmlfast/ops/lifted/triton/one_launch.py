@@ -229,6 +229,6 @@ def forward(
         **how._replace(DP=width, BD=chunk)._asdict(),
         BM=size,
         BN=min(size, tile.BN),
-        **configs.launch(tile),
+        **configs.launch(tile if size > 64 else tile._replace(warps=4)),
     )
     return loss, out

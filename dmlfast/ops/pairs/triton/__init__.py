@@ -11,6 +11,7 @@ from dmlfast.ops.pairs.triton.gradient import bias_gradient_of, gradient_of
 from dmlfast.ops.pairs.triton.reduction import reduce_pairs
 from dmlfast.ops.pairs.triton.sides import pairs_of
 from dmlfast.ops.pairs.triton.statistics import combine_kernel, stats_of
+from dmlfast.ops.triton.configs import FUSED
 from dmlfast.ops.triton.side import TILE
 
 
@@ -39,6 +40,7 @@ def reduce_block(
         None,
         LOGSUMEXP=term.reduce == "logsumexp",
         BM=TILE,
+        **FUSED,
     )
     return result
 

@@ -184,6 +184,8 @@ def gradient_of(
     out = x.norm.new_empty(x.n, x.d)
     how, exact = pairs.products, pairs.dtype == torch.float32
     tile, product = pairs.tiles.weights, pairs.tiles.product
+    if x.d % 16:  # stored one by one: addresses take the registers of half a tile
+        product = product._replace(BK=product.BK // 2)
     mutual = x.rows is r.rows and xs is rs and x.bias is None and r.bias is None
     rows, columns = min(tile.block, x.padded), min(tile.block, r.padded)
     down, across = rows // tile.T, columns // tile.T

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.triton.configs import FUSED
 from dmlfast.ops.triton.side import TILE, Side
 from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, count_of, total_of
 
@@ -140,6 +141,7 @@ def stats_of(
         grad.to(torch.float32).contiguous(),
         LOGSUMEXP=logsumexp,
         BM=TILE,
+        **FUSED,
     )
     return stats
 
@@ -147,6 +149,6 @@ def stats_of(
 def combined(x: Side, r: Side, partial: Partial) -> Stats:
     stats = empty_stats(x)
     combine_kernel[(x.tiles,)](
-        x, r, *partial, len(partial.top), None, stats, LOGSUMEXP=True, BM=TILE
+        x, r, *partial, len(partial.top), None, stats, LOGSUMEXP=True, BM=TILE, **FUSED
     )
     return stats

@@ -1,0 +1,124 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and says what they take.
+
+    python -m tests.ops.ahead 90 bfloat16 128,200 lifted
+
+prints a JSON line for each kernel. The launch code itself runs, on tensors in main memory: a
+stand-in for Triton's driver names the GPU, and a launch compiles and does no more.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from dmlfast.ops.lifted import triton as lifted
+from dmlfast.ops.pairs import triton as pairs
+from dmlfast.ops.pairs.term import PairTerm
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+MATRIX_INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
+
+
+class Driver:
+    """What launch code asks of Triton's driver."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def small_and_large(dtype: torch.dtype, d: int) -> None:
+    """The lifted loss of a batch in one launch, of a larger one, and against columns."""
+    for n, m in ((50, None), (100, None), (6000, None), (300, 500)):
+        x, labels = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+        columns = (None, None, None)
+        if m:
+            columns = (torch.zeros(m, d, dtype=dtype), torch.zeros(m).long(), torch.arange(n))
+        lifted.forward(x, columns[0], labels, *columns[1:], 1.0, True, bool(m))
+
+
+def reductions(dtype: torch.dtype, d: int) -> None:
+    """Forms of the pair primitive that the lifted loss does not use."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    r, bias = torch.zeros(500, d, dtype=dtype), torch.zeros(500)
+    for term, columns, column_bias in (
+        (PairTerm("dot", "all", "logsumexp", 10.0, 0.0), r, bias),
+        (PairTerm("dot", "other", "logsumexp", 10.0, 0.0), None, None),
+        (PairTerm("distance", "positive", "sum", 1.0, 0.0), r, None),
+        (PairTerm("distance", "negative", "logsumexp", -1.0, 0.0), None, torch.zeros(300)),
+    ):
+        by_label = labels if term.by_label else None
+        others = torch.zeros(500).long() if columns is not None and term.by_label else None
+        given = x, columns, by_label, others, None, column_bias
+        stat = pairs.reduce_block(*given, term)
+        wants = True, columns is not None, column_bias is not None
+        pairs.grad_block(*given, stat, stat, None, None, term, wants)
+
+
+FORMS = {"lifted": small_and_large, "reductions": reductions}
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread and bytes of stack, where spilled registers go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text)}
+
+
+# fresh memory is not read before a kernel has written it, and here none does
+torch.Tensor.new_empty = torch.Tensor.new_zeros
+
+
+def main(capability: int, dtype: str, widths: list[int], form: str) -> None:
+    driver.set_active(Driver(capability))
+    launch = JITFunction.run
+    seen = set()
+    width = 0
+
+    def compile_only(kernel: JITFunction, *args: object, **options: object) -> None:
+        compiled = launch(kernel, *args, **{**options, "warmup": True})
+        if compiled.hash in seen:
+            return
+        seen.add(compiled.hash)
+        used = resources(compiled.asm["cubin"])
+        found = {
+            "kernel": kernel.__name__,
+            "capability": capability,
+            "dtype": dtype,
+            "width": width,
+            "registers": used["REG"],
+            "stack": used["STACK"],
+            "shared": compiled.metadata.shared,
+            "instructions": [i for i in MATRIX_INSTRUCTIONS if i in compiled.asm["ptx"]],
+        }
+        print(json.dumps(found), flush=True)
+
+    JITFunction.run = compile_only
+    for width in widths:
+        FORMS[form](getattr(torch, dtype), width)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], [int(word) for word in sys.argv[3].split(",")], sys.argv[4])

@@ -1,0 +1,67 @@
+"""Every kernel compiles for every architecture, and keeps within what a multiprocessor has."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+FLOAT32, HALVES = "float32", ["float16", "bfloat16"]
+# bytes of shared memory that a program may take; where the tables of 80 serve, the least of all
+SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+MATRIX[120] = MATRIX[80]
+NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
+
+
+def compiled(capability, dtype, widths, form):
+    """What each kernel takes, as `tests.ops.ahead` reports it."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.ahead", str(capability), dtype, widths, form]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(capability, dtype, widths, form, record_property):
+    kernels = compiled(capability, dtype, widths, form)
+    record_property("compiled", kernels)
+    names = {kernel["kernel"] for kernel in kernels}
+    assert {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"} <= names
+    for kernel in kernels:
+        assert kernel["stack"] == 0, f"spills: {kernel}"
+        assert kernel["shared"] <= SHARED[capability], f"too much shared memory: {kernel}"
+        if dtype != FLOAT32 and kernel["kernel"] not in NO_PRODUCTS:
+            assert MATRIX[capability] in kernel["instructions"], f"no matrix unit: {kernel}"
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, *HALVES])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_lifted_loss(capability, dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(capability, dtype, widths, "lifted", record_property)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, "bfloat16"])
+def test_other_reductions(dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(90, dtype, widths, "reductions", record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [FLOAT32, *HALVES])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_other_widths(capability, dtype, record_property):
+    check(capability, dtype, "3,32,512", "lifted", record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [FLOAT32, "bfloat16"])
+@pytest.mark.parametrize("capability", [89, 120])
+def test_architectures_without_a_table(capability, dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(capability, dtype, widths, "lifted", record_property)
