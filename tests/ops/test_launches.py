@@ -1,0 +1,62 @@
+"""How many kernels a call launches, which decides the time of a small batch."""
+
+import pytest
+import torch
+
+from dmlfast.ops import lifted_structured_loss, pair_reduce
+
+runtime = pytest.importorskip("triton.runtime")
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels that are launched."""
+    names = []
+    interpreted = pytest.importorskip("triton.runtime.interpreter").InterpretedFunction
+    for kind in (runtime.JITFunction, interpreted):
+        run = kind.run
+
+        def counted(kernel, *args, run=run, **options):
+            names.append(kernel.__name__)
+            return run(kernel, *args, **options)
+
+        monkeypatch.setattr(kind, "run", counted)
+    return names
+
+
+def step(n, d, dtype, loss):
+    rows = torch.randn(n, d, dtype=dtype, requires_grad=True)
+    loss(rows, torch.arange(n) // 4, impl="triton").sum().backward()
+    assert rows.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (128, 8), (20, 512)])
+def test_a_small_batch_takes_one(launches, n, d, dtype):
+    step(n, d, dtype, lifted_structured_loss)
+    assert launches == ["one_launch_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "dtype", "most"),
+    [(129, 16, torch.bfloat16, 5), (129, 16, torch.float32, 5), (129, 200, torch.bfloat16, 6)],
+)
+def test_a_larger_one_takes_at_most_six(launches, monkeypatch, n, d, dtype, most):
+    from dmlfast.ops.triton import configs
+
+    tiles = configs.INTERPRETED  # whose blocks of weights are small, for tests
+    monkeypatch.setattr(
+        configs, "INTERPRETED", tiles._replace(weights=tiles.weights._replace(block=256))
+    )
+    step(n, d, dtype, lifted_structured_loss)
+    assert len(launches) == most
+
+
+def test_a_loss_without_a_gradient_takes_five(launches):
+    lifted_structured_loss(torch.randn(129, 4), torch.arange(129) // 4, impl="triton")
+    assert len(launches) == 5
+
+
+def test_a_reduction_and_its_gradient_take_three_each(launches):
+    step(40, 8, torch.float32, pair_reduce)
+    assert len(launches) == 6
