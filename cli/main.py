@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("dmlfast.cli.eval", "Measure how well embeddings retrieve, and draw them."),
     "search": ("dmlfast.cli.search", "Find the images nearest to one."),
     "bench": ("dmlfast.cli.bench", "Measure time and memory of a loss against PyTorch."),
+    "tune": ("dmlfast.cli.tune", "Measure block sizes of the Triton kernels on this GPU."),
     "info": ("dmlfast.cli.info", "Show versions, devices and usable backends."),
     "demo": ("dmlfast.cli.demo", "Train, embed, evaluate and benchmark in a few minutes."),
 }

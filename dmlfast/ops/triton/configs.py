@@ -1,5 +1,7 @@
 """Block sizes of the Triton kernels by architecture, dtype and width."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +9,8 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.gpu import interpreted
+from dmlfast.ops.triton import tuned
+from dmlfast.ops.triton.tuned import FULL, HALF
 
 
 class Products(NamedTuple):
@@ -138,7 +142,6 @@ class Tiles(NamedTuple):
     small: SmallTile
 
 
-HALF, FULL = "half", "float32"
 # By compute capability; others take those of 80, which fit in the shared memory of all of them.
 TILES = {
     80: {
@@ -206,12 +209,34 @@ INTERPRETED = Tiles(
 )
 
 
+def kind_of(dtype: torch.dtype) -> str:
+    return FULL if dtype == torch.float32 else HALF
+
+
 def tiles_of(dtype: torch.dtype) -> Tiles:
-    """For the GPU that kernels are started on."""
+    """For the GPU that kernels are started on: what was found by tuning there, else the table's."""
     if interpreted():
         return INTERPRETED
+    return _tiles(torch.cuda.current_device() if torch.cuda.is_available() else -1, kind_of(dtype))
+
+
+@functools.cache
+def _tiles(device: int, kind: str) -> Tiles:
     capability = triton.runtime.driver.active.get_current_target().arch
-    return TILES.get(capability, TILES[80])[FULL if dtype == torch.float32 else HALF]
+    name = torch.cuda.get_device_name(device) if device >= 0 else ""
+    return replaced(TILES.get(capability, TILES[80])[kind], tuned.read(name).get(kind, {}))
+
+
+def forget() -> None:
+    """Lets the next call read again what was found by tuning."""
+    _tiles.cache_clear()
+
+
+def replaced(tiles: Tiles, found: Mapping[str, tuple[int, ...]]) -> Tiles:
+    """``tiles`` with those of some kernels as they were found by tuning."""
+    return tiles._replace(
+        **{kernel: type(getattr(tiles, kernel))(*tile) for kernel, tile in found.items()}
+    )
 
 
 def weights_dtype(how: Products) -> torch.dtype:
