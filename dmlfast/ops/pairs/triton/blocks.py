@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.pairs.term import PairTerm
-from dmlfast.ops.pairs.triton.sides import Pairs
+from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
     add_close,
@@ -22,7 +22,6 @@ from dmlfast.ops.pairs.triton.weights import (
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import Side
 from dmlfast.ops.triton.tile import (
-    LOG2E,
     bands,
     first_chunk,
     free_count,
@@ -71,6 +70,7 @@ def weights_kernel(
                 flag = close.to(tl.int32)
             else:
                 careful = close
+            # 0 of close pairs, which weigh nothing here
             inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
         row_factor = factor_of(xs, i, middle, LOGSUMEXP)
@@ -192,13 +192,10 @@ def gradient_of(
     weights = x.norm.new_empty(rows, columns, dtype=configs.weights_dtype(how))
     row_sums, column_sums = x.norm.new_empty(across, rows), x.norm.new_empty(down, columns)
     flags = x.order.new_empty(down, across) if exact else None
-    unit = LOG2E.value if term.reduce == "logsumexp" else 1.0
+    unit = unit_of(term)
     scaled = term.scale * unit, term.offset * unit
     kind = {
-        "DISTANCE": term.score == "distance",
-        "LOGSUMEXP": term.reduce == "logsumexp",
-        "INSIDE": term.select == "positive",
-        "APART": pairs.apart,
+        **pairs.asks(term),
         "POSITIVES": mean is not None,
         "EXACT": exact,
         **how.scores,

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton import blocks
-from dmlfast.ops.pairs.triton.sides import Pairs
+from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
     add_close,
@@ -19,7 +19,6 @@ from dmlfast.ops.pairs.triton.weights import (
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import Side
 from dmlfast.ops.triton.tile import (
-    LOG2E,
     bands,
     first_chunk,
     free_count,
@@ -63,6 +62,7 @@ def gradient_kernel(
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
         if DISTANCE:
             nearest = tl.minimum(nearest, tl.min(excess, 1))
+            # 0 of close pairs, which weigh nothing here
             inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
         w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP)
@@ -146,8 +146,7 @@ def gradient_of(
         return blocks.gradient_of(pairs, x, r, xs, rs, term, factor, mean)
     out = x.norm.new_empty(x.n, x.d)
     tile = pairs.tiles.gradient
-    logsumexp = term.reduce == "logsumexp"
-    unit = LOG2E.value if logsumexp else 1.0
+    unit = unit_of(term)
     gradient_kernel[(x.padded // tile.BM,)](
         x,
         r,
@@ -158,10 +157,7 @@ def gradient_of(
         mean,
         term.scale * unit,
         term.offset * unit,
-        DISTANCE=term.score == "distance",
-        LOGSUMEXP=logsumexp,
-        INSIDE=term.select == "positive",
-        APART=pairs.apart,
+        **pairs.asks(term),
         POSITIVES=mean is not None,
         EXACT=pairs.dtype == torch.float32,
         **pairs.products._asdict(),
@@ -203,8 +199,7 @@ def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Te
     """The gradient (m,), float32, of the bias of the columns."""
     out = pairs.r.norm.new_empty(pairs.r.n)
     tile = pairs.reduce_tile
-    logsumexp = term.reduce == "logsumexp"
-    unit = LOG2E.value if logsumexp else 1.0
+    unit = unit_of(term)
     bias_kernel[(pairs.r.padded // tile.BM,)](
         pairs.r,
         pairs.x,
@@ -212,10 +207,7 @@ def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Te
         out,
         term.scale * unit,
         term.offset * unit,
-        DISTANCE=term.score == "distance",
-        LOGSUMEXP=logsumexp,
-        INSIDE=term.select == "positive",
-        APART=pairs.apart,
+        **pairs.asks(term),
         **pairs.products.scores,
         BM=tile.BM,
         BN=tile.BS,

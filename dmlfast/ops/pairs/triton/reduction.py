@@ -10,12 +10,11 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.pairs.term import PairTerm
-from dmlfast.ops.pairs.triton.sides import Pairs
+from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import Partial
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import TILE
 from dmlfast.ops.triton.tile import (
-    LOG2E,
     NOTHING,
     SAFE_SPAN,
     bands,
@@ -199,8 +198,7 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
     columns = rows
     if with_columns and not pairs.half:
         columns = Partial(*x.norm.new_empty(2, a, r.padded))
-    logsumexp = term.reduce == "logsumexp"
-    unit = LOG2E.value if logsumexp else 1.0
+    unit = unit_of(term)
     reduce_kernel[(a, b)](
         x,
         r,
@@ -210,10 +208,7 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
         column_block,
         term.scale * unit,
         term.offset * unit,
-        DISTANCE=term.score == "distance",
-        LOGSUMEXP=logsumexp,
-        INSIDE=term.select == "positive",
-        APART=pairs.apart,
+        **pairs.asks(term),
         HALF=pairs.half,
         COLUMNS=with_columns or pairs.half,
         **how.scores,

@@ -25,9 +25,23 @@ class Pairs(NamedTuple):
     products: configs.Products
     tiles: configs.Tiles
 
+    def asks(self, term: PairTerm) -> dict[str, bool]:
+        """What every kernel is compiled for."""
+        return {
+            "DISTANCE": term.score == "distance",
+            "LOGSUMEXP": term.reduce == "logsumexp",
+            "INSIDE": term.select == "positive",
+            "APART": self.apart,
+        }
+
     @property
     def reduce_tile(self) -> configs.Tile:
         return self.tiles.wide_reduce if self.products.by_blocks else self.tiles.reduce
+
+
+def unit_of(term: PairTerm) -> float:
+    """What terms are multiplied by: those of a log-sum-exp become powers of two."""
+    return float(LOG2E.value) if term.reduce == "logsumexp" else 1.0
 
 
 def pairs_of(
@@ -49,7 +63,7 @@ def pairs_of(
         "width": how.DP,
         "chunk": how.BD,
         "rounded": full and how.PRECISION == "tf32",
-        "unit": LOG2E.value if term.reduce == "logsumexp" else 1.0,
+        "unit": unit_of(term),
     }
     row_labels, column_labels = (
         labels.to(torch.int64).contiguous() if labels is not None and term.by_label else None
