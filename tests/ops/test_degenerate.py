@@ -53,6 +53,24 @@ class TestATenthOfTheRowsDuplicatedAcrossClasses:
         )
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("d", [20, 140])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+class TestCloseNegativesOfEveryDtype:
+    """Enough rows for whole tiles, few enough for an interpreter."""
+
+    def test_lifted(self, d, noise, dtype):
+        p = with_duplicates(problem(150, d=d, per_class=2, seed=d), noise=noise).to(dtype)
+        assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
+
+    def test_pair_reduce(self, d, noise, dtype):
+        p = with_duplicates(problem(130, 150, d, per_class=2, seed=d), noise=noise).to(dtype)
+        options = {"select": "negative", "reduce": "logsumexp", "scale": -2.0}
+        assert_kernels_accurate(
+            pair_reduce, plain_pair_reduce, p, distances=direct_distances, **options
+        )
+
+
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 def test_duplicates_within_a_class(size):
     p = problem(120, d=24, per_class=4)
