@@ -1,11 +1,28 @@
-"""Triton decides when it is imported whether it compiles its kernels or interprets them."""
+"""Where Triton kernels are tested: on a GPU by `make gpu`, and in Triton's interpreter otherwise.
+
+Triton decides which of the two it does when it is imported.
+"""
 
 import os
 
+import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")
+ON_GPU = torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "run the tests marked gpu in Triton's interpreter, as far as they can be"
+    parser.addoption("--interpreted", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not ON_GPU and not config.getoption("--interpreted"):
+        skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and TRITON_INTERPRET=0: `make gpu`")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,17 +9,19 @@ last place of the largest term. Half-precision results get half a unit of their 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from dmlfast import ops
-from dmlfast.ops import native
+from dmlfast.ops import gpu, native
 
 Tensors = list[torch.Tensor]
 ULPS = 4
 ISAS = ("avx512", "avx2", "generic")
 IMPLS = ("reference", "cpu", "triton")
 KERNELS = ("cpu", "triton")
+ON_GPU = ("triton",)  # those that run on a GPU, or in an interpreter where there is none
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter
 
 
@@ -43,6 +45,13 @@ class Problem:
         rows, columns, bias = cast
         return replace(self, rows=rows, columns=columns, bias=bias)
 
+    def on(self, device: torch.device | str) -> "Problem":
+        return Problem(*(None if t is None else t.to(device) for t in vars(self).values()))
+
+    @property
+    def pairs(self) -> int:
+        return len(self.rows) * len(self.rows if self.columns is None else self.columns)
+
     @property
     def inputs(self) -> list[torch.Tensor | None]:
         """What can have a gradient."""
@@ -51,7 +60,9 @@ class Problem:
     @property
     def selves(self) -> torch.Tensor | None:
         """The column that is row i itself, also where the rows face themselves."""
-        return torch.arange(len(self.rows)) if self.columns is None else self.self_index
+        if self.columns is not None:
+            return self.self_index
+        return torch.arange(len(self.rows), device=self.rows.device)
 
 
 def problem(
@@ -119,9 +130,10 @@ def selected(p: Problem, select: str) -> torch.Tensor:
     """(N, M) mask of the pairs that a selection takes."""
     width = len(p.rows if p.columns is None else p.columns)
     column_labels = p.labels if p.columns is None else p.column_labels
-    itself = torch.zeros(len(p.rows), width, dtype=torch.bool)
+    device = p.rows.device
+    itself = torch.zeros(len(p.rows), width, dtype=torch.bool, device=device)
     if p.selves is not None:
-        itself = p.selves[:, None] == torch.arange(width)
+        itself = p.selves[:, None] == torch.arange(width, device=device)
     if select == "other":
         return ~itself
     if select == "all":
@@ -192,7 +204,8 @@ def lifted(p: Problem, **options) -> torch.Tensor:
 
 def upstream_for(value: torch.Tensor) -> torch.Tensor:
     """Gradients that arrive at a result: all different, most of them positive."""
-    return (1.5 - 2 * torch.rand(value.shape, generator=generator(3))).to(value.dtype)
+    upstream = 1.5 - 2 * torch.rand(value.shape, generator=generator(3))
+    return upstream.to(value.device, value.dtype)
 
 
 def results(
@@ -243,9 +256,12 @@ def largest_term(
     r = p.rows if p.columns is None else p.columns
     if reduce == "sum" or p.rows.numel() == 0 or r.numel() == 0:
         return 0.0
-    scores = p.rows @ r.T if score == "dot" else direct_distances(p.rows, r)
     bias = 0.0 if p.bias is None else p.bias
-    return float((scale * scores + (offset + margin) + bias).abs().max())
+    largest = 0.0
+    for rows in p.rows.split(4096):
+        scores = rows @ r.T if score == "dot" else direct_distances(rows, r)
+        largest = max(largest, float((scale * scores + (offset + margin) + bias).abs().max()))
+    return largest
 
 
 def instruction_sets() -> Iterator[str]:
@@ -265,10 +281,7 @@ def backends(p: Problem, kernels: tuple[str, ...]) -> Iterator[str]:
     if "cpu" in kernels:
         for _ in instruction_sets():
             yield "cpu"
-    if (
-        "triton" in kernels
-        and len(p.rows) * len(p.rows if p.columns is None else p.columns) <= INTERPRETED_PAIRS
-    ):
+    if "triton" in kernels and not (gpu.interpreted() and p.pairs > INTERPRETED_PAIRS):
         yield "triton"
 
 
@@ -281,10 +294,14 @@ def assert_kernels_accurate(
     upstream: Callable[[torch.Tensor], torch.Tensor] = upstream_for,
     ulps: float = ULPS,
     kernels: tuple[str, ...] = KERNELS,
+    truth: Callable[..., torch.Tensor] | None = None,
     **options,
 ) -> None:
-    """``op`` on the kernels of every backend against truth, in value and gradients."""
-    exact = results(op, p.to(torch.float64), upstream, impl="reference", **options)
+    """``op`` on the kernels of every backend against truth, in value and gradients.
+
+    ``truth``: computes in float64 what ``op`` would; the reference where None.
+    """
+    exact = results(truth or op, p.to(torch.float64), upstream, impl="reference", **options)
     yard = results(plain, p.to(torch.float32), upstream, distances=distances, **options)
     ulps += largest_term(p.to(torch.float64), **options)
     for impl in backends(p, kernels):
@@ -295,3 +312,64 @@ def assert_kernels_accurate(
         rounded = torch.finfo(p.rows.dtype).eps if impl == "triton" else 0.0
         allowed = ulps + rounded / torch.finfo(torch.float32).eps
         assert_accurate(found, exact, yard, allowed, impl)
+
+
+class PairCase(NamedTuple):
+    """Options of the pair primitive, and rows of d components that it is given.
+
+    columns: "themselves" or "themselves, biased", where rows face themselves; "others", or
+    "gathered" for columns with a bias of which some are rows.
+    """
+
+    select: str
+    columns: str
+    score: str
+    reduce: str
+    dtype: torch.dtype
+    d: int
+
+    def problem(self, n: int, m: int) -> Problem:
+        p = problem(
+            n,
+            None if "themselves" in self.columns else m,
+            self.d,
+            selves=self.columns == "gathered",
+            bias=self.columns in ("themselves, biased", "gathered"),
+            seed=self.d,
+        )
+        return p.to(self.dtype)
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {
+            "select": self.select,
+            "score": self.score,
+            "reduce": self.reduce,
+            "scale": -1 / self.d**0.5,
+            "offset": 0.3,
+        }
+
+    @property
+    def coincide(self) -> bool:
+        """Whether selected rows and columns coincide."""
+        return self.select == "all" and self.columns != "others"
+
+
+def pair_cases() -> list[PairCase]:
+    """Sixteen cases in which any two options meet in all their combinations.
+
+    They are the lines of an orthogonal array: s, c, s + c, s + a c and s + (a + 1) c over the field
+    of four elements 0, 1, a = 2 and a + 1 = 3, whose sum is the exclusive or.
+    """
+    selects = "negative", "positive", "other", "all"
+    columns = "themselves", "themselves, biased", "others", "gathered"
+    dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float32
+    widths = 3, 64, 129, 200
+    cases = []
+    for s in range(4):
+        for c in range(4):
+            first, second, third = s ^ c, s ^ (0, 2, 3, 1)[c], s ^ (0, 3, 1, 2)[c]
+            score, reduce = ("dot", "distance")[first % 2], ("logsumexp", "sum")[first // 2]
+            kind = (selects[s], columns[c], score, reduce)
+            cases.append(PairCase(*kind, dtypes[second], widths[third]))
+    return cases
