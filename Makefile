@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 KERNELS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: setup test test-all demo lint format clean
+.PHONY: setup test test-all gpu demo lint format clean
 
 setup: $(READY)
 
@@ -34,6 +34,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -m "not gpu"
+
+gpu:  # of this machine, with its own Python; PART=test|sanitize|bench|tune
+	@$(PYTHON) tools/gpu.py $(PART)
 
 demo: setup
 	$(BIN)/dmlfast demo

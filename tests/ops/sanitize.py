@@ -1,0 +1,73 @@
+"""Runs every Triton kernel on small shapes, for compute-sanitizer.
+
+    compute-sanitizer python3 -m tests.ops.sanitize [--device cuda] [--seconds 180]
+
+Cases that do not fit in the time are left out. The last line says how many ran, and prints the
+kernels that they launched.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from triton.runtime.jit import KernelInterface
+
+from .helpers import lifted, pair_cases, pair_reduce, problem, results
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def cases(device: str, n: int, m: int) -> Iterator[Callable[[], object]]:
+    """Calls with n rows and m columns: one launch, bands of rows and blocks of weights; then the
+    pair primitive with any two of its options together.
+    """
+    for rows, columns, d in ((n // 2, None, 24), (n, None, 24), (n, None, 200), (n, m, 24)):
+        for dtype in DTYPES:
+            p = problem(rows, columns, d, selves=True, per_class=4).to(dtype).on(device)
+            yield lambda p=p: results(lifted, p, impl="triton")
+    p = problem(n, d=24).on(device)
+    yield lambda: lifted(p, impl="triton")
+    for case in pair_cases():
+        p = case.problem(n, m).on(device)
+        yield lambda p=p, case=case: results(pair_reduce, p, impl="triton", **case.options)
+
+
+def launched() -> set[str]:
+    """The names of the kernels that are launched from now on."""
+    names: set[str] = set()
+    launch = KernelInterface.__getitem__
+
+    def spy(kernel, grid):
+        names.add(kernel.fn.__name__)
+        return launch(kernel, grid)
+
+    KernelInterface.__getitem__ = spy
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--rows", type=int, default=129)
+    parser.add_argument("--columns", type=int, default=150)
+    given = parser.parse_args()
+    end, names = time.monotonic() + given.seconds, launched()
+    calls = list(cases(given.device, given.rows, given.columns))
+    done = 0
+    for call in calls:
+        if time.monotonic() > end:
+            break
+        call()
+        if given.device == "cuda":
+            torch.cuda.synchronize()
+        done += 1
+        print(f"case {done} of {len(calls)}", flush=True)
+    print(
+        f"sanitized {done} of {len(calls)} cases, {len(names)} kernels: {' '.join(sorted(names))}"
+    )
+
+
+if __name__ == "__main__":
+    main()

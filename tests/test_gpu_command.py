@@ -1,0 +1,322 @@
+"""`make gpu` where there is no GPU: what it refuses, runs, leaves out and tells."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tools import gpu
+
+pytest_plugins = ["pytester"]
+NOW = "now"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "FOLDER", tmp_path / "gpu")
+    gpu.FOLDER.mkdir()
+    return gpu.FOLDER
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that would have been run; each comes to what stands in ``answers``, or to 0."""
+
+    class Commands(list):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answers: list[tuple[int, str]] = []
+            self.environments: list[dict[str, str]] = []
+
+        def tee(self, command, part, deadline, **environment):
+            self.append(list(map(str, command)))
+            self.environments.append(environment)
+            return self.answers.pop(0) if self.answers else (0, "")
+
+    commands = Commands()
+    monkeypatch.setattr(gpu, "tee", commands.tee)
+    return commands
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("hidden", [False, True])
+def test_without_a_gpu_it_says_so_in_a_line_and_builds_nothing(hidden, monkeypatch, capsys, folder):
+    monkeypatch.setattr(gpu, "build", lambda: pytest.fail("it builds"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    folder.rmdir()
+    assert gpu.main([]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "sees no NVIDIA GPU" in said
+    assert ("CUDA_VISIBLE_DEVICES is '7'" in said) == hidden
+    assert not folder.exists()
+
+
+def test_make_passes_the_part_on():
+    make = ["make", "-n", "gpu", "PART=tune", "PYTHON=some-python"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    done = subprocess.run(make, cwd=gpu.ROOT, capture_output=True, text=True, env=environment)
+    assert done.stdout == "some-python tools/gpu.py tune\n"
+
+
+def test_an_unknown_part_is_refused_in_a_line(capsys):
+    assert gpu.main(["tset"]) == 2
+    assert capsys.readouterr().err == (
+        "make gpu: PART is one of test, sanitize, bench, tune, not 'tset'\n"
+    )
+
+
+def test_what_is_built_is_built_once(commands, tmp_path, monkeypatch):
+    for name in ("setup.py", "pyproject.toml", "csrc/a.cpp", "dmlfast/ops/libdmlfast_cpu.so"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    commands.answers = [(1, "no compiler"), (0, "")]
+    assert [gpu.build() for _ in range(4)] == [1, 0, 0, 0]
+    assert len(commands) == 2
+    assert "--no-index" in commands[0]
+    assert commands.environments[0] == {"DMLFAST_REQUIRE_NATIVE": "1"}
+    (tmp_path / "csrc/a.cpp").write_text("something else")
+    gpu.build()
+    assert len(commands) == 3
+
+
+def test_output_goes_to_the_log_and_a_command_ends_at_its_deadline(capfd, folder):
+    script = "import os, time; print(os.environ['TRITON_INTERPRET'], 'é'); time.sleep({})"
+    start = time.time()
+    slow = [sys.executable, "-c", script.format(60)]
+    assert gpu.tee(slow, "test", start + 3) == (-9, "0 é\n")
+    assert time.time() - start < 20
+    assert gpu.tee([sys.executable, "-c", script.format(0)], "test", time.time() + 60)[0] == 0
+    assert (folder / "test.log").read_text() == "0 é\n" * 2 == capfd.readouterr().out
+
+
+def test_benchmarks_that_do_not_fit_are_left_out_and_smaller_ones_are_not(commands):
+    cases = [
+        gpu.Case("128x128", "bfloat16", (), 10),
+        gpu.Case("1048576x128", "bfloat16", (), 1000),
+        gpu.Case("128x128", "float32", ("--rounds", "3"), 10),
+    ]
+    commands.answers = [(0, ""), (1, "an error")]
+    gpu.bench(NOW, time.time() + 60, cases)
+    assert gpu.Table("bench").outcomes(NOW) == {
+        "128x128 bfloat16": "measured",
+        "1048576x128 bfloat16": "left out",
+        "128x128 float32": "failed",
+    }
+    assert len(commands) == 2
+    text = " ".join(commands[1][len(gpu.DMLFAST) :])
+    assert text == (
+        "bench lifted --device cuda --csv bench/results --resume --sizes 128x128 --dtype float32"
+        " --rounds 3"
+    )
+
+
+def test_the_command_of_a_benchmark_is_one_that_dmlfast_knows(tmp_path):
+    command = gpu.Case("8x4", "float32", ("--baselines", "none", "--rounds", "1"), 1).command
+    command[command.index("cuda")] = "cpu"
+    command[command.index("bench/results")] = str(tmp_path)
+    subprocess.run(command, cwd=gpu.ROOT, check=True, capture_output=True)
+    assert len(list(tmp_path.glob("*.csv"))) == 1
+
+
+def test_the_goals_are_measured_in_both_dtypes_the_largest_last():
+    table = (gpu.ROOT / "bench" / "README.md").read_text().split("## Goals on a GPU")[1]
+    for case in gpu.FULL:
+        rows, width = map(int, case.size.split("x"))
+        assert f"| {rows:,} x {width}" in table
+    rows = [int(case.size.split("x")[0]) for case in gpu.FULL]
+    assert rows == sorted(rows)
+    assert all(
+        sum(case.size == size for case in gpu.FULL) == 2 for size in {c.size for c in gpu.FULL}
+    )
+
+
+def test_a_process_that_breaks_is_followed_by_another_while_it_gets_on(commands, monkeypatch):
+    table = gpu.Table("test")
+    names = iter("abc")
+
+    def tee(command, part, deadline, **environment):
+        commands.append(command)
+        if name := next(names, None):
+            table.record(NOW, name, "failed")
+            return (gpu.BROKEN if name == "a" else -11), ""
+        return -11, ""
+
+    monkeypatch.setattr(gpu, "tee", tee)
+    gpu.test(NOW, time.time() + 60)
+    assert len(commands) == 4  # the last one got nowhere
+    assert table.outcomes(NOW) == dict.fromkeys("abc", "failed")
+
+
+def test_no_test_at_all_is_a_failure(commands):
+    gpu.test(NOW, time.time() + 60)
+    assert gpu.summary(["test"], NOW) == ("test  1 failed\n      failed: pytest", False)
+
+
+class TestTheRecorder:
+    FILE = """
+        import time
+        import pytest
+
+        def test_a(): time.sleep(0.3)
+        def test_b(): assert False, "reason of b"
+        @pytest.mark.skip
+        def test_c(): pass
+        def test_d(): pass
+    """
+
+    @pytest.fixture
+    def run(self, pytester, monkeypatch):
+        monkeypatch.setattr(gpu, "gpu_answers", lambda: True)
+        path = pytester.makepyfile(self.FILE)
+
+        def run(call: str, seconds: float) -> gpu.Recorder:
+            recorder = gpu.Recorder(gpu.Table("test"), call, time.time() + seconds)
+            pytester.inline_run(path, "-p", "no:cacheprovider", plugins=[recorder])
+            return recorder
+
+        return run
+
+    @staticmethod
+    def outcomes(call: str) -> list[str]:
+        found = gpu.Table("test").outcomes(call)
+        return [f"{name[-1]} {outcome}" for name, outcome in found.items()]
+
+    def test_records_every_test_and_begins_with_what_has_not_passed(self, run, capsys):
+        run("1", 60)
+        assert self.outcomes("1") == ["a passed", "b failed", "c skipped", "d passed"]
+        assert "reason of b" in capsys.readouterr().out
+        run("2", 60)
+        assert self.outcomes("2") == ["b failed", "c skipped", "a passed", "d passed"]
+
+    def test_leaves_out_what_the_time_does_not_allow(self, run):
+        run("1", 0.2)
+        assert self.outcomes("1") == ["a passed", *[f"{name} left out" for name in "bcd"]]
+        run("2", 60)
+        assert self.outcomes("2")[-1] == "a passed"
+
+    def test_stops_where_the_gpu_no_longer_answers_and_the_next_takes_the_rest(
+        self, run, monkeypatch
+    ):
+        monkeypatch.setattr(gpu, "gpu_answers", lambda: False)
+        assert run("1", 60).broken
+        assert self.outcomes("1") == ["a passed", "b failed"]
+        assert not run("1", 60).broken
+        assert self.outcomes("1") == ["a passed", "b failed", "c skipped", "d passed"]
+
+
+CLEAN = "========= ERROR SUMMARY: 0 errors\n"
+REFUSED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (f"sanitized 29 of 29 cases, 11 kernels: a b\n{CLEAN}", "0 errors in 29 of 29 cases"),
+        (f"sanitized 3 of 29 cases\n{CLEAN.replace('0', '12')}", "12 errors in 3 of 29 cases"),
+        (
+            "sanitized 2 of 2 cases\n"
+            "========= RACECHECK SUMMARY: 4 hazards displayed (2 errors, 2 warnings)\n",
+            "4 errors in 2 of 2 cases",
+        ),
+        (f"Traceback\nRuntimeError: CUDA\n{CLEAN}", "0 errors in a script that failed"),
+        (REFUSED, "not run: Error: Device not supported"),
+        (REFUSED + CLEAN, "not run: Error: Device not supported"),
+        ("", "not run: nothing was said"),
+    ],
+)
+def test_verdict_of_the_sanitizer(output, expected):
+    assert gpu.verdict(output).startswith(expected)
+    gpu.Table("sanitize").record(NOW, "memcheck", gpu.verdict(output))
+    assert gpu.summary(["sanitize"], NOW)[1] == ("0 errors in 2" in expected)
+
+
+def test_every_sanitizer_gets_a_share_of_the_time(commands, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: f"/bin/{name}")
+    commands.answers = [(0, CLEAN), (0, REFUSED)]
+    gpu.sanitize(NOW, time.time() + 400)
+    tools = [command[command.index("--tool") + 1] for command in commands]
+    assert tools == ["memcheck", "racecheck"]
+    assert all(command[0] == "/bin/compute-sanitizer" for command in commands)
+    assert 150 < float(commands[0][-1]) < 200
+    assert commands.environments[0] == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def test_a_sanitizer_that_is_not_installed_is_said(commands, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: None)
+    gpu.sanitize(NOW, time.time() + 400)
+    text, well = gpu.summary(["sanitize"], NOW)
+    assert not well
+    assert "racecheck  not run: compute-sanitizer is not installed" in text
+    assert commands == []
+
+
+def test_the_script_for_the_sanitizer_launches_every_kernel():
+    script = [sys.executable, "-m", "tests.ops.sanitize", "--device", "cpu"]
+    sizes = ["--rows", "18", "--columns", "20"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [*script, *sizes], cwd=gpu.ROOT, capture_output=True, text=True, env=environment, check=True
+    )
+    last = done.stdout.splitlines()[-1]
+    sources = (gpu.ROOT / "dmlfast" / "ops").rglob("triton/*.py")
+    text = "\n".join(path.read_text() for path in sources)
+    kernels = set(re.findall(r"\b(\w+_kernel|_prepare)\[\(", text))
+    assert len(kernels) > 5
+    assert set(last.partition(": ")[2].split()) == kernels
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_tuning_where_there_is_a_tuner(there, commands, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "TUNER", tmp_path / "tune.py")
+    if there:
+        gpu.TUNER.touch()
+    gpu.tune(NOW, time.time() + 300)
+    assert gpu.summary(["tune"], NOW)[1] == there
+    assert len(commands) == there
+    if there:
+        assert commands[0][1:4] == ["-m", "dmlfast.ops.triton.tune", "--seconds"]
+        assert 290 <= int(commands[0][4]) <= 300
+
+
+def test_the_summary_counts_this_call_and_names_what_is_bad():
+    for call, name, outcome in [
+        ("before", "x", "failed"),
+        *[(NOW, "a", "unfinished"), (NOW, "a", "passed"), (NOW, "b", "passed")],
+        *[(NOW, "c", "failed"), (NOW, "d", "unfinished"), (NOW, "e", "left out")],
+    ]:
+        gpu.Table("test").record(call, name, outcome)
+    gpu.Table("bench").record(NOW, "128x128 bfloat16", "measured")
+    text, well = gpu.summary(["test", "bench"], NOW)
+    assert not well
+    assert text.splitlines() == [
+        "test   2 passed, 1 failed, 1 unfinished, 1 left out",
+        "       failed: c",
+        "       unfinished: d",
+        "bench  1 measured",
+    ]
+    assert gpu.summary(["bench"], NOW)[1]
+
+
+def test_the_bare_command_tests_and_measures_a_little(commands, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    monkeypatch.setattr(gpu, "build", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "No Such GPU")
+    assert gpu.main([]) == 1  # no test was run
+    assert commands[0][1:3] == [gpu.__file__, gpu.RUN_TESTS]
+    assert [command[-1] for command in commands[1:]] == ["naive"] * len(gpu.QUICK)
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("No Such GPU, ")
+    assert told[-2:] == ["bench  4 measured", "bench rows: none"]
+
+
+def test_a_part_ends_within_eight_minutes():
+    assert all(seconds + gpu.GRACE <= 480 for seconds in gpu.SECONDS.values())
+    assert gpu.TEST_SECONDS + gpu.QUICK[0].seconds < gpu.SECONDS[""]

@@ -1,0 +1,380 @@
+"""`make gpu`: what only a GPU can tell, in parts that end within minutes and go on next time.
+
+    python3 tools/gpu.py [test|sanitize|bench|tune]
+
+Without a part: the tests and a short benchmark. Every part leaves a log and a table of outcomes in
+build/gpu/, each line as soon as it is known; measurements go to bench/results/. What does not fit
+in the time is left out, and said; the next call begins with it.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "gpu"
+SECONDS = {"": 440, "test": 440, "sanitize": 440, "bench": 440, "tune": 440}  # the build included
+TEST_SECONDS = 290  # of a call without a part
+GRACE = 35  # seconds after which what has not ended by itself is stopped
+TEST_FILES = ("tests/ops/test_gpu.py", "tests/training/test_gpu.py", "tests/bench/test_gpu.py")
+RUN_TESTS = "run-tests"  # how the command calls itself for a process with the tests
+BROKEN = 3  # exit code of that process where the GPU serves it no longer
+SANITIZERS = ("memcheck", "racecheck")
+DMLFAST = [sys.executable, "-c", "import sys; from dmlfast.cli.main import main; sys.exit(main())"]
+TUNER = ROOT / "dmlfast" / "ops" / "triton" / "tune.py"
+
+
+class Case(NamedTuple):
+    """A benchmark: rows x width, dtype, further options, and the seconds to allow for."""
+
+    size: str
+    dtype: str
+    options: tuple[str, ...]
+    seconds: int
+
+    @property
+    def command(self) -> list[str]:
+        where = ["--device", "cuda", "--csv", "bench/results", "--resume"]
+        what = ["--sizes", self.size, "--dtype", self.dtype]
+        return [*DMLFAST, "bench", "lifted", *where, *what, *self.options]
+
+
+DTYPES = ("bfloat16", "float32")
+QUICK = [
+    Case(size, dtype, ("--baselines", "naive"), 40)
+    for size in ("128x128", "32768x128")
+    for dtype in DTYPES
+]
+FULL = [
+    Case(size, dtype, (), 75) for size in ("128x128", "32768x128", "32768x512") for dtype in DTYPES
+] + [
+    Case("1048576x128", dtype, ("--baselines", "none", "--rounds", "3"), seconds)
+    for dtype, seconds in zip(DTYPES, (150, 250), strict=True)
+]
+
+
+class Table:
+    """The outcomes of a part: lines in a CSV file, of which the last one of a name counts."""
+
+    FIELDS = ("call", "name", "outcome", "seconds")
+
+    def __init__(self, part: str) -> None:
+        self.path = FOLDER / f"{part}.csv"
+
+    def record(self, call: str, name: str, outcome: str, seconds: float = 0.0) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerows([self.FIELDS] * new)
+            writer.writerow([call, name, outcome, f"{seconds:.1f}"])
+
+    def outcomes(self, call: str | None = None) -> dict[str, str]:
+        """Outcomes by name, of one call or of all."""
+        if not self.path.exists():
+            return {}
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if call in (None, row["call"])]
+        return {row["name"]: row["outcome"] for row in rows}
+
+
+class Recorder:
+    """A pytest plugin that runs the tests of a call until its time is up, and records each.
+
+    Those that passed when they last ran come last. ``broken``: a test left the GPU in a state in
+    which this process can use it no longer.
+    """
+
+    def __init__(self, table: Table, call: str, deadline: float) -> None:
+        self.table, self.call, self.deadline = table, call, deadline
+        self.broken = False
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        self.session = session
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        begun, before = self.table.outcomes(self.call), self.table.outcomes()
+        items[:] = sorted(
+            (item for item in items if item.nodeid not in begun),
+            key=lambda item: before.get(item.nodeid) == "passed",
+        )
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.outcome, self.start = "passed", time.time()
+        self.table.record(self.call, nodeid, "unfinished")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.outcome = "failed"
+            print(f"\n{report.longreprtext}", flush=True)
+        elif report.skipped and self.outcome == "passed":
+            self.outcome = "skipped"
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.table.record(self.call, nodeid, self.outcome, time.time() - self.start)
+        if self.outcome == "failed" and not gpu_answers():
+            self.broken = True
+            self.session.shouldstop = "the GPU serves this process no longer"
+        elif time.time() > self.deadline:
+            self.session.shouldstop = "the time is up"
+
+    def pytest_sessionfinish(self, session: Any) -> None:
+        if time.time() > self.deadline:
+            begun = self.table.outcomes(self.call)
+            for item in getattr(session, "items", ()):
+                if item.nodeid not in begun:
+                    self.table.record(self.call, item.nodeid, "left out")
+
+
+def gpu_answers() -> bool:
+    """Whether the GPU still serves this process: after an invalid access it does not."""
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def run_tests(call: str, deadline: float) -> int:
+    """Runs the tests of a call that it has not begun, in this process."""
+    import pytest
+
+    recorder = Recorder(Table("test"), call, deadline)
+    options = ["-v", "--tb=short", "--no-summary", "-m", "gpu", "-p", "no:cacheprovider"]
+    code = pytest.main([*options, *map(str, map(ROOT.joinpath, TEST_FILES))], plugins=[recorder])
+    return BROKEN if recorder.broken else int(code)
+
+
+def why_not() -> str | None:
+    """None where torch can use a GPU, else the reason."""
+    if importlib.util.find_spec("torch") is None:
+        return f"{sys.executable} has no torch"
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = "" if hidden is None else f": CUDA_VISIBLE_DEVICES is '{hidden}'"
+    return f"torch {torch.__version__} sees no NVIDIA GPU{why}"
+
+
+def tee(command: Sequence[str], part: str, deadline: float, **environment: str) -> tuple[int, str]:
+    """Runs a command, its output to the terminal and to the log; stops it at the deadline.
+
+    Returns its exit code and its output.
+    """
+    settings = {"PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0", "DMLFAST_IMPL": "auto"}
+    lines: list[str] = []
+    with (FOLDER / f"{part}.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | settings | environment,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        stop = threading.Timer(
+            max(0, deadline - time.time()), os.killpg, (process.pid, signal.SIGKILL)
+        )
+        stop.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                print(line, end="", flush=True)
+                print(line, end="", flush=True, file=log)
+            process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            stop.cancel()
+    return process.returncode, "".join(lines)
+
+
+def build() -> int:
+    """Builds the library and installs the package in place, unless that is done already."""
+    files = [ROOT / "setup.py", ROOT / "pyproject.toml", *sorted((ROOT / "csrc").rglob("*.*"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    digest.update(sys.prefix.encode())
+    stamp, library = FOLDER / "built", ROOT / "dmlfast" / "ops" / "libdmlfast_cpu.so"
+    installed = library.exists() and importlib.util.find_spec("dmlfast.bench") is not None
+    if installed and stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return 0
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    offline = ["--no-index", "--no-build-isolation", "--no-deps", "-e", "."]
+    native = os.environ.get("DMLFAST_REQUIRE_NATIVE", "1")
+    code, _ = tee([*pip, *offline], "build", time.time() + 300, DMLFAST_REQUIRE_NATIVE=native)
+    if code == 0:
+        stamp.write_text(digest.hexdigest())
+    return code
+
+
+def test(call: str, deadline: float) -> None:
+    """The tests marked `gpu`, in one process, and in another where one broke it."""
+    table, begun = Table("test"), -1
+    command = [sys.executable, __file__, RUN_TESTS, call, str(deadline)]
+    code = BROKEN
+    while (code == BROKEN or code < 0) and time.time() < deadline:
+        if begun == len(table.outcomes(call)):
+            break  # the process ended before a test began
+        begun = len(table.outcomes(call))
+        code, _ = tee(command, "test", deadline + GRACE)
+    if not table.outcomes(call):
+        table.record(call, "pytest", "failed")
+
+
+def sanitize(call: str, deadline: float) -> None:
+    """Every kernel on small shapes under compute-sanitizer."""
+    table = Table("sanitize")
+    program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    for left, tool in zip(range(len(SANITIZERS), 0, -1), SANITIZERS, strict=True):
+        if program is None:
+            table.record(call, tool, "not run: compute-sanitizer is not installed")
+            continue
+        start = time.time()
+        seconds = max(1, int((deadline - start) / left))
+        script = [sys.executable, "-m", "tests.ops.sanitize", "--seconds", str(seconds - GRACE)]
+        options = ["--tool", tool, "--target-processes", "application-only"]
+        _, output = tee(
+            [program, *options, *script],
+            "sanitize",
+            start + seconds,
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        )
+        table.record(call, tool, verdict(output), time.time() - start)
+
+
+def verdict(output: str) -> str:
+    """What compute-sanitizer found, from what it and the script printed."""
+    found = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", output)
+    cases = re.search(r"^sanitized (.*)$", output, re.M)
+    if "not supported" in output and not cases:
+        found = None
+    if found is None:
+        said = [line.strip("= \n") for line in output.splitlines()]
+        reasons = [line for line in said if "not supported" in line] or [*filter(None, said)][-1:]
+        return f"not run: {reasons[0] if reasons else 'nothing was said'}"
+    return f"{found[1]} errors in {cases[1] if cases else 'a script that failed'}"
+
+
+def bench(call: str, deadline: float, cases: Iterable[Case] = FULL) -> None:
+    """The sizes of the goals, the largest last."""
+    table = Table("bench")
+    for case in cases:
+        name, start = f"{case.size} {case.dtype}", time.time()
+        if start + case.seconds > deadline:
+            table.record(call, name, "left out")
+            continue
+        code, _ = tee(case.command, "bench", deadline + GRACE)
+        table.record(call, name, "failed" if code else "measured", time.time() - start)
+
+
+def tune(call: str, deadline: float) -> None:
+    """The block sizes, where this version has a tuner."""
+    outcome, start = "not run: this version has no tuner", time.time()
+    if TUNER.exists():
+        tuner = [sys.executable, "-m", "dmlfast.ops.triton.tune"]
+        options = ["--seconds", str(int(deadline - start)), "--csv", str(FOLDER / "tiles.csv")]
+        code, _ = tee([*tuner, *options], "tune", deadline + GRACE)
+        outcome = "failed" if code else "done: build/gpu/tiles.csv"
+    Table("tune").record(call, "tune", outcome, time.time() - start)
+
+
+PARTS: dict[str, Callable[[str, float], None]] = {
+    "test": test,
+    "sanitize": sanitize,
+    "bench": bench,
+    "tune": tune,
+}
+
+
+def summary(parts: Iterable[str], call: str) -> tuple[str, bool]:
+    """The table of what a call came to, and whether all is well."""
+    lines, well = [], True
+    for part in parts:
+        outcomes = Table(part).outcomes(call)
+        counts = Counter(outcomes.values())
+        bad = {
+            name for name in counts if re.match(r"failed|unfinished|not run|[1-9].* errors", name)
+        }
+        bad |= {name for name in counts if name.endswith("failed")}
+        well = well and bool(outcomes) and not bad
+        if part in ("sanitize", "tune"):
+            lines += outcomes.items()
+        else:
+            said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+            lines.append((part, said or "nothing was run"))
+        lines += [
+            ("", f"{outcome}: {name}") for name, outcome in outcomes.items() if outcome in bad
+        ]
+    wide = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{wide}}  {text}" for name, text in lines), well
+
+
+def measured_rows(machine: str) -> str:
+    """How many rows the table of measurements has, and where it is."""
+    sys.path.insert(0, str(ROOT))
+    from bench.machine import machine_slug
+
+    path = ROOT / "bench" / "results" / f"{machine_slug(machine)}.csv"
+    if not path.exists():
+        return "none"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    timed = sum(bool(row["median_ms"]) for row in rows)
+    return f"{timed} with a time, {len(rows) - timed} without, in {path.relative_to(ROOT)}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    start = time.time()
+    if arguments[:1] == [RUN_TESTS]:
+        return run_tests(arguments[1], float(arguments[2]))
+    part = arguments[0] if arguments else ""
+    if part not in SECONDS:
+        print(f"make gpu: PART is one of {', '.join(PARTS)}, not '{part}'", file=sys.stderr)
+        return 2
+    if reason := why_not():
+        print(f"make gpu: {reason}", file=sys.stderr)
+        return 1
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if code := build():
+        print("make gpu: the package was not built: see build/gpu/build.log", file=sys.stderr)
+        return code
+    import torch
+
+    call = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start))
+    deadline = start + SECONDS[part]
+    if part:
+        PARTS[part](call, deadline)
+    else:
+        test(call, start + TEST_SECONDS)
+        bench(call, deadline, QUICK)
+    parts = [part] if part else ["test", "bench"]
+    text, well = summary(parts, call)
+    machine = torch.cuda.get_device_name()
+    print(f"\n{machine}, {time.time() - start:.0f} s\n{text}")
+    if "bench" in parts:
+        print(f"bench rows: {measured_rows(machine)}")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
