@@ -308,7 +308,8 @@ PARTS: dict[str, Callable[[str, float], None]] = {
 
 def summary(parts: Iterable[str], call: str) -> tuple[str, bool]:
     """The table of what a call came to, and whether all is well."""
-    lines, well = [], True
+    lines: list[tuple[str, str]] = []
+    well = True
     for part in parts:
         outcomes = Table(part).outcomes(call)
         counts = Counter(outcomes.values())
