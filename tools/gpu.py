@@ -33,7 +33,6 @@ RUN_TESTS = "run-tests"  # how the command calls itself for a process with the t
 BROKEN = 3  # exit code of that process where the GPU serves it no longer
 SANITIZERS = ("memcheck", "racecheck")
 DMLFAST = [sys.executable, "-c", "import sys; from dmlfast.cli.main import main; sys.exit(main())"]
-TUNER = ROOT / "dmlfast" / "ops" / "triton" / "tune.py"
 
 
 class Case(NamedTuple):
@@ -288,13 +287,11 @@ def bench(call: str, deadline: float, cases: Iterable[Case] = FULL) -> None:
 
 
 def tune(call: str, deadline: float) -> None:
-    """The block sizes, where this version has a tuner."""
-    outcome, start = "not run: this version has no tuner", time.time()
-    if TUNER.exists():
-        tuner = [sys.executable, "-m", "dmlfast.ops.triton.tune"]
-        options = ["--seconds", str(int(deadline - start)), "--csv", str(FOLDER / "tiles.csv")]
-        code, _ = tee([*tuner, *options], "tune", deadline + GRACE)
-        outcome = "failed" if code else "done: build/gpu/tiles.csv"
+    """The block sizes."""
+    start = time.time()
+    options = ["--seconds", str(int(deadline - start)), "--csv", str(FOLDER / "tiles.csv")]
+    code, _ = tee([*DMLFAST, "tune", *options], "tune", deadline + GRACE)
+    outcome = "failed" if code else "done: build/gpu/tiles.csv"
     Table("tune").record(call, "tune", outcome, time.time() - start)
 
 

@@ -53,7 +53,7 @@ class TestATenthOfTheRowsDuplicatedAcrossClasses:
         )
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-4, 0.01])
 @pytest.mark.parametrize("d", [20, 140])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 class TestCloseNegativesOfEveryDtype:

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from dmlfast.ops.gpu import interpreted
 from dmlfast.ops.triton import tuned
+from dmlfast.ops.triton.tile import CLOSE
 from dmlfast.ops.triton.tuned import FULL, HALF
 
 
@@ -59,13 +60,23 @@ def products_of(dtype: torch.dtype, d: int) -> Products:
     if dtype == torch.float32:
         exact = torch.get_float32_matmul_precision() == "highest"
         how = "tf32x3" if exact else "tf32"
-        return Products(*width, tl.float32, how, "float32" if exact else "tf32", tl.float32, how)
+        weights = "float32" if exact else "tf32"
+        return Products(*width, tl.float32, how, weights, tl.float32, how)
     operand, weights = (tl.float16, "tf32") if dtype == torch.float16 else (tl.bfloat16, "bfloat16")
     if interpreted():  # its half-precision products are wrong
         return Products(*width, tl.float32, "ieee", weights, tl.float32, "ieee")
     if dtype == torch.float16:
         return Products(*width, operand, "ieee", weights, tl.float32, "tf32")
     return Products(*width, operand, "ieee", weights, operand, "ieee")
+
+
+def near_of(dtype: torch.dtype) -> float:
+    """The share of the norms below which the square of a distance makes a pair near.
+
+    Its gradient in a product would be lost to cancellation. Half-precision rows are exact in a
+    product, which loses only those of pairs that are nearer yet. All near pairs must be close.
+    """
+    return float(CLOSE.value) / 2 if dtype == torch.float32 else 2.0**-20
 
 
 class Tile(NamedTuple):
@@ -158,7 +169,7 @@ TILES = {
             wide_reduce=Tile(64, 32, 16, 8, 2),
             gradient=Tile(64, 16, 16, 8, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
-            product=ProductTile(64, 64, 32, 8, 3),
+            product=ProductTile(128, 64, 32, 8, 3),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -176,7 +187,7 @@ TILES = {
             wide_reduce=Tile(64, 64, 32, 8, 2),
             gradient=Tile(64, 32, 16, 8, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
-            product=ProductTile(64, 64, 32, 8, 3),
+            product=ProductTile(128, 64, 32, 8, 3),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -194,7 +205,7 @@ TILES = {
             wide_reduce=Tile(64, 64, 32, 8, 2),
             gradient=Tile(64, 32, 16, 4, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
-            product=ProductTile(64, 64, 32, 4, 3),
+            product=ProductTile(128, 64, 32, 8, 3),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },

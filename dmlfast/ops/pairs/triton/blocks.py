@@ -13,7 +13,7 @@ from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
-    add_close,
+    add_near,
     careful_weights,
     factor_of,
     free_weights,
@@ -36,14 +36,14 @@ from dmlfast.ops.triton.tile import (
 def weights_kernel(
     x, r, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, height, pitch, scale,
     offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
-    APART: tl.constexpr, POSITIVES: tl.constexpr, EXACT: tl.constexpr, DP: tl.constexpr,
+    APART: tl.constexpr, POSITIVES: tl.constexpr, NEAR: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Weights of a tile of pairs in a block (height, pitch), and their sums.
 
     row_sums: (pitch / BN, height), of each tile in a row. column_sums: (height / BM, pitch).
-    EXACT: close pairs weigh nothing, and the flag of a tile says that there are some.
+    The flag of a tile says that it has near pairs, which weigh nothing.
     """
     a, b = tl.program_id(0), tl.program_id(1)
     i = first_i + a * BM + tl.arange(0, BM)
@@ -66,10 +66,7 @@ def weights_kernel(
         inverse = 1.0
         if DISTANCE:
             close = tl.min(tl.min(excess, 1), 0) <= 0.0
-            if EXACT:
-                flag = close.to(tl.int32)
-            else:
-                careful = close
+            careful = close
             # 0 of close pairs, which weigh nothing here
             inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
@@ -88,18 +85,18 @@ def weights_kernel(
             j = tile * BN + piece + tl.arange(0, BS)
             s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BS)
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-            w, least = careful_weights(
-                score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
-                APART, POSITIVES, EXACT,
+            w, near = careful_weights(
+                score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
+                APART, POSITIVES, NEAR,
             )  # fmt: skip
-            flag = tl.where(least <= 0.0, 1, flag)
+            flag = tl.where(near, 1, flag)
             own_j = piece + tl.arange(0, BS)
             w = rounded_weights(w, WEIGHTS)
             tl.store(at + own_j[None, :], w)
             total += tl.sum(w.to(tl.float32), 1)
             tl.store(column_sums + own_j, tl.sum(w.to(tl.float32), 0))
         tl.store(row_sums, total)
-    if EXACT:
+    if DISTANCE:
         tl.store(flags + a * (pitch // BN) + b, flag)
 
 
@@ -108,7 +105,7 @@ def product_kernel(
     x, r, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch, again,
     factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
-    EXACT: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
+    NEAR: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, T: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
@@ -148,22 +145,21 @@ def product_kernel(
     if again > 0:
         acc += tl.load(at, mask=known, other=0.0)
     tl.store(at, acc, mask=known)
-    if DISTANCE and EXACT:
+    if DISTANCE:
         tl.debug_barrier()
-        xn = tl.load(x.norm + i)
-        x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
-        for tile in range(columns // T):
-            if TURNED:
-                flag = tl.load(flags + tile * (pitch // T) + band)
-            else:
-                flag = tl.load(flags + band * (pitch // T) + tile)
-            if flag > 0:
-                for piece in range(T // BS):
-                    j = first_j + tile * T + piece * BS + tl.arange(0, BS)
-                    add_close(
-                        out, tl.program_id(1) * BK, (tl.program_id(1) + 1) * BK, factor, x_chunk,
-                        xn, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES,
-                        DP, BD, OPERAND, PRECISION, BM, BS,
+        first_k = tl.program_id(1) * BK
+        S: tl.constexpr = BM if BM < T else T
+        for row in range(band * BM, (band + 1) * BM, S):
+            for tile in range(columns // T):
+                if TURNED:
+                    flag = tl.load(flags + tile * (pitch // T) + row // T)
+                else:
+                    flag = tl.load(flags + row // T * (pitch // T) + tile)
+                if flag > 0:
+                    add_near(
+                        out, first_k, first_k + BK, factor, x, r, first_i + row,
+                        first_j + tile * T, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART,
+                        POSITIVES, NEAR, S, T,
                     )  # fmt: skip
 
 
@@ -182,7 +178,7 @@ def gradient_of(
     Where both sides have the same rows and statistics, the weights of a block serve both.
     """
     out = x.norm.new_empty(x.n, x.d)
-    how, exact = pairs.products, pairs.dtype == torch.float32
+    how = pairs.products
     tile, product = pairs.tiles.weights, pairs.tiles.product
     if x.d % 16:  # stored one by one: addresses take the registers of half a tile
         product = product._replace(BK=product.BK // 2)
@@ -191,13 +187,13 @@ def gradient_of(
     down, across = rows // tile.T, columns // tile.T
     weights = x.norm.new_empty(rows, columns, dtype=configs.weights_dtype(how))
     row_sums, column_sums = x.norm.new_empty(across, rows), x.norm.new_empty(down, columns)
-    flags = x.order.new_empty(down, across) if exact else None
+    flags = x.order.new_empty(down, across)
     unit = unit_of(term)
     scaled = term.scale * unit, term.offset * unit
     kind = {
         **pairs.asks(term),
         "POSITIVES": mean is not None,
-        "EXACT": exact,
+        "NEAR": configs.near_of(pairs.dtype),
         **how.scores,
     }
     begun: set[int] = set()

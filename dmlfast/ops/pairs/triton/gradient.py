@@ -9,7 +9,7 @@ from dmlfast.ops.pairs.triton import blocks
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
-    add_close,
+    add_near,
     careful_weights,
     factor_of,
     free_weights,
@@ -38,7 +38,7 @@ def gradient_kernel(
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BS: tl.constexpr, EXACT: tl.constexpr,
+    BN: tl.constexpr, BS: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     """The gradient (n, d) of the rows of x, a band of rows a program, over all columns.
 
@@ -53,6 +53,7 @@ def gradient_kernel(
     acc = tl.zeros((BM, DP), tl.float32)
     weight = tl.zeros((BM,), tl.float32)
     nearest = tl.full((BM,), 1.0, tl.float32)
+    some_near = False
     m0, m1, f1, end = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
     row_factor = factor_of(xs, i, middle, LOGSUMEXP)
     for tile in range(free_count(0, m0, m1, f1, INSIDE)):
@@ -77,19 +78,16 @@ def gradient_kernel(
         rows = load_rows(r, j, k, DP, OPERAND)
         s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-        w, least = careful_weights(
-            score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART,
-            POSITIVES, EXACT,
+        w, near = careful_weights(
+            score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
+            APART, POSITIVES, NEAR,
         )  # fmt: skip
-        nearest = tl.minimum(nearest, least)
+        some_near |= near
         w = rounded_weights(w, WEIGHTS)
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
-    close = False
     if DISTANCE:
-        close = tl.min(nearest, 0) <= 0.0
-    if DISTANCE and not EXACT:
-        if close:
+        if tl.min(nearest, 0) <= 0.0:
             for piece in range(free_count(0, m0, m1, f1, INSIDE) * (BN // BS)):
                 j = skipping(piece // (BN // BS), 0, m0, m1) * BN + piece % (BN // BS) * BS
                 j += tl.arange(0, BS)
@@ -97,10 +95,11 @@ def gradient_kernel(
                 s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
                 score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
                 if tl.min(tl.min(excess, 1), 0) <= 0.0:
-                    w, least = careful_weights(
-                        score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP,
-                        INSIDE, APART, POSITIVES, EXACT,
+                    w, near = careful_weights(
+                        score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP,
+                        INSIDE, APART, POSITIVES, NEAR,
                     )  # fmt: skip
+                    some_near |= near
                     w = rounded_weights(tl.where(excess > 0.0, 0.0, w), WEIGHTS)
                     weight += tl.sum(w.to(tl.float32), 1)
                     acc = tl.dot(
@@ -117,17 +116,16 @@ def gradient_kernel(
     if DISTANCE:
         acc = weight[:, None] * load_rows(x, i, k, DP, tl.float32) - acc
     tl.store(out + at, factor * acc + poison, mask=known)
-    if DISTANCE and EXACT:
-        if close:
+    if DISTANCE:
+        if some_near:
             tl.debug_barrier()
             first = 0
             if INSIDE:
                 first, end = m0, m1
-            for piece in range((end - first) * (BN // BS)):
-                j = first * BN + piece * BS + tl.arange(0, BS)
-                add_close(
-                    out, 0, DP, factor, x_chunk, xn, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP,
-                    INSIDE, APART, POSITIVES, DP, BD, OPERAND, PRECISION, BM, BS,
+            for tile in range(first, end):
+                add_near(
+                    out, 0, DP, factor, x, r, tl.program_id(0) * BM, tile * BN, xs, rs, scale,
+                    offset, LOGSUMEXP, INSIDE, APART, POSITIVES, NEAR, BM, BN,
                 )  # fmt: skip
 
 
@@ -159,7 +157,7 @@ def gradient_of(
         term.offset * unit,
         **pairs.asks(term),
         POSITIVES=mean is not None,
-        EXACT=pairs.dtype == torch.float32,
+        NEAR=configs.near_of(pairs.dtype),
         **pairs.products._asdict(),
         **tile.blocks,
         **configs.launch(tile),

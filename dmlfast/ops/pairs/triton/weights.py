@@ -8,8 +8,6 @@ from dmlfast.ops.triton.tile import (
     NOTHING,
     SAFE_SPAN,
     given_rows,
-    products,
-    scores,
     selected,
     squared_differences,
     statistic,
@@ -94,31 +92,29 @@ def free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSU
 
 @triton.jit
 def careful_weights(
-    score, excess, x, r, i, j, xs, rs, scale, offset, DISTANCE: tl.constexpr,
+    score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE: tl.constexpr,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
-    EXACT: tl.constexpr,
+    NEAR: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of any pairs weighs in a product, and the least excess over what is close.
+    """What a tile of any pairs weighs in a product, and whether it has near ones.
 
     ``score``: squared distances or products. Close pairs get a distance from the differences of
-    their rows; EXACT, they weigh nothing, and `add_close` has to follow.
+    their rows. Near ones among them weigh nothing: `add_near` has to follow.
     """
-    least = 1.0
+    some = False
     if DISTANCE:
         close = _met(x, r, i, j, APART) & (excess <= 0.0)
-        some = tl.max(tl.max(close.to(tl.int32), 1), 0) > 0
-        if EXACT:
-            least = tl.where(some, 0.0, 1.0)
-        elif some:
+        near = close & False
+        if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
             direct = squared_differences(x, r, i, j, i.shape[0], j.shape[0])
             score = tl.where(close, direct, score)
+            near = close & _is_near(direct, xn, tl.load(r.norm + j), NEAR)
+        some = tl.max(tl.max(near.to(tl.int32), 1), 0) > 0
         score = tl.sqrt(tl.maximum(score, 0.0))
     w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES)
     if DISTANCE:
-        w = tl.where(score > 0.0, w / score, 0.0)
-        if EXACT:
-            w = tl.where(close, 0.0, w)
-    return w, least
+        w = tl.where((score > 0.0) & ~near, w / score, 0.0)
+    return w, some
 
 
 @triton.jit
@@ -131,33 +127,42 @@ def _met(x, r, i, j, APART: tl.constexpr):
 
 
 @triton.jit
-def add_close(
-    out, first_k, end_k, factor, x_chunk, xn, x, r, i, j, xs, rs, scale, offset,
+def _is_near(squared, xn, rn, NEAR: tl.constexpr):
+    """Whether a product would lose the gradient of a pair to cancellation."""
+    return squared <= (xn[:, None] + rn[None, :]) * NEAR
+
+
+@triton.jit
+def add_near(
+    out, first_k, end_k, factor, x, r, first_i, first_j, xs, rs, scale, offset,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
-    DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    NEAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Adds to components [first_k, end_k) of ``out`` what the close pairs of a tile give, each from
-    the difference of its rows.
+    """Adds to components [first_k, end_k) of ``out`` what the near pairs of a tile (BM, BN) give,
+    each from the difference of its rows.
     """
-    s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
-    _, excess = scores(s, xn, tl.load(r.norm + j), True)
-    taken = _met(x, r, i, j, APART) & (excess <= 0.0)
-    if tl.max(tl.max(taken.to(tl.int32), 1), 0) > 0:
-        distance = tl.sqrt(squared_differences(x, r, i, j, BM, BN))
-        w = pair_weights(
-            distance, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
-        )
-        w = tl.where(taken & (distance > 0.0), w / distance, 0.0)
-        for column in range(BN):
-            chosen = tl.arange(0, BN) == column
-            of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
-            if tl.max(tl.abs(of_column), 0) > 0.0:
-                other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
-                for first in range(first_k, tl.minimum(end_k, x.d), 16):
-                    k = first + tl.arange(0, 16)
-                    difference = given_rows(x, i, k) - given_rows(r, other, k)
-                    known = (i < x.n)[:, None] & (k < x.d)[None, :]
-                    at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
-                    part = factor * of_column[:, None] * difference
-                    tl.store(at, tl.load(at, mask=known) + part, mask=known)
+    P: tl.constexpr = 32
+    for piece in range((BM // P) * (BN // P)):
+        i = first_i + piece // (BN // P) * P + tl.arange(0, P)
+        j = first_j + piece % (BN // P) * P + tl.arange(0, P)
+        squared = squared_differences(x, r, i, j, P, P)
+        near = _met(x, r, i, j, APART)
+        near &= _is_near(squared, tl.load(x.norm + i), tl.load(r.norm + j), NEAR)
+        if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
+            distance = tl.sqrt(squared)
+            w = pair_weights(
+                distance, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
+            )
+            w = tl.where(near & (distance > 0.0), w / distance, 0.0)
+            for column in range(P):
+                chosen = tl.arange(0, P) == column
+                of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
+                if tl.max(tl.abs(of_column), 0) > 0.0:
+                    other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
+                    for first in range(first_k, tl.minimum(end_k, x.d), 32):
+                        k = first + tl.arange(0, 32)
+                        difference = given_rows(x, i, k) - given_rows(r, other, k)
+                        known = (i < x.n)[:, None] & (k < x.d)[None, :]
+                        at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
+                        part = factor * of_column[:, None] * difference
+                        tl.store(at, tl.load(at, mask=known) + part, mask=known)
