@@ -20,6 +20,8 @@ def why_no_triton() -> str | None:
         return "the package triton is not installed; it comes with torch's CUDA build"
     if interpreted():
         return None
+    if torch.version.hip:
+        return "this torch is built for AMD GPUs, and the kernels are for NVIDIA's"
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability()

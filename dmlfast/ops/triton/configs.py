@@ -58,7 +58,7 @@ def products_of(dtype: torch.dtype, d: int) -> Products:
     """
     width = width_of(dtype, d)
     if dtype == torch.float32:
-        exact = torch.get_float32_matmul_precision() == "highest"
+        exact = _exact()
         how = "tf32x3" if exact else "tf32"
         weights = "float32" if exact else "tf32"
         return Products(*width, tl.float32, how, weights, tl.float32, how)
@@ -68,6 +68,14 @@ def products_of(dtype: torch.dtype, d: int) -> Products:
     if dtype == torch.float16:
         return Products(*width, operand, "ieee", weights, tl.float32, "tf32")
     return Products(*width, operand, "ieee", weights, operand, "ieee")
+
+
+def _exact() -> bool:
+    """Whether torch was told to take float32 products as they are, in either of its two ways."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the newer way was used
+        return str(torch.backends.cuda.matmul.fp32_precision) in ("ieee", "none")
 
 
 def near_of(dtype: torch.dtype) -> float:
@@ -135,7 +143,8 @@ def launch(tile: Tile | WeightsTile | ProductTile | SmallTile) -> dict[str, int]
 
     The assembler is told that it may use all registers: it may else spill to use fewer.
     """
-    return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, **FUSED}
+    registers = min(255, 65536 // (32 * tile.warps))
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": registers, **FUSED}
 
 
 class Tiles(NamedTuple):

@@ -21,8 +21,9 @@ class Side(NamedTuple):
     rows: (padded, DP) the same by position, minus a centre where that helps; zero in the padding.
     norm: (padded,) squared lengths of ``rows``. order: (padded,) which given row is at a position.
     low, high: (padded,) the columns of the row's own label are those at positions [low, high).
-    itself: (padded,) the position of the row itself on the other side, or -1; None where it is the
-        row's own position or nowhere.
+    itself, left_out: (padded,) the position of the row itself on the other side, or -1; None where
+        it is the row's own position or nowhere. ``itself`` is no pair of one label, ``left_out`` no
+        pair at all.
     bias: (padded,) added to the terms of the row, or None.
     lengths, bias_highest, bias_lowest, poison: (tiles,) the greatest length, bias and opposite bias
         in a tile; NaN where a value is not finite, else 0.
@@ -41,11 +42,15 @@ class Side(NamedTuple):
     low: Any
     high: Any
     itself: Any
+    left_out: Any
     bias: Any
     lengths: Any
     bias_highest: Any
     bias_lowest: Any
     poison: Any
+
+
+NO_SIDE = Side(*[None] * len(Side._fields))  # a kernel can ask a field whether it is None
 
 
 @triton.jit
@@ -96,15 +101,16 @@ def _prepare(
     for first in range(0, DP, BD):
         k = first + tl.arange(0, BD)
         known = there[:, None] & (k < side.d)[None, :]
-        at = i.to(tl.int64)[:, None] * side.row_stride + k[None, :] * side.column_stride
+        columns = k.to(tl.int64)[None, :]
+        at = i.to(tl.int64)[:, None] * side.row_stride + columns * side.column_stride
         x = tl.load(side.given + at, mask=known, other=0.0)
-        if centre is not None:
+        if centre.given is not None:
             s = (tl.arange(0, SAMPLE).to(tl.int64) * centre.n) // SAMPLE
-            at = s[:, None] * centre.row_stride + k[None, :] * centre.column_stride
+            at = s[:, None] * centre.row_stride + columns * centre.column_stride
             some = tl.load(centre.given + at, mask=(k < side.d)[None, :], other=0.0)
             x = tl.where(known, x - (tl.sum(some, 0) / SAMPLE)[None, :], 0.0)
         if ROUNDED:
-            x = rounded_to_tf32(x)
+            x = rounded_to_tf32(x.to(tl.float32))
         tl.store(side.rows + position.to(tl.int64)[:, None] * DP + k[None, :], x)
         x = x.to(tl.float32)
         norm += tl.sum(x * x, 1)
@@ -169,6 +175,7 @@ def prepare(
         low=integers[1],
         high=integers[2],
         itself=None,
+        left_out=None,
         bias=given.new_empty(padded, dtype=torch.float32) if with_bias else None,
         lengths=given.new_empty(tiles, dtype=torch.float32),
         bias_highest=given.new_empty(tiles, dtype=torch.float32) if with_bias else None,
@@ -184,7 +191,7 @@ def prepare(
             place, low, high = _sorted_ranges(labels, other_labels)
     _prepare[(tiles,)](
         side,
-        side if centre is True else centre,
+        side if centre is True else NO_SIDE if centre is None else centre,
         labels,
         other_labels,
         0 if other_labels is None else len(other_labels),

@@ -58,7 +58,8 @@ def products(
 def given_row(side, i, k):
     """Components k of the rows at positions i as they were given, float32."""
     row = tl.load(side.order + i).to(tl.int64)
-    return tl.load(side.given + row * side.row_stride + k * side.column_stride).to(tl.float32)
+    at = row * side.row_stride + tl.cast(k, tl.int64) * side.column_stride
+    return tl.load(side.given + at).to(tl.float32)
 
 
 @triton.jit
@@ -89,10 +90,14 @@ def selected(x, r, i, j, INSIDE: tl.constexpr, APART: tl.constexpr, UPPER: tl.co
         mask &= i[:, None] < j[None, :]
     elif APART:
         mask &= i[:, None] != j[None, :]
-    if x.itself is not None:
-        mask &= tl.load(x.itself + i)[:, None] != j[None, :]
-    if r.itself is not None:
-        mask &= tl.load(r.itself + j)[None, :] != i[:, None]
+    if INSIDE:
+        own, other = x.itself, r.itself
+    else:
+        own, other = x.left_out, r.left_out
+    if own is not None:
+        mask &= tl.load(own + i)[:, None] != j[None, :]
+    if other is not None:
+        mask &= tl.load(other + j)[None, :] != i[:, None]
     return mask
 
 
@@ -158,7 +163,7 @@ def rounded_to_tf32(x):
     """The nearest values with ten bits of mantissa, which a tf32 product takes as they are."""
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + 0xFFF + ((bits >> 13) & 1)) & -8192
-    return bits.to(tl.float32, bitcast=True)
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # a NaN remains one
 
 
 @triton.jit
@@ -175,7 +180,7 @@ def rounded_weights(w, WEIGHTS: tl.constexpr):
 def given_rows(side, i, k):
     """Components k of the rows at positions i as they were given, float32 (BM, BD)."""
     row = tl.load(side.order + i).to(tl.int64)
-    at = row[:, None] * side.row_stride + k[None, :] * side.column_stride
+    at = row[:, None] * side.row_stride + k.to(tl.int64)[None, :] * side.column_stride
     return tl.load(side.given + at, mask=(k < side.d)[None, :], other=0.0).to(tl.float32)
 
 
@@ -188,12 +193,12 @@ def statistic(stats, i):
 
 @triton.jit
 def statistic_range(first, second):
-    """The least and the greatest statistic of both sides, of which either may be None."""
+    """The least and the greatest statistic of both sides, of which either may have none."""
     lowest, highest = float("inf"), -float("inf")
-    if first is not None:
+    if first.grad is not None:
         lowest = -greatest(first.lowest, first.tiles)
         highest = greatest(first.highest, first.tiles)
-    if second is not None:
+    if second.grad is not None:
         lowest = tl.minimum(lowest, -greatest(second.lowest, second.tiles))
         highest = tl.maximum(highest, greatest(second.highest, second.tiles))
     return lowest, highest
@@ -229,7 +234,7 @@ def bands(
     c = tl.maximum(tl.minimum(r.n // BN, end), b)
     if INSIDE:
         c, end = b, b
-    elif x.itself is not None or r.itself is not None:
+    elif x.left_out is not None or r.left_out is not None:
         a, b, c = first, end, end
     else:
         whole = all_masked | (tl.max(i, 0) >= x.n)

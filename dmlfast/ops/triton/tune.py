@@ -11,7 +11,7 @@ import triton
 
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.triton import configs, tuned
-from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF, Found
+from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
 
 DTYPES = {HALF: torch.bfloat16, FULL: torch.float32}
 # Rows and components of the batch that decides for a kernel.
@@ -63,7 +63,7 @@ def tune(gpu: str, device: str, seconds: float) -> Iterator[Trial]:
     written after each, so that nothing found is lost. Yields every trial.
     """
     end = time.monotonic() + seconds
-    found: Found = {}
+    found = tuned.read(gpu)
     for kind, problems in PROBLEMS.items():
         for kernel, (n, d) in problems.items():
             if time.monotonic() > end:
@@ -81,7 +81,7 @@ def tune(gpu: str, device: str, seconds: float) -> Iterator[Trial]:
                     best, least = tile, trial.milliseconds
                 if time.monotonic() > end:
                     break
-            if best and best != now:
+            if best in CANDIDATES[kind][kernel]:
                 found.setdefault(kind, {})[kernel] = best
                 tuned.write(gpu, found)
     tuned.write(gpu, found)

@@ -125,10 +125,10 @@ def path_for(gpu: str) -> Path:
 
 def read(gpu: str) -> Found:
     """What was found for a GPU; nothing where no one has tuned, or the file cannot be used."""
-    path = path_for(gpu)
     try:
+        path = path_for(gpu)
         content = path.read_bytes()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return {}
     try:
         return {

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 @triton.jit
 def _given(x, i, k):
     """Components k of the rows i as they were given, float32; 0 where there are none."""
-    at = i.to(tl.int64)[:, None] * x.row_stride + k[None, :] * x.column_stride
+    at = i.to(tl.int64)[:, None] * x.row_stride + k.to(tl.int64)[None, :] * x.column_stride
     known = (i < x.n)[:, None] & (k < x.d)[None, :]
     return tl.load(x.rows + at, mask=known, other=0.0).to(tl.float32)
 
@@ -34,7 +34,7 @@ def _given(x, i, k):
 @triton.jit
 def _component(x, i, k):
     """Component k of rows i, float32 (BM,)."""
-    at = i.to(tl.int64) * x.row_stride + k * x.column_stride
+    at = i.to(tl.int64) * x.row_stride + tl.cast(k, tl.int64) * x.column_stride
     return tl.load(x.rows + at, mask=i < x.n, other=0.0).to(tl.float32)
 
 

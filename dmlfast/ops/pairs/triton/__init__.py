@@ -10,7 +10,7 @@ from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.gradient import bias_gradient_of, gradient_of
 from dmlfast.ops.pairs.triton.reduction import reduce_pairs
 from dmlfast.ops.pairs.triton.sides import pairs_of
-from dmlfast.ops.pairs.triton.statistics import combine_kernel, stats_of
+from dmlfast.ops.pairs.triton.statistics import NO_STATS, combine_kernel, stats_of
 from dmlfast.ops.triton.configs import FUSED
 from dmlfast.ops.triton.side import TILE
 
@@ -37,7 +37,7 @@ def reduce_block(
         *partial,
         len(partial.top),
         result,
-        None,
+        NO_STATS,
         LOGSUMEXP=term.reduce == "logsumexp",
         BM=TILE,
         **FUSED,
@@ -72,12 +72,12 @@ def grad_block(
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     x, r = pairs.x, pairs.r
     xs = stats_of(x, row_stat, row_grad, term)
-    rs = None if columns is None else stats_of(r, column_stat, column_grad, term)
+    rs = NO_STATS if columns is None else stats_of(r, column_stat, column_grad, term)
     d_rows = d_columns = d_bias = None
     if wants[0] and (columns is not None or column_bias is not None):
         d_rows = gradient_of(pairs, x, r, xs, rs, term, term.scale)
         if columns is None:  # every row is a column too, with a bias as which its terms differ
-            d_rows += gradient_of(pairs, r, x, None, xs, term, term.scale)
+            d_rows += gradient_of(pairs, r, x, NO_STATS, xs, term, term.scale)
     elif wants[0]:
         d_rows = gradient_of(pairs, x, r, xs, xs, term, term.scale)
     if wants[1]:

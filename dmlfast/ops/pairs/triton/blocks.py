@@ -11,7 +11,7 @@ import triton.language as tl
 
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
-from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
+from dmlfast.ops.pairs.triton.statistics import NO_MEAN, Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
     add_near,
     careful_weights,
@@ -128,7 +128,7 @@ def product_kernel(
         at = (first_j + j).to(tl.int64)[:, None] * DP + k[None, :]
         rows = tl.load(r.rows + at, mask=(k < DP)[None, :], other=0.0).to(OPERAND)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
-    if mean is not None:
+    if mean.loss is not None:
         factor = factor / pairs_in(mean)
         if band + tl.program_id(1) == 0:
             store_mean(mean, x, r)
@@ -167,11 +167,11 @@ def gradient_of(
     pairs: Pairs,
     x: Side,
     r: Side,
-    xs: Stats | None,
-    rs: Stats | None,
+    xs: Stats,
+    rs: Stats,
     term: PairTerm,
     factor: float,
-    mean: Mean | None,
+    mean: Mean,
 ) -> torch.Tensor:
     """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``.
 
@@ -192,7 +192,7 @@ def gradient_of(
     scaled = term.scale * unit, term.offset * unit
     kind = {
         **pairs.asks(term),
-        "POSITIVES": mean is not None,
+        "POSITIVES": mean is not NO_MEAN,
         "NEAR": configs.near_of(pairs.dtype),
         **how.scores,
     }

@@ -7,7 +7,7 @@ import triton.language as tl
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton import blocks
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
-from dmlfast.ops.pairs.triton.statistics import Mean, Stats, pairs_in, store_mean
+from dmlfast.ops.pairs.triton.statistics import NO_MEAN, NO_STATS, Mean, Stats, pairs_in, store_mean
 from dmlfast.ops.pairs.triton.weights import (
     add_near,
     careful_weights,
@@ -42,8 +42,8 @@ def gradient_kernel(
 ):  # fmt: skip
     """The gradient (n, d) of the rows of x, a band of rows a program, over all columns.
 
-    factor: what weights are multiplied by in the end. mean: the `Mean` that the gradient is of, or
-    None; it is left there.
+    factor: what weights are multiplied by in the end. mean: the `Mean` that the gradient is of, if
+    any; its loss is left there.
     """
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     k = tl.arange(0, DP)
@@ -106,7 +106,7 @@ def gradient_kernel(
                         w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION
                     )
 
-    if mean is not None:
+    if mean.loss is not None:
         factor = factor / pairs_in(mean)
         if tl.program_id(0) == 0:
             store_mean(mean, x, r)
@@ -133,11 +133,11 @@ def gradient_of(
     pairs: Pairs,
     x: Side,
     r: Side,
-    xs: Stats | None,
-    rs: Stats | None,
+    xs: Stats,
+    rs: Stats,
     term: PairTerm,
     factor: float,
-    mean: Mean | None = None,
+    mean: Mean = NO_MEAN,
 ) -> torch.Tensor:
     """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``."""
     if pairs.products.by_blocks:
@@ -156,7 +156,7 @@ def gradient_of(
         term.scale * unit,
         term.offset * unit,
         **pairs.asks(term),
-        POSITIVES=mean is not None,
+        POSITIVES=mean is not NO_MEAN,
         NEAR=configs.near_of(pairs.dtype),
         **pairs.products._asdict(),
         **tile.blocks,
@@ -167,11 +167,11 @@ def gradient_of(
 
 @triton.jit
 def bias_kernel(
-    x, r, rs, out, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr,
+    x, r, xs, rs, out, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr,
     INSIDE: tl.constexpr, APART: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The gradient (n,) of the bias of x, from the statistics of r."""
+    """The gradient (n,) of the bias of x, from the statistics of r; xs: none."""
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
     xn = tl.load(x.norm + i)
@@ -185,15 +185,13 @@ def bias_kernel(
             if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
                 score = tl.where(close, squared_differences(x, r, i, j, BM, BN), score)
             score = tl.sqrt(tl.maximum(score, 0.0))
-        w = pair_weights(
-            score, x, r, i, j, None, rs, scale, offset, LOGSUMEXP, INSIDE, APART, False
-        )
+        w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, False)
         total += tl.sum(w, 1)
     poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
     tl.store(out + tl.load(x.order + i), total + poison, mask=i < x.n)
 
 
-def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Tensor:
+def bias_gradient_of(pairs: Pairs, xs: Stats, term: PairTerm) -> torch.Tensor:
     """The gradient (m,), float32, of the bias of the columns."""
     out = pairs.r.norm.new_empty(pairs.r.n)
     tile = pairs.reduce_tile
@@ -201,6 +199,7 @@ def bias_gradient_of(pairs: Pairs, xs: Stats | None, term: PairTerm) -> torch.Te
     bias_kernel[(pairs.r.padded // tile.BM,)](
         pairs.r,
         pairs.x,
+        NO_STATS,
         xs,
         out,
         term.scale * unit,

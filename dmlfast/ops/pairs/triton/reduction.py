@@ -181,6 +181,8 @@ def reduce_kernel(
                     total += before
         tl.store(row_top + i, top)
         tl.store(row_total + i, total)
+        if HALF:
+            tl.debug_barrier()  # they may be columns of the next band
 
 
 def block_of(padded: int) -> int:

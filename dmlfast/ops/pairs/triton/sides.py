@@ -91,5 +91,7 @@ def pairs_of(
         **common,
     )
     if self_index is not None and term.select in ("positive", "other"):
-        x = x._replace(itself=positions_of(self_index, x, r))
+        positions = positions_of(self_index, x, r)
+        by_label = term.select == "positive"
+        x = x._replace(**{"itself" if by_label else "left_out": positions})
     return Pairs(x, r, False, False, dtype, how, tiles)

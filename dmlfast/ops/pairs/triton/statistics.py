@@ -58,12 +58,17 @@ def store_mean(mean, x, r):
     tl.store(mean.loss, 0.5 * total_of(mean.losses, mean.bands) / pairs_in(mean) + poison)
 
 
+# A kernel can ask a field whether it is None, not a tuple.
+NO_STATS = Stats(None, None, None, None, 0)
+NO_MEAN = Mean(None, None, 0, None)
+
+
 @triton.jit
 def combine_kernel(
     x, r, tops, totals, slots, result, stats, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
 ):
     """Adds up the slots. ``result`` (n,) gets natural logarithms in the order of the given rows,
-    ``stats`` powers of two by position and their range; each may be None. Of sums there is the
+    ``stats`` powers of two by position and their range; each may be missing. Of sums there is the
     result only.
     """
     tile = tl.program_id(0)
@@ -92,7 +97,7 @@ def combine_kernel(
             value = tl.where(some, found * LN2, -float("inf"))
         poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
         tl.store(result + tl.load(x.order + i), value + poison, mask=i < x.n)
-    if stats is not None:
+    if stats.value is not None:
         tl.store(stats.value + i, tl.where(some, found, NOTHING))
         tl.store(stats.lowest + tile, tl.max(tl.where(some, -found, -float("inf")), 0))
         tl.store(stats.highest + tile, tl.max(tl.where(some, found, -float("inf")), 0))
@@ -128,10 +133,10 @@ def empty_stats(side: Side, logsumexp: bool = True) -> Stats:
 
 def stats_of(
     side: Side, value: torch.Tensor | None, grad: torch.Tensor | None, term: PairTerm
-) -> Stats | None:
-    """The statistics of a side and their gradients, (n,) each; None where there are none."""
+) -> Stats:
+    """The statistics of a side and their gradients, (n,) each, if there are any."""
     if value is None or grad is None:
-        return None
+        return NO_STATS
     logsumexp = term.reduce == "logsumexp"
     stats = empty_stats(side, logsumexp)
     stats_kernel[(side.tiles,)](

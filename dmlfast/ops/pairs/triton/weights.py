@@ -39,13 +39,13 @@ def pair_weights(
     mask = selected(x, r, i, j, INSIDE, APART, False)
     t = tl.where(mask, term(score, x, r, i, j, scale, offset), NOTHING)
     w = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
-    if xs is not None:
+    if xs.grad is not None:
         grad = tl.load(xs.grad + i)[:, None]
         if LOGSUMEXP:
             w += tl.exp2(tl.minimum(t - statistic(xs, i)[:, None], 0.0)) * grad
         else:
             w += grad
-    if rs is not None:
+    if rs.grad is not None:
         grad = tl.load(rs.grad + j)[None, :]
         if LOGSUMEXP:
             w += tl.exp2(tl.minimum(t - statistic(rs, j)[None, :], 0.0)) * grad
@@ -74,7 +74,7 @@ def middle_of(xs, rs, LOGSUMEXP: tl.constexpr):
 def factor_of(stats, i, middle, LOGSUMEXP: tl.constexpr):
     """Gradient times exp2(middle - statistic) of some rows; 0 where there are no statistics."""
     factor = i * 0.0
-    if stats is not None:
+    if stats.grad is not None:
         factor = tl.load(stats.grad + i)
         if LOGSUMEXP:
             factor *= tl.exp2(middle - statistic(stats, i))
@@ -166,3 +166,4 @@ def add_near(
                         at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
                         part = factor * of_column[:, None] * difference
                         tl.store(at, tl.load(at, mask=known) + part, mask=known)
+                    tl.debug_barrier()  # the next column adds to what others have stored
