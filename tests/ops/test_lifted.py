@@ -1,6 +1,7 @@
 """The lifted structured loss: the paper's formula, its neighbours, and the kernels' accuracy."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dmlfast.ops import lifted_structured_loss
 
 from .helpers import (
     IMPLS,
+    KERNELS,
     Problem,
     assert_accurate,
     assert_kernels_accurate,
@@ -218,3 +220,11 @@ def test_accuracy_where_a_block_has_many_tiles():
     order = torch.randperm(n, generator=generator(1))
     found = results(lifted, Problem(p.rows[order], p.labels[order]), torch.ones_like, impl="cpu")
     assert_accurate([found[0], found[1][order.argsort()]], truth, yard)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_a_row_of_another_label_than_its_own_column_meets_it_as_a_negative(impl):
+    """`self_index` leaves a pair out of the positives alone."""
+    p = problem(40, 60)
+    p = replace(p, self_index=torch.arange(40))
+    torch.testing.assert_close(lifted(p, impl=impl), lifted(p, impl="reference"))

@@ -89,7 +89,8 @@ def weights_kernel(
                 score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
                 APART, POSITIVES, NEAR,
             )  # fmt: skip
-            flag = tl.where(near, 1, flag)
+            if DISTANCE:
+                flag = tl.maximum(flag, near)
             own_j = piece + tl.arange(0, BS)
             w = rounded_weights(w, WEIGHTS)
             tl.store(at + own_j[None, :], w)

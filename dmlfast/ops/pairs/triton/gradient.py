@@ -53,7 +53,7 @@ def gradient_kernel(
     acc = tl.zeros((BM, DP), tl.float32)
     weight = tl.zeros((BM,), tl.float32)
     nearest = tl.full((BM,), 1.0, tl.float32)
-    some_near = False
+    some_near = 0
     m0, m1, f1, end = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
     row_factor = factor_of(xs, i, middle, LOGSUMEXP)
     for tile in range(free_count(0, m0, m1, f1, INSIDE)):
@@ -82,7 +82,8 @@ def gradient_kernel(
             score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
             APART, POSITIVES, NEAR,
         )  # fmt: skip
-        some_near |= near
+        if DISTANCE:
+            some_near = tl.maximum(some_near, near)
         w = rounded_weights(w, WEIGHTS)
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
@@ -99,7 +100,7 @@ def gradient_kernel(
                         score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP,
                         INSIDE, APART, POSITIVES, NEAR,
                     )  # fmt: skip
-                    some_near |= near
+                    some_near = tl.maximum(some_near, near)
                     w = rounded_weights(tl.where(excess > 0.0, 0.0, w), WEIGHTS)
                     weight += tl.sum(w.to(tl.float32), 1)
                     acc = tl.dot(
@@ -117,7 +118,7 @@ def gradient_kernel(
         acc = weight[:, None] * load_rows(x, i, k, DP, tl.float32) - acc
     tl.store(out + at, factor * acc + poison, mask=known)
     if DISTANCE:
-        if some_near:
+        if some_near > 0:
             tl.debug_barrier()
             first = 0
             if INSIDE:

@@ -96,24 +96,23 @@ def careful_weights(
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     NEAR: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of any pairs weighs in a product, and whether it has near ones.
+    """What a tile of any pairs weighs in a product, and 1 if it has near ones, else 0.
 
     ``score``: squared distances or products. Close pairs get a distance from the differences of
     their rows. Near ones among them weigh nothing: `add_near` has to follow.
     """
-    some = False
+    some = 0
     if DISTANCE:
         close = _met(x, r, i, j, APART) & (excess <= 0.0)
-        near = close & False
         if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
             direct = squared_differences(x, r, i, j, i.shape[0], j.shape[0])
-            score = tl.where(close, direct, score)
             near = close & _is_near(direct, xn, tl.load(r.norm + j), NEAR)
-        some = tl.max(tl.max(near.to(tl.int32), 1), 0) > 0
+            score = tl.where(close, tl.where(near, 0.0, direct), score)
+            some = tl.max(tl.max(near.to(tl.int32), 1), 0)
         score = tl.sqrt(tl.maximum(score, 0.0))
     w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES)
     if DISTANCE:
-        w = tl.where((score > 0.0) & ~near, w / score, 0.0)
+        w = tl.where(score > 0.0, w / score, 0.0)
     return w, some
 
 
