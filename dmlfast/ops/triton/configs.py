@@ -186,7 +186,7 @@ TILES = {
         HALF: Tiles(
             reduce=Tile(128, 128, 32, 8, 3),
             wide_reduce=Tile(128, 128, 32, 8, 2),
-            gradient=Tile(128, 64, 16, 8, 2),
+            gradient=Tile(128, 32, 16, 8, 3),
             weights=WeightsTile(128, 16, 4096, 8, 2),
             product=ProductTile(128, 128, 64, 8, 3),
             small=SmallTile(128, 32, 32, 8, 1),
