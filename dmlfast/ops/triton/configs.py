@@ -202,7 +202,7 @@ TILES = {
     },
     100: {
         HALF: Tiles(
-            reduce=Tile(128, 64, 32, 8, 3),
+            reduce=Tile(128, 64, 32, 8, 2),
             wide_reduce=Tile(128, 64, 32, 8, 3),
             gradient=Tile(128, 64, 16, 8, 2),
             weights=WeightsTile(128, 16, 4096, 8, 3),
