@@ -191,3 +191,27 @@ def test_every_backend_has_a_module_for_every_op():
     for package in ("dmlfast.ops.pairs", "dmlfast.ops.lifted"):
         for name in dispatch.BACKENDS:
             assert dispatch.module(package, name).__name__ == f"{package}.{name}"
+
+
+def test_amd_gpus_are_declined(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "AMD" in dispatch.why_not("triton")
+
+
+@pytest.mark.parametrize(("asked", "exact"), [("ieee", True), ("tf32", False)])
+def test_the_precision_that_torch_was_told_in_its_newer_way(monkeypatch, asked, exact):
+    configs = pytest.importorskip("dmlfast.ops.triton.configs")
+
+    def mixed():
+        raise RuntimeError("a mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = asked
+    try:
+        how = configs.products_of(torch.float32, 8)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert ("tf32x3" if exact else "tf32") == how.PRECISION

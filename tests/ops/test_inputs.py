@@ -216,3 +216,22 @@ def test_torchs_defaults_do_not_matter(op, set_default):
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.fixture
+def precision():
+    """Sets the precision of float32 products for a test."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("score", ["dot", "distance"])
+def test_rows_and_columns_of_two_dtypes_at_lower_precision(precision, score):
+    precision("high")
+    p = problem(40, 30)
+    mixed = replace(p, rows=p.rows.bfloat16())
+    options = {"score": score, "reduce": "logsumexp", "scale": 0.5}
+    found = pair_reduce(mixed, impl="triton", **options)
+    expected = pair_reduce(replace(p, rows=mixed.rows.float()), impl="reference", **options)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)

@@ -98,6 +98,22 @@ def test_what_does_not_fit_in_the_time_is_left_out(times):
     assert tuned.read(GPU) == {}
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_what_was_found_before_stays(times, seconds):
+    found = {FULL: {"gradient": (64, 32, 32, 4, 1)}}
+    tuned.write(GPU, found)
+    run(seconds)
+    assert tuned.read(GPU)[FULL]["gradient"] == (64, 32, 32, 4, 1)
+
+
+def test_without_a_home_nothing_was_found(monkeypatch):
+    def nowhere(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tuned.Path, "expanduser", nowhere)
+    assert tuned.read(GPU) == {}
+
+
 def test_a_table_takes_what_was_found(monkeypatch):
     tuned.write(GPU, {FULL: {"reduce": (32, 32, 32, 4, 1)}})
     table = configs.TILES[90][FULL]

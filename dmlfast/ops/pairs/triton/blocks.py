@@ -106,9 +106,9 @@ def product_kernel(
     x, r, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch, again,
     factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
-    NEAR: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, T: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    NEAR: tl.constexpr, DP: tl.constexpr, OPERAND: tl.constexpr, W_OPERAND: tl.constexpr,
+    W_PRECISION: tl.constexpr, T: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """Adds to ``out`` (n, d) what a block of weights gives for BK components of a band of x.
 
@@ -195,7 +195,6 @@ def gradient_of(
         **pairs.asks(term),
         "POSITIVES": mean is not NO_MEAN,
         "NEAR": configs.near_of(pairs.dtype),
-        **how.scores,
     }
     begun: set[int] = set()
 
@@ -206,8 +205,8 @@ def gradient_of(
         product_kernel[(height // product.BM, -(-a.d // product.BK))](
             a, b, a_stats, b_stats, out, weights, sums, flags, first_i, first_j, width, columns,
             sums.shape[1], int(first_i in begun), factor, mean, *scaled, TURNED=turned, **kind,
-            W_OPERAND=how.W_OPERAND, W_PRECISION=how.W_PRECISION, T=tile.T, **product.blocks,
-            BS=tile.BS, **configs.launch(product),
+            DP=how.DP, OPERAND=how.OPERAND, W_OPERAND=how.W_OPERAND, W_PRECISION=how.W_PRECISION,
+            T=tile.T, **product.blocks, **configs.launch(product),
         )  # fmt: skip
         begun.add(first_i)
 
@@ -217,8 +216,8 @@ def gradient_of(
             width = min(columns, r.padded - first_j)
             weights_kernel[(height // tile.T, width // tile.T)](
                 x, r, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, rows,
-                columns, *scaled, **kind, WEIGHTS=how.WEIGHTS, BM=tile.T, BN=tile.T, BS=tile.BS,
-                **configs.launch(tile),
+                columns, *scaled, **kind, **how.scores, WEIGHTS=how.WEIGHTS, BM=tile.T, BN=tile.T,
+                BS=tile.BS, **configs.launch(tile),
             )  # fmt: skip
             multiply(first_i, first_j, height, width, turned=False)
             if mutual and first_j > first_i:
