@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-KERNELS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
+KERNELS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: setup test test-all gpu demo lint format clean
 
@@ -13,7 +13,7 @@ setup: $(READY)
 $(READY): requirements-dev.txt pyproject.toml setup.py $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements-dev.txt
-	DMLFAST_REQUIRE_NATIVE=$${DMLFAST_REQUIRE_NATIVE:-1} $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	DMLFAST_REQUIRE_NATIVE=$${DMLFAST_REQUIRE_NATIVE:-cpu} $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 lint: setup

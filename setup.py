@@ -1,12 +1,17 @@
 """Builds csrc/ into plain shared libraries that need neither torch nor Python to compile.
 
-DMLFAST_REQUIRE_NATIVE=1 turns an extension that could not be built into an error; without it the
-package installs and `dmlfast info` says what is missing.
+The CUDA kernels are built where nvcc is found (on the PATH, or in CUDA_HOME), whether or not there
+is a GPU; DMLFAST_CUDA=0 leaves them out. DMLFAST_REQUIRE_NATIVE, a list such as "cpu,cuda", turns
+a library that could not be built into an error; without it the package installs and `dmlfast info`
+says what is missing.
 """
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -25,8 +30,29 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
 
+# Machine code for the GPUs with code of their own, and PTX for those that come after.
+CUDA_FLAGS = ["-std=c++17", "-O3", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+for code in ("80,code=sm_80", "90a,code=sm_90a", "100,code=[sm_100,compute_100]"):
+    CUDA_FLAGS.append(f"-gencode=arch=compute_{code}")
+CUDA_JOB_BYTES = 2 << 30  # that one run of nvcc may take
+
+
+def nvcc() -> str | None:
+    """Where the compiler of CUDA is, if it is there and wanted."""
+    if os.environ.get("DMLFAST_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
+
+
+def jobs() -> int:
+    """How many files to compile at a time, as memory allows."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(os.cpu_count() or 1, free // CUDA_JOB_BYTES))
+
+
 class BuildNative(build_ext):
-    """Compiles csrc/cpu for every instruction set and links one library without a Python module."""
+    """Makes shared libraries, without a Python module in them."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
@@ -35,33 +61,61 @@ class BuildNative(build_ext):
         return ext.export_symbols
 
     def build_extension(self, ext: Extension) -> None:
-        flags = CPU_FLAGS + os.environ.get("DMLFAST_CXXFLAGS", "").split()
+        name = ext.name.rsplit("_", 1)[1]
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            objects = []
-            for isa, isa_flags in ISA_FLAGS.items():
-                objects += self.compiler.compile(
-                    [source for source in ext.sources if "kernels" in source],
-                    output_dir=str(Path(self.build_temp) / isa),
-                    macros=[("DML_ISA", isa)],
-                    extra_postargs=flags + isa_flags,
-                    depends=ext.depends,
-                )
+            if name == "cuda":
+                self.build_cuda(ext, target)
+            else:
+                self.build_cpu(ext, target)
+        except Exception as error:
+            if name in os.environ.get("DMLFAST_REQUIRE_NATIVE", "").split(","):
+                raise
+            print(f"dmlfast: the {name} kernels were not built: {error}", file=sys.stderr)
+
+    def build_cpu(self, ext: Extension, target: Path) -> None:
+        """Compiles for every instruction set, and links one library."""
+        flags = CPU_FLAGS + os.environ.get("DMLFAST_CXXFLAGS", "").split()
+        objects = []
+        for isa, isa_flags in ISA_FLAGS.items():
             objects += self.compiler.compile(
-                [source for source in ext.sources if "kernels" not in source],
-                output_dir=self.build_temp,
-                macros=[("DML_WITH_" + isa.upper(), None) for isa in ISA_FLAGS],
-                extra_postargs=flags,
+                [source for source in ext.sources if "kernels" in source],
+                output_dir=str(Path(self.build_temp) / isa),
+                macros=[("DML_ISA", isa)],
+                extra_postargs=flags + isa_flags,
                 depends=ext.depends,
             )
-            target = Path(self.get_ext_fullpath(ext.name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.compiler.link_shared_object(
-                objects, str(target), extra_postargs=[*flags, "-shared"], target_lang="c++"
-            )
-        except Exception as error:
-            if os.environ.get("DMLFAST_REQUIRE_NATIVE") == "1":
-                raise
-            print(f"dmlfast: the CPU kernels were not built: {error}", file=sys.stderr)
+        objects += self.compiler.compile(
+            [source for source in ext.sources if "kernels" not in source],
+            output_dir=self.build_temp,
+            macros=[("DML_WITH_" + isa.upper(), None) for isa in ISA_FLAGS],
+            extra_postargs=flags,
+            depends=ext.depends,
+        )
+        self.compiler.link_shared_object(
+            objects, str(target), extra_postargs=[*flags, "-shared"], target_lang="c++"
+        )
+
+    def build_cuda(self, ext: Extension, target: Path) -> None:
+        """Compiles for every GPU, what is older than its sources, and links one library."""
+        compiler = nvcc()
+        if compiler is None:
+            raise RuntimeError("there is no nvcc, or DMLFAST_CUDA=0")
+        folder = Path(self.build_temp) / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        newest = max(Path(path).stat().st_mtime for path in [*ext.depends, "setup.py"])
+
+        def compiled(source: str) -> Path:
+            made = folder / f"{Path(source).stem}.o"
+            changed = max(newest, Path(source).stat().st_mtime)
+            if self.force or not made.exists() or made.stat().st_mtime < changed:
+                subprocess.run([compiler, *CUDA_FLAGS, "-c", source, "-o", made], check=True)
+            return made
+
+        with ThreadPoolExecutor(jobs()) as pool:
+            objects = list(pool.map(compiled, ext.sources))
+        subprocess.run([compiler, *CUDA_FLAGS, "-shared", *objects, "-o", target], check=True)
 
 
 setup(
@@ -77,7 +131,12 @@ setup(
             "dmlfast.ops.libdmlfast_cpu",
             sources=["csrc/cpu/kernels.cpp", "csrc/cpu/dispatch.cpp"],
             depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
-        )
+        ),
+        Extension(
+            "dmlfast.ops.libdmlfast_cuda",
+            sources=sorted(str(path) for path in Path("csrc/cuda").glob("*.cu")),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+        ),
     ],
     cmdclass={"build_ext": BuildNative},
 )

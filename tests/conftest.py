@@ -1,4 +1,5 @@
-"""Where Triton kernels are tested: on a GPU by `make gpu`, and in Triton's interpreter otherwise.
+"""Where kernels for GPUs are tested: on a GPU by `make gpu`, and otherwise on the CPU, Triton's in
+its interpreter and CUDA's emulated.
 
 Triton decides which of the two it does when it is imported.
 """
@@ -8,8 +9,12 @@ import os
 import pytest
 import torch
 
+from .ops import emulated
+
 os.environ.setdefault("TRITON_INTERPRET", "1")
 ON_GPU = torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0"
+if not ON_GPU:
+    os.environ["DMLFAST_CUDA_EMULATED"] = str(emulated.build())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can be used here, and on which device they run."""
+"""Whether the kernels for GPUs can be used here, and on which device they run."""
 
 import functools
 import importlib.util
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from dmlfast.ops.cuda import library
 
 
 def interpreted() -> bool:
@@ -20,6 +22,16 @@ def why_no_triton() -> str | None:
         return "the package triton is not installed; it comes with torch's CUDA build"
     if interpreted():
         return None
+    return _why_no_gpu()
+
+
+def why_no_cuda() -> str | None:
+    """None where the CUDA kernels run, else the reason."""
+    reason = library.why_no_library()
+    return reason if reason or library.emulated() else _why_no_gpu()
+
+
+def _why_no_gpu() -> str | None:
     if torch.version.hip:
         return "this torch is built for AMD GPUs, and the kernels are for NVIDIA's"
     if not torch.cuda.is_available():
@@ -32,7 +44,15 @@ def why_no_triton() -> str | None:
 
 def triton_declines(device: str, dtype: torch.dtype) -> str | None:
     """Why the Triton kernels cannot serve tensors of a device type and a dtype, or None."""
-    served = "cpu" if interpreted() else "cuda"
+    return _declines("cpu" if interpreted() else "cuda", device, dtype)
+
+
+def cuda_declines(device: str, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels cannot serve tensors of a device type and a dtype, or None."""
+    return _declines("cpu" if library.emulated() else "cuda", device, dtype)
+
+
+def _declines(served: str, device: str, dtype: torch.dtype) -> str | None:
     if device != served:
         return f"it serves '{served}' tensors, and these are on '{device}'"
     if dtype == torch.float64:

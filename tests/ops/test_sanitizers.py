@@ -32,7 +32,11 @@ def test_kernels_run_clean(sanitizers, tmp_path):
     flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     build = [sys.executable, "setup.py", "-q", "build_ext"]
     folders = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects"]
-    environment = {"DMLFAST_CXXFLAGS": " ".join(flags), "DMLFAST_REQUIRE_NATIVE": "1"}
+    environment = {
+        "DMLFAST_CXXFLAGS": " ".join(flags),
+        "DMLFAST_REQUIRE_NATIVE": "cpu",
+        "DMLFAST_CUDA": "0",
+    }
     run([*build, *folders], **environment)
     library = tmp_path / "lib" / "dmlfast" / "ops" / "libdmlfast_cpu.so"
     program = tmp_path / "sanitize"

@@ -1,0 +1,195 @@
+// What the kernels take from CUDA: launches, barriers, shared memory, number formats. With DML_EMULATED they
+// are compiled for the CPU, by tests: emulation.h stands in for CUDA.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef DML_EMULATED
+#include "emulation.h"
+#else
+#include <cooperative_groups.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace dml {
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = ~0u;
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+struct float16 {
+  uint16_t bits;
+};
+
+__device__ __forceinline__ float bits_to_float(uint32_t bits) {
+#ifdef DML_EMULATED
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#else
+  return __uint_as_float(bits);
+#endif
+}
+
+__device__ __forceinline__ uint32_t float_to_bits(float value) {
+#ifdef DML_EMULATED
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#else
+  return __float_as_uint(value);
+#endif
+}
+
+__device__ __forceinline__ float to_float(float value) {
+  return value;
+}
+
+__device__ __forceinline__ float to_float(bfloat16 value) {
+  return bits_to_float(uint32_t(value.bits) << 16);
+}
+
+__device__ __forceinline__ float to_float(float16 value) {
+#ifdef DML_EMULATED
+  return emulation::half_to_float(value.bits);
+#else
+  return __half2float(__ushort_as_half(value.bits));
+#endif
+}
+
+// To the nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ bfloat16 to_bfloat16(float value) {
+  const uint32_t bits = float_to_bits(value);
+  if (value != value) return bfloat16{uint16_t(bits >> 16 | 0x40)};
+  return bfloat16{uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+// The nearest value with ten bits of mantissa, which a tf32 product takes as it is.
+__device__ __forceinline__ float to_tf32(float value) {
+  const uint32_t bits = float_to_bits(value);
+  return value != value ? value : bits_to_float((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu);
+}
+
+#ifdef DML_EMULATED
+inline float exp2(float x) {
+  return std::exp2(x);
+}
+inline float log2(float x) {
+  return std::log2(x);
+}
+inline float reciprocal(float x) {
+  return 1.0f / x;
+}
+inline float reciprocal_sqrt(float x) {
+  return 1.0f / std::sqrt(x);
+}
+#else
+__device__ __forceinline__ float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float log2(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  return __frcp_rn(x);
+}
+__device__ __forceinline__ float reciprocal_sqrt(float x) {
+  return rsqrtf(x);
+}
+#endif
+
+// The dynamic shared memory of the block.
+__device__ __forceinline__ char* shared_memory() {
+#ifdef DML_EMULATED
+  return emulation::me().block->shared.get();
+#else
+  extern __shared__ __align__(1024) char memory[];
+  return memory;
+#endif
+}
+
+// All blocks of a cooperative launch meet here; what each wrote before is seen by all after.
+__device__ __forceinline__ void grid_barrier() {
+#ifdef DML_EMULATED
+  emulation::wait(emulation::machine().everyone);
+#else
+  cooperative_groups::this_grid().sync();
+#endif
+}
+
+// The same for the blocks of a cluster.
+__device__ __forceinline__ void cluster_barrier() {
+#ifdef DML_EMULATED
+  emulation::wait(emulation::my_cluster());
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared = 0;
+  void* stream = nullptr;
+  int cluster = 1;           // blocks of a cluster
+  bool cooperative = false;  // the grid has a barrier
+};
+
+constexpr int DEFAULT_SHARED = 48 * 1024;  // bytes; a kernel has to ask for more
+
+#ifdef DML_EMULATED
+using Status = int;
+
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
+  emulation::launch(how.grid, how.block, how.shared, how.cluster, how.cooperative,
+                    [=] { kernel(arguments...); });
+  return 0;
+}
+#else
+using Status = cudaError_t;
+
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
+  if (how.shared > DEFAULT_SHARED) {
+    const Status status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared));
+    if (status != cudaSuccess) return status;
+  }
+  if (how.cluster > 8) {
+    const Status status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (how.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = unsigned(how.cluster);
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    count++;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared;
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+#endif
+
+}  // namespace dml

@@ -1,0 +1,251 @@
+// Runs CUDA kernels on the CPU, for tests: a thread is a fiber, and a block has memory of its own that starts
+// full of NaN. device.h includes this file in place of CUDA's own where DML_EMULATED is defined. Threads take
+// turns at barriers, in ascending order or, with DML_EMULATED_REVERSE set, in descending order: what depends
+// on the order lacks a barrier.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+namespace emulation {
+
+constexpr size_t STACK = 256 * 1024, SHARED_ALIGNMENT = 1024;
+constexpr int WARP = 32;
+
+struct Barrier {
+  int expected = 0, arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Block;
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[STACK]};
+  int index = 0;
+  bool done = false;
+  void* shown = nullptr;
+  Block* block = nullptr;
+};
+
+struct Block {
+  dim3 index;
+  std::vector<Thread*> threads;
+  std::vector<Barrier> warps;
+  std::map<int, Barrier> named;
+  Barrier all;
+  std::unique_ptr<char, decltype(&std::free)> shared{nullptr, std::free};
+};
+
+// The blocks that run at a time: one, or all of a grid that has a barrier of its own.
+struct Machine {
+  dim3 grid, size;
+  std::vector<Block> blocks;
+  std::vector<std::unique_ptr<Thread>> pool;
+  Barrier everyone;
+  std::map<int, Barrier> clusters;
+  int cluster = 1;
+  ucontext_t scheduler;
+  Thread* current = nullptr;
+  const std::function<void()>* body = nullptr;
+  uint64_t progress = 0;
+};
+
+inline Machine& machine() {
+  static thread_local Machine the_machine;
+  return the_machine;
+}
+
+inline Thread& me() {
+  return *machine().current;
+}
+
+inline void yield() {
+  swapcontext(&me().context, &machine().scheduler);
+}
+
+inline void release(Barrier& barrier) {
+  if (!barrier.expected || barrier.arrived < barrier.expected) return;
+  barrier.arrived = 0;
+  barrier.generation++;
+  machine().progress++;
+}
+
+inline void wait(Barrier& barrier) {
+  const unsigned generation = barrier.generation;
+  barrier.arrived++;
+  machine().progress++;
+  release(barrier);
+  while (barrier.generation == generation) yield();
+}
+
+inline Barrier& cluster_of(const Block& block) {
+  return machine().clusters[int(block.index.x) / machine().cluster];
+}
+
+inline void leave(Barrier& barrier) {
+  barrier.expected--;
+  release(barrier);
+}
+
+inline void enter() {
+  (*machine().body)();
+  Thread& thread = me();
+  thread.done = true;
+  machine().progress++;
+  leave(thread.block->all);
+  leave(thread.block->warps[thread.index / WARP]);
+  leave(cluster_of(*thread.block));
+  leave(machine().everyone);
+  for (;;) yield();
+}
+
+inline void fail(const char* what) {
+  std::fprintf(stderr, "emulation: %s\n", what);
+  std::abort();
+}
+
+// Runs blocks [first, first + count) of the grid side by side.
+inline void run(int first, int count, size_t shared) {
+  Machine& m = machine();
+  const int threads = int(m.size.x * m.size.y * m.size.z);
+  while (m.pool.size() < size_t(count) * threads) m.pool.push_back(std::make_unique<Thread>());
+  m.blocks.clear();
+  m.blocks.resize(count);
+  m.clusters.clear();
+  m.everyone = Barrier{count * threads, 0, 0};
+  for (int b = 0; b < count; b++) {
+    Block& block = m.blocks[b];
+    const unsigned linear = unsigned(first + b);
+    block.index = dim3{linear % m.grid.x, linear / m.grid.x % m.grid.y, linear / (m.grid.x * m.grid.y)};
+    block.all = Barrier{threads, 0, 0};
+    block.warps.assign((threads + WARP - 1) / WARP, Barrier{});
+    // exactly as long as asked for, so that the address sanitizer sees what is beyond
+    void* memory = nullptr;
+    if (posix_memalign(&memory, SHARED_ALIGNMENT, shared)) fail("no memory");
+    std::memset(memory, 0xff, shared);
+    block.shared.reset(static_cast<char*>(memory));
+    cluster_of(block).expected += threads;
+    for (int t = 0; t < threads; t++) {
+      Thread& thread = *m.pool[size_t(b) * threads + t];
+      thread.index = t;
+      thread.done = false;
+      thread.block = &block;
+      block.threads.push_back(&thread);
+      block.warps[t / WARP].expected++;
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.get();
+      thread.context.uc_stack.ss_size = STACK;
+      thread.context.uc_link = nullptr;
+      makecontext(&thread.context, enter, 0);
+    }
+  }
+  static const bool reverse = std::getenv("DML_EMULATED_REVERSE") != nullptr;
+  const int all = count * threads;
+  for (int left = all; left;) {
+    const uint64_t before = m.progress;
+    for (int k = 0; k < all; k++) {
+      m.current = m.pool[reverse ? all - 1 - k : k].get();
+      if (m.current->done) continue;
+      swapcontext(&m.scheduler, &m.current->context);
+      left -= m.current->done;
+    }
+    if (m.progress == before) fail("threads wait for each other: a barrier that not all of them reach");
+  }
+}
+
+inline void launch(dim3 grid, dim3 block, size_t shared, int cluster, bool together,
+                   const std::function<void()>& body) {
+  Machine& m = machine();
+  m.grid = grid, m.size = block, m.cluster = cluster, m.body = &body;
+  const int blocks = int(grid.x * grid.y * grid.z), step = together ? blocks : cluster;
+  for (int first = 0; first < blocks; first += step) run(first, step, shared);
+}
+
+inline Barrier& my_cluster() {
+  return cluster_of(*me().block);
+}
+
+inline Barrier& my_warp() {
+  return me().block->warps[me().index / WARP];
+}
+
+// What a thread of the same warp has shown to the others, until they meet again.
+template <class T>
+const T& shown_by(int lane) {
+  return *static_cast<const T*>(me().block->threads[me().index / WARP * WARP + lane]->shown);
+}
+
+// Calls f while all threads of the warp show a value of theirs.
+template <class T, class F>
+auto showing(const T& mine, F&& f) {
+  me().shown = const_cast<void*>(static_cast<const void*>(&mine));
+  wait(my_warp());
+  auto found = f();
+  wait(my_warp());
+  return found;
+}
+
+inline float half_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const float size = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                     : exponent == 0 ? std::ldexp(float(mantissa), -24)
+                                     : std::ldexp(float(mantissa + 1024), exponent - 25);
+  return bits >> 15 ? -size : size;
+}
+
+}  // namespace emulation
+
+#define threadIdx (dim3{unsigned(emulation::me().index), 0, 0})
+#define blockIdx (emulation::me().block->index)
+#define blockDim (emulation::machine().size)
+#define gridDim (emulation::machine().grid)
+
+inline void __syncthreads() {
+  emulation::wait(emulation::me().block->all);
+}
+inline void __syncwarp(unsigned = ~0u) {
+  emulation::wait(emulation::my_warp());
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulation::showing(value, [&] { return emulation::shown_by<T>(lane); });
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int by) {
+  return __shfl_sync(mask, value, (emulation::me().index % emulation::WARP) ^ by);
+}
+
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+  return emulation::showing(predicate, [] {
+    unsigned found = 0;
+    for (int lane = 0; lane < emulation::WARP; lane++)
+      found |= unsigned(emulation::shown_by<bool>(lane)) << lane;
+    return found;
+  });
+}
+
+inline bool __any_sync(unsigned mask, bool predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
