@@ -297,7 +297,7 @@ def _dmlfast(
         reasons = [dispatch.BACKENDS[name].declines(device, dtype) for dtype in dtypes]
         return reasons[0] if all(reasons) else None
 
-    known = [*dispatch.BACKENDS, *dispatch.PLANNED]
+    known = list(dispatch.BACKENDS)
     if impl in ("all", "auto"):
         usable = [name for name in dispatch.BACKENDS if refusal(name) is None]
         return [benchmark.dmlfast(name) for name in (usable if impl == "all" else usable[:1])]

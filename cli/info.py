@@ -56,7 +56,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "gpus": gpus,
             "torch_cuda": torch.version.cuda,
         },
-        "backends": {name: why_not(name) for name in (*dispatch.BACKENDS, *dispatch.PLANNED)},
+        "backends": {name: why_not(name) for name in dispatch.BACKENDS},
     }
 
 

@@ -31,6 +31,67 @@ DML_API int64_t dml_cuda_one_pass_scratch(int64_t n, int64_t d);
 DML_API int dml_cuda_lifted_one_pass(const struct dml_rows*, const int64_t* labels, float margin, float* loss,
                                      float* d_rows, float* scratch, void* stream);
 
+// One side of the pairs: its rows in the order of their labels, each at a position, padded to whole bands of
+// 128 positions. Where columns are sought by label, those of the label of the row at position i are at the
+// positions [low[i], high[i]) of the other side.
+struct dml_side {
+  struct dml_rows given;
+  const int64_t* order;       // (n,): which row is at a position; NULL where each is at its own
+  const int32_t *low, *high;  // (n,) or NULL
+  const int32_t* self;  // (n,): the position on the other side that is the row itself, -1 for none; or NULL
+  const float* bias;    // (n,), in the unit of terms, or NULL
+  void* rows;           // prepared: tiles of 64 rows by chunks of 128 bytes, see csrc/cuda/tiles.h
+  float* norm;          // (padded,): squared lengths of the prepared rows
+  int64_t padded;
+  int32_t chunks;  // of a prepared row
+};
+
+// How all pairs are looked at. Terms of a log-sum-exp are powers of two, as scale, offset, bias and
+// statistics are.
+struct dml_task {
+  int32_t dtype;  // of prepared rows
+  int32_t fast;   // float32 products in tf32
+  int32_t score, select, reduce;
+  float scale, offset;
+  int32_t apart;   // both sides are the same rows, and none meets itself
+  int32_t splits;  // parts of the columns, each worked on by itself
+};
+
+// Statistics of a side by position, and their gradients. Members are NULL where there are none.
+struct dml_stats {
+  const float* value;   // (padded,): -1e30 where nothing was selected
+  const float* grad;    // (padded,)
+  const float* factor;  // (padded,): grad * exp2(middle - value)
+};
+
+// Prepares a side: rows minus centre (d,), where that is not NULL, in the dtype of the task.
+DML_API int dml_cuda_prepare(const struct dml_side*, const struct dml_task*, const float* centre,
+                             void* stream);
+
+// Partial statistics exp2(top) total of the rows of x over each part of the columns r, (splits, padded).
+DML_API int dml_cuda_reduce(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                            float* top, float* total, void* stream);
+
+// Over the positive pairs of x and r, with the statistics of the lifted loss: for each row the sum of
+// hinge^2, the number of pairs, and the sum of hinge * dJ / dL_i, (padded,) each.
+DML_API int dml_cuda_positives(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                               const struct dml_stats* xs, const struct dml_stats* rs, float* squares,
+                               int32_t* counts, float* grad, void* stream);
+
+// The gradient of the rows of x, (splits, n, d), times factor * *share, plus *poison, where there were zeros.
+// middle: the middle of all statistics, and 1 where they span too much for one exponential a pair, else 0.
+// near: the share of the norms below which the square of a distance makes the gradient of a pair too small a
+// difference for a product. lifted: pairs of one label weigh what the hinge of the lifted loss gives them.
+DML_API int dml_cuda_gradient(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                              const struct dml_stats* xs, const struct dml_stats* rs, const float* middle,
+                              float near, int lifted, float factor, const float* share, const float* poison,
+                              float* out, void* stream);
+
+// The weights of the pairs of each row of x, added up, (padded,): the gradient of its bias.
+DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                                   const struct dml_stats* xs, const struct dml_stats* rs, float* out,
+                                   void* stream);
+
 DML_API const char* dml_cuda_error(int status);  // in words
 
 #ifdef __cplusplus

@@ -81,7 +81,7 @@ def test_what_is_built_is_built_once(commands, tmp_path, monkeypatch):
     assert [gpu.build() for _ in range(4)] == [1, 0, 0, 0]
     assert len(commands) == 2
     assert "--no-index" in commands[0]
-    assert commands.environments[0] == {"DMLFAST_REQUIRE_NATIVE": "1"}
+    assert commands.environments[0] == {"DMLFAST_REQUIRE_NATIVE": "cpu,cuda"}
     (tmp_path / "csrc/a.cpp").write_text("something else")
     gpu.build()
     assert len(commands) == 3

@@ -219,7 +219,7 @@ def build() -> int:
         return 0
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     offline = ["--no-index", "--no-build-isolation", "--no-deps", "-e", "."]
-    native = os.environ.get("DMLFAST_REQUIRE_NATIVE", "1")
+    native = os.environ.get("DMLFAST_REQUIRE_NATIVE", "cpu,cuda")
     code, _ = tee([*pip, *offline], "build", time.time() + 300, DMLFAST_REQUIRE_NATIVE=native)
     if code == 0:
         stamp.write_text(digest.hexdigest())

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifdef DML_EMULATED
 #include "emulation.h"
@@ -12,6 +13,12 @@
 #include <cooperative_groups.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#endif
+
+#ifdef DML_EMULATED
+#define DML_ARGUMENT const
+#else
+#define DML_ARGUMENT const __grid_constant__  // may be referred to without a copy
 #endif
 
 namespace dml {
@@ -63,6 +70,14 @@ __device__ __forceinline__ float to_float(float16 value) {
 #endif
 }
 
+__device__ __forceinline__ float16 to_float16(float value) {
+#ifdef DML_EMULATED
+  return float16{emulation::float_to_half(value)};
+#else
+  return float16{__half_as_ushort(__float2half_rn(value))};
+#endif
+}
+
 // To the nearest, ties to even; a NaN stays one.
 __device__ __forceinline__ bfloat16 to_bfloat16(float value) {
   const uint32_t bits = float_to_bits(value);
@@ -107,6 +122,14 @@ __device__ __forceinline__ float reciprocal_sqrt(float x) {
   return rsqrtf(x);
 }
 #endif
+
+__device__ __forceinline__ int lowest_bit(uint32_t mask) {
+#ifdef DML_EMULATED
+  return __builtin_ctz(mask);
+#else
+  return __ffs(int(mask)) - 1;
+#endif
+}
 
 // The dynamic shared memory of the block.
 __device__ __forceinline__ char* shared_memory() {

@@ -47,10 +47,10 @@ BACKENDS = {
     for backend in (
         Backend("cpu", native.why_no_cpu, _cpu_declines),
         Backend("triton", gpu.why_no_triton, gpu.triton_declines, gpu.interpreted),
+        Backend("cuda", gpu.why_no_cuda, gpu.cuda_declines, gpu.emulated),
         Backend("reference", lambda: None, lambda device, dtype: None),
     )
 }
-PLANNED = {"cuda": "this version has no such kernels"}
 
 
 def available() -> tuple[str, ...]:
@@ -60,10 +60,8 @@ def available() -> tuple[str, ...]:
 
 def why_not(name: str) -> str | None:
     """None where backend ``name`` is usable, else the reason; ValueError for an unknown name."""
-    if name in PLANNED:
-        return PLANNED[name]
     if name not in BACKENDS:
-        raise ValueError(str(unknown_name("impl", name, ["auto", *BACKENDS, *PLANNED])))
+        raise ValueError(str(unknown_name("impl", name, ["auto", *BACKENDS])))
     return BACKENDS[name].why_not()
 
 

@@ -16,6 +16,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
+def emulated() -> bool:
+    """Whether the CUDA kernels run on the CPU, which is for tests."""
+    return library.emulated() is not None
+
+
 def why_no_triton() -> str | None:
     """None where Triton kernels run, else the reason."""
     if importlib.util.find_spec("triton") is None:
@@ -28,7 +33,7 @@ def why_no_triton() -> str | None:
 def why_no_cuda() -> str | None:
     """None where the CUDA kernels run, else the reason."""
     reason = library.why_no_library()
-    return reason if reason or library.emulated() else _why_no_gpu()
+    return reason if reason or emulated() else _why_no_gpu()
 
 
 def _why_no_gpu() -> str | None:
@@ -49,7 +54,7 @@ def triton_declines(device: str, dtype: torch.dtype) -> str | None:
 
 def cuda_declines(device: str, dtype: torch.dtype) -> str | None:
     """Why the CUDA kernels cannot serve tensors of a device type and a dtype, or None."""
-    return _declines("cpu" if library.emulated() else "cuda", device, dtype)
+    return _declines("cpu" if emulated() else "cuda", device, dtype)
 
 
 def _declines(served: str, device: str, dtype: torch.dtype) -> str | None:
@@ -58,6 +63,14 @@ def _declines(served: str, device: str, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "it computes in float32, and these are float64"
     return None
+
+
+def exact_products() -> bool:
+    """Whether torch was told to take float32 products as they are, in either of its two ways."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the newer way was used
+        return str(torch.backends.cuda.matmul.fp32_precision) in ("ieee", "none")
 
 
 def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ FLAGS = (
     "-Wall",
     "-Wno-unknown-pragmas",
 )
-FLAGS += ("-I", str(Path(__file__).parent))
+FLAGS += ("-ftls-model=initial-exec", "-I", str(Path(__file__).parent))
 
 
 def build(*flags: str) -> Path:

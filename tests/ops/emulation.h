@@ -36,6 +36,25 @@ struct Barrier {
   unsigned generation = 0;
 };
 
+// Copies to shared memory that go on in the background, made only when they are waited for.
+class Copies {
+ public:
+  void push(char* to, const char* from, size_t bytes) { groups_.back().push_back({to, from, bytes}); }
+  void end_group() { groups_.emplace_back(); }
+  void await(size_t later) {
+    for (; groups_.size() > later + 1; groups_.erase(groups_.begin()))
+      for (const Copy& copy : groups_.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+
+ private:
+  struct Copy {
+    char* to;
+    const char* from;
+    size_t bytes;
+  };
+  std::vector<std::vector<Copy>> groups_{1};
+};
+
 struct Block;
 
 struct Thread {
@@ -45,6 +64,7 @@ struct Thread {
   bool done = false;
   void* shown = nullptr;
   Block* block = nullptr;
+  Copies copies;
 };
 
 struct Block {
@@ -150,6 +170,7 @@ inline void run(int first, int count, size_t shared) {
       thread.index = t;
       thread.done = false;
       thread.block = &block;
+      thread.copies = Copies();
       block.threads.push_back(&thread);
       block.warps[t / WARP].expected++;
       getcontext(&thread.context);
@@ -205,12 +226,32 @@ auto showing(const T& mine, F&& f) {
   return found;
 }
 
+inline const std::vector<float> HALVES = [] {
+  std::vector<float> floats(1 << 16);
+  for (int k = 0; k < 1 << 16; k++) {
+    const int exponent = k >> 10 & 31, mantissa = k & 1023;
+    const float size = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                       : exponent == 0 ? std::ldexp(float(mantissa), -24)
+                                       : std::ldexp(float(mantissa + 1024), exponent - 25);
+    floats[k] = k >> 15 ? -size : size;
+  }
+  return floats;
+}();
+
 inline float half_to_float(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  const float size = exponent == 31  ? (mantissa ? NAN : INFINITY)
-                     : exponent == 0 ? std::ldexp(float(mantissa), -24)
-                                     : std::ldexp(float(mantissa + 1024), exponent - 25);
-  return bits >> 15 ? -size : size;
+  return HALVES[bits];
+}
+
+// Of a float that is a half-precision number.
+inline uint16_t float_to_half(float value) {
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const float size = std::fabs(value);
+  if (size == 0.0f) return sign;
+  if (!std::isfinite(value)) return sign | (std::isnan(value) ? 0x7e00 : 0x7c00);
+  int exponent = 0;
+  std::frexp(size, &exponent);
+  if (exponent < -13) return sign | uint16_t(std::ldexp(size, 24));
+  return sign | uint16_t((exponent + 14) << 10 | (int(std::ldexp(size, 11 - exponent)) - 1024));
 }
 
 }  // namespace emulation
@@ -248,4 +289,20 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
 
 inline bool __any_sync(unsigned mask, bool predicate) {
   return __ballot_sync(mask, predicate) != 0;
+}
+
+inline float max(float a, float b) {
+  return std::fmax(a, b);
+}
+inline float min(float a, float b) {
+  return std::fmin(a, b);
+}
+inline int max(int a, int b) {
+  return a > b ? a : b;
+}
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
 }

@@ -19,10 +19,11 @@ from dmlfast.ops import gpu, native
 Tensors = list[torch.Tensor]
 ULPS = 4
 ISAS = ("avx512", "avx2", "generic")
-IMPLS = ("reference", "cpu", "triton")
-KERNELS = ("cpu", "triton")
-ON_GPU = ("triton",)  # those that run on a GPU, or in an interpreter where there is none
+IMPLS = ("reference", "cpu", "triton", "cuda")
+KERNELS = ("cpu", "triton", "cuda")
+ON_GPU = ("triton", "cuda")  # those that run on a GPU, or where there is none in the CPU's stead
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter
+EMULATED_PAIRS = 100_000  # and in the emulation of CUDA
 
 
 def generator(seed: int) -> torch.Generator:
@@ -283,6 +284,8 @@ def backends(p: Problem, kernels: tuple[str, ...]) -> Iterator[str]:
             yield "cpu"
     if "triton" in kernels and not (gpu.interpreted() and p.pairs > INTERPRETED_PAIRS):
         yield "triton"
+    if "cuda" in kernels and not (gpu.emulated() and p.pairs > EMULATED_PAIRS):
+        yield "cuda"
 
 
 def assert_kernels_accurate(
@@ -308,8 +311,8 @@ def assert_kernels_accurate(
         found = results(op, p, upstream, impl=impl, **options)
         assert found[0].dtype == torch.float32
         assert [t.dtype for t in found[1:]] == [t.dtype for t in p.inputs if t is not None]
-        # Triton's weights are as precise as the rows that they are multiplied with
-        rounded = torch.finfo(p.rows.dtype).eps if impl == "triton" else 0.0
+        # a GPU's weights are as precise as the rows that they are multiplied with
+        rounded = torch.finfo(p.rows.dtype).eps if impl in ON_GPU else 0.0
         allowed = ulps + rounded / torch.finfo(torch.float32).eps
         assert_accurate(found, exact, yard, allowed, impl)
 

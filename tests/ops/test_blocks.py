@@ -11,7 +11,8 @@ from dmlfast.ops.pairs.term import PairTerm
 from .helpers import KERNELS, Problem, pair_reduce, problem, results, upstream_for
 
 # rows and columns, of which some rows select nothing in the second part; fewer for an interpreter
-SIZES = {"cpu": (130, 300, (0, 70, 71, 300)), "triton": (40, 75, (0, 33, 34, 75))}
+MANY, FEW = (130, 300, (0, 70, 71, 300)), (40, 75, (0, 33, 34, 75))
+SIZES = {"cpu": MANY, "triton": FEW, "cuda": MANY}
 
 
 def block(p: Problem, part: slice) -> tuple[torch.Tensor | None, ...]:

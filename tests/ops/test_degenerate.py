@@ -7,6 +7,7 @@ import torch
 
 from .helpers import (
     IMPLS,
+    ON_GPU,
     Problem,
     assert_kernels_accurate,
     direct_distances,
@@ -228,16 +229,17 @@ def test_one_class_and_classes_of_one_agree_on_who_is_negative(impl, n):
     assert pair_reduce(alone, select="positive", impl=impl).isneginf().all()
 
 
+@pytest.mark.parametrize("impl", ON_GPU)
 @pytest.mark.parametrize(("n", "m"), [(40, None), (150, None), (130, 80)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_nan_of_a_gpu_remains_one(n, m, dtype):
+def test_the_nan_of_a_gpu_remains_one(n, m, dtype, impl):
     """All bits of it are set, and rounding must not turn it into a zero."""
     p = problem(n, m)
     p.rows[3, 1] = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)[0]
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        found = results(lifted, p.to(dtype), impl="triton")
+        found = results(lifted, p.to(dtype), impl=impl)
     finally:
         torch.set_float32_matmul_precision(before)
     assert all(tensor.isnan().all() for tensor in found)

@@ -5,7 +5,7 @@ import torch
 
 from dmlfast.ops import native
 
-from .helpers import Problem, instruction_sets, lifted, pair_reduce, problem, results
+from .helpers import ON_GPU, Problem, instruction_sets, lifted, pair_reduce, problem, results
 
 # distances that are kept and that are not, in blocks of 64, 128 and 256 rows
 SIZES = [(50, None), (700, None), (300, 1000), (2600, None), (4500, 300)]
@@ -52,13 +52,14 @@ def test_calls_repeat_to_the_bit(threads):
         assert_same_bits(every_result(p), expected)
 
 
+@pytest.mark.parametrize("impl", ON_GPU)
 @pytest.mark.parametrize("m", [None, 90])
-def test_triton_repeats_to_the_bit(m):
+def test_kernels_for_gpus_repeat_to_the_bit(m, impl):
     p = problem(150, m, 20, per_class=4, bias=True)
-    expected = results(pair_reduce, p, scale=-1.0, impl="triton")
-    assert_same_bits(results(pair_reduce, p, scale=-1.0, impl="triton"), expected)
-    expected = results(lifted, p, impl="triton")
-    assert_same_bits(results(lifted, p, impl="triton"), expected)
+    expected = results(pair_reduce, p, scale=-1.0, impl=impl)
+    assert_same_bits(results(pair_reduce, p, scale=-1.0, impl=impl), expected)
+    expected = results(lifted, p, impl=impl)
+    assert_same_bits(results(lifted, p, impl=impl), expected)
 
 
 @pytest.mark.long

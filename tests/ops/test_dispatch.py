@@ -3,12 +3,14 @@
 import dataclasses
 import importlib.util
 import re
+import shutil
 
 import pytest
 import torch
 
 from dmlfast import ops
 from dmlfast.ops import dispatch, native
+from dmlfast.ops.cuda import library
 from dmlfast.ops.lifted import cpu, reference
 
 CALLS = {
@@ -45,6 +47,16 @@ def without_kernels(monkeypatch, tmp_path):
     native.why_no_cpu.cache_clear()
     yield
     native.why_no_cpu.cache_clear()
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Kernels for GPUs are neither interpreted nor emulated."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.delenv("DMLFAST_CUDA_EMULATED", raising=False)
+    library.library.cache_clear()
+    yield
+    library.library.cache_clear()
 
 
 def lifted(**options) -> torch.Tensor:
@@ -111,21 +123,19 @@ class TestABackendAskedForByNameServesOrSaysWhyNot:
         with pytest.raises(ValueError, match=message):
             self.call(op, through, "cp", monkeypatch)
 
-    def test_kernels_that_do_not_exist_yet(self, op, through, monkeypatch):
-        with pytest.raises(RuntimeError, match=rf"{op}: {through}='cuda' cannot serve.*kernels"):
-            self.call(op, through, "cuda", monkeypatch)
-
-    @pytest.mark.parametrize("name", ["cpu", "triton"])
+    @pytest.mark.parametrize("name", ["cpu", "triton", "cuda"])
     def test_float64_on_float32_kernels(self, op, through, name, monkeypatch):
         with pytest.raises(RuntimeError, match=rf"{op}: {through}='{name}' cannot serve.*float64"):
             self.call(op, through, name, monkeypatch, torch.float64)
 
-    def test_cpu_tensors_on_gpu_kernels(self, op, through, monkeypatch):
-        usable = dataclasses.replace(dispatch.BACKENDS["triton"], why_not=lambda: None)
-        monkeypatch.setitem(dispatch.BACKENDS, "triton", usable)
+    @pytest.mark.parametrize("name", ["triton", "cuda"])
+    def test_cpu_tensors_on_gpu_kernels(self, op, through, name, monkeypatch):
+        usable = dataclasses.replace(dispatch.BACKENDS[name], why_not=lambda: None)
+        monkeypatch.setitem(dispatch.BACKENDS, name, usable)
         monkeypatch.setenv("TRITON_INTERPRET", "0")
-        with pytest.raises(RuntimeError, match=rf"{op}: {through}='triton' cannot serve.*'cpu'"):
-            self.call(op, through, "triton", monkeypatch)
+        monkeypatch.delenv("DMLFAST_CUDA_EMULATED", raising=False)
+        with pytest.raises(RuntimeError, match=rf"{op}: {through}='{name}' cannot serve.*'cpu'"):
+            self.call(op, through, name, monkeypatch)
 
     def test_kernels_that_were_not_built(self, op, through, without_kernels, monkeypatch):
         with pytest.raises(RuntimeError, match=rf"{op}: {through}='cpu' cannot serve.*not built"):
@@ -147,11 +157,11 @@ def test_auto_falls_back_to_the_reference_where_nothing_was_built(without_kernel
 
 def test_available_names_and_reasons(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert ops.available() == ("reference", "triton", "cpu")
+    assert ops.available() == ("reference", "cuda", "triton", "cpu")
     assert ops.why_not("triton") is None
     assert ops.why_not("cpu") is None
     assert ops.why_not("reference") is None
-    assert "kernels" in ops.why_not("cuda")
+    assert ops.why_not("cuda") is None
     with pytest.raises(ValueError, match=r"unknown impl 'tpu'"):
         ops.why_not("tpu")
 
@@ -174,11 +184,11 @@ def test_a_library_that_does_not_load_says_why(without_kernels):
     ("capability", "reason"),
     [(None, "no NVIDIA GPU"), ((7, 5), r"capability 7\.5, and 8\.0 is needed"), ((8, 0), None)],
 )
-def test_why_no_triton(monkeypatch, capability, reason):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_why_no_kernels_for_gpus(on_a_gpu, monkeypatch, capability, reason, impl):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    found = ops.why_not("triton")
+    found = ops.why_not(impl)
     assert found is None if reason is None else re.search(reason, found)
 
 
@@ -193,11 +203,28 @@ def test_every_backend_has_a_module_for_every_op():
             assert dispatch.module(package, name).__name__ == f"{package}.{name}"
 
 
-def test_amd_gpus_are_declined(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_amd_gpus_are_declined(on_a_gpu, monkeypatch, impl):
     monkeypatch.setattr(torch.version, "hip", "6.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "AMD" in dispatch.why_not("triton")
+    assert "AMD" in dispatch.why_not(impl)
+
+
+def test_cuda_kernels_that_were_not_built(on_a_gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "libdmlfast_cuda.so")
+    assert "not built" in ops.why_not("cuda")
+
+
+def test_a_cuda_library_that_does_not_load_says_why(on_a_gpu, monkeypatch, tmp_path):
+    broken = tmp_path / "libdmlfast_cuda.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(library, "LIBRARY", broken)
+    assert "do not load" in ops.why_not("cuda")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_the_cuda_library_loads_without_a_gpu(on_a_gpu):
+    assert library.why_no_library() is None
 
 
 @pytest.mark.parametrize(("asked", "exact"), [("ieee", True), ("tf32", False)])

@@ -7,6 +7,7 @@ import torch
 
 from .helpers import (
     IMPLS,
+    ON_GPU,
     Problem,
     assert_kernels_accurate,
     generator,
@@ -226,12 +227,13 @@ def precision():
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize("impl", ON_GPU)
 @pytest.mark.parametrize("score", ["dot", "distance"])
-def test_rows_and_columns_of_two_dtypes_at_lower_precision(precision, score):
+def test_rows_and_columns_of_two_dtypes_at_lower_precision(precision, score, impl):
     precision("high")
     p = problem(40, 30)
     mixed = replace(p, rows=p.rows.bfloat16())
     options = {"score": score, "reduce": "logsumexp", "scale": 0.5}
-    found = pair_reduce(mixed, impl="triton", **options)
+    found = pair_reduce(mixed, impl=impl, **options)
     expected = pair_reduce(replace(p, rows=mixed.rows.float()), impl="reference", **options)
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)

@@ -79,6 +79,7 @@ def by_the_paper(
         ("reference", torch.float64, 1e-12),
         ("cpu", torch.float32, 1e-6),
         ("triton", torch.float32, 1e-6),
+        ("cuda", torch.float32, 1e-6),
     ],
 )
 @pytest.mark.parametrize("margin", [1.0, 0.0, -2.5, 30.0])

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .helpers import (
+    ON_GPU,
     Problem,
     assert_kernels_accurate,
     careful_distances,
@@ -57,7 +58,7 @@ def test_lifted(p, margin):
 @settings(quickly, max_examples=20)
 @given(problems(24, 10), st.sampled_from([1.0, -3.0]))
 def test_lifted_interpreted(p, margin):
-    assert_kernels_accurate(lifted, plain_lifted, p, margin=margin, kernels=("triton",), **LOOSE)
+    assert_kernels_accurate(lifted, plain_lifted, p, margin=margin, kernels=ON_GPU, **LOOSE)
 
 
 TERMS = (
@@ -80,4 +81,4 @@ def test_pair_reduce(p, score, select, reduce, scale):
 @given(problems(24, 10), *TERMS)
 def test_pair_reduce_interpreted(p, score, select, reduce, scale):
     options = {"score": score, "select": select, "reduce": reduce, "scale": scale, **LOOSE}
-    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, kernels=("triton",), **options)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, kernels=ON_GPU, **options)

@@ -47,11 +47,19 @@ def why_no_library() -> str | None:
 def library() -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(emulated() or str(LIBRARY))
-    rows, pointer = ctypes.POINTER(Rows), ctypes.c_void_p
-    found.dml_cuda_one_pass_fits.argtypes = [ctypes.c_int64] * 2
-    found.dml_cuda_one_pass_scratch.argtypes = [ctypes.c_int64] * 2
-    found.dml_cuda_one_pass_scratch.restype = ctypes.c_int64
-    found.dml_cuda_lifted_one_pass.argtypes = [rows, pointer, ctypes.c_float, *[pointer] * 4]
+    pointer = ctypes.c_void_p
+    rest = [pointer] * 2, [pointer] * 3  # side and task; two sides and task
+    found.dml_cuda_prepare.argtypes = [*rest[0], *[pointer] * 2]
+    found.dml_cuda_reduce.argtypes = [*rest[1], *[pointer] * 3]
+    found.dml_cuda_positives.argtypes = [*rest[1], *[pointer] * 6]
+    found.dml_cuda_gradient.argtypes = [
+        *[pointer] * 6,
+        ctypes.c_float,
+        ctypes.c_int,
+        ctypes.c_float,
+        *[pointer] * 4,
+    ]
+    found.dml_cuda_bias_gradient.argtypes = [*rest[1], *[pointer] * 4]
     found.dml_cuda_error.argtypes = [ctypes.c_int]
     found.dml_cuda_error.restype = ctypes.c_char_p
     return found

@@ -67,10 +67,26 @@ def _fused(rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any) -> torc
 
 
 def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    rows, columns, *_, want_rows, want_columns, impl = arguments
+    if not len(rows) or (columns is not None and not len(columns)):
+        return _of_nothing(rows, columns, want_rows, want_columns)
     found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = dispatch.module(
-        __package__, arguments[-1]
+        __package__, impl
     ).forward(*arguments[:-1])
     return found
+
+
+def _of_nothing(
+    rows: torch.Tensor, columns: torch.Tensor | None, want_rows: bool, want_columns: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Loss and gradients where one side is empty: NaN where the other is not finite."""
+    given = [t for t in (rows, columns) if t is not None]
+    loss = torch.stack([(t.float() * 0).sum() for t in given]).sum()
+    made = [
+        torch.zeros_like(t, dtype=torch.float32) + loss if want and t is not None else None
+        for t, want in ((rows, want_rows), (columns, want_columns))
+    ]
+    return loss, made[0], made[1]
 
 
 def _fake(

@@ -1,0 +1,55 @@
+// Rows as they were given, put in their places, centred, rounded and laid out in tiles.
+#include "pairs.h"
+
+namespace dml {
+namespace {
+
+template <class T>
+__device__ T rounded(float value, bool fast) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return to_bfloat16(value);
+  else if constexpr (std::is_same_v<T, float16>)
+    return to_float16(value);
+  else
+    return fast ? to_tf32(value) : value;
+}
+
+// One warp a row.
+template <class T>
+__global__ void prepare_kernel(DML_ARGUMENT dml_side side, bool fast, const float* centre) {
+  constexpr int IN_UNIT = UNIT / int(sizeof(T)), IN_CHUNK = CHUNK / UNIT;
+  const int64_t position = int64_t(blockIdx.x) * WARPS + warp_of();
+  const bool there = position < side.given.n;
+  const int64_t row = there ? given_row(side, int(position)) : 0;
+  char* const tile = static_cast<char*>(side.rows) + position / TILE * side.chunks * TILE_CHUNK;
+  float norm = 0.0f;
+  for (int unit = lane_of(); unit < side.chunks * IN_CHUNK; unit += WARP) {
+    T values[IN_UNIT];
+    for (int e = 0; e < IN_UNIT; e++) {
+      const int64_t k = int64_t(unit) * IN_UNIT + e;
+      float value = 0.0f;
+      if (there && k < side.given.d) value = component(side.given, row, k) - (centre ? centre[k] : 0.0f);
+      values[e] = rounded<T>(value, fast);
+      norm += to_float(values[e]) * to_float(values[e]);
+    }
+    char* const place = tile + unit / IN_CHUNK * TILE_CHUNK + place_of(int(position % TILE), unit % IN_CHUNK);
+    for (int e = 0; e < IN_UNIT; e++) reinterpret_cast<T*>(place)[e] = values[e];
+  }
+  for (int by = 1; by < WARP; by *= 2) norm += __shfl_xor_sync(ALL_LANES, norm, by);
+  if (lane_of() == 0) side.norm[position] = norm;
+}
+
+template <class T>
+Status prepare(const dml_side& side, const dml_task& task, const float* centre, void* stream) {
+  const Launch how{dim3{unsigned(side.padded / WARPS), 1, 1}, dim3{THREADS, 1, 1}, 0, stream};
+  return launch(prepare_kernel<T>, how, side, task.fast != 0, centre);
+}
+
+}  // namespace
+}  // namespace dml
+
+int dml_cuda_prepare(const dml_side* side, const dml_task* task, const float* centre, void* stream) {
+  using namespace dml;
+  return by_dtype(task->dtype,
+                  [&](auto zero) { return prepare<decltype(zero)>(*side, *task, centre, stream); });
+}

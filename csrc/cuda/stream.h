@@ -1,0 +1,137 @@
+// The scores of a band of rows with one tile of columns after another, which are copied while those before
+// are worked on.
+#pragma once
+
+#include "pairs.h"
+
+namespace dml {
+
+// WHOLE > 0: rows of so many chunks, all of which stay in shared memory. WHOLE = 0: rows of any number of
+// chunks, which come one by one; KEPT of them, those of the columns from chunk `kept` on, stay until the next
+// tile.
+template <class T, int WHOLE, int KEPT>
+class Stream {
+ public:
+  static constexpr int STAGES = WHOLE ? 3 : 2;
+  static constexpr int BAND_CHUNK = BAND / TILE * TILE_CHUNK;
+  static constexpr int STAGE = WHOLE ? WHOLE * TILE_CHUNK : BAND_CHUNK + TILE_CHUNK;
+  static constexpr int RESIDENT = WHOLE ? WHOLE * BAND_CHUNK : KEPT * TILE_CHUNK;
+  static constexpr size_t SHARED = RESIDENT + STAGES * STAGE;
+
+  // To be called when a tile is done with.
+  __device__ __forceinline__ void release() {
+    if (WHOLE || !is_kept(chunk_of(0))) return;
+    __syncthreads();
+    look_ahead();
+  }
+
+  // Begins with the tiles [first, end) of the columns r for a band of x.
+  __device__ __forceinline__ Stream(const dml_side& x, const dml_side& r, bool fast, int band, int first,
+                                    int end, int kept = 0)
+      : x_(x), r_(r), fast_(fast), band_(band), end_(end), kept_(kept), ahead_tile_(first) {
+    memory_ = shared_memory();
+    if constexpr (WHOLE > 0) {
+      copy(memory_, rows_of(x, band * (BAND / TILE), 0), WHOLE * TILE_CHUNK);
+      copy(memory_ + WHOLE * TILE_CHUNK, rows_of(x, band * (BAND / TILE) + 1, 0), WHOLE * TILE_CHUNK);
+    }
+    for (int k = 0; k < STAGES - 1; k++) look_ahead();
+  }
+
+  // The products of the warp's rows with the next tile.
+  __device__ __forceinline__ void next(Scores& scores) {
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) scores[f][e] = 0.0f;
+    const int tile_rows = warp_of() * WARP_ROWS, half = tile_rows / TILE, begin = tile_rows % TILE * CHUNK;
+    if constexpr (WHOLE > 0) {
+      arrive();
+#pragma unroll 1
+      for (int c = 0; c < WHOLE; c++)
+        add_scores<T>(scores, memory_ + (half * WHOLE + c) * TILE_CHUNK + begin, columns(c), fast_);
+    } else {
+      const bool all_kept = is_kept(chunk_of(0));
+      for (int step = 0; step < x_.chunks; step++) {
+        arrive(!all_kept || step + 1 < x_.chunks);
+        const int c = chunk_of(step);
+        add_scores<T>(scores, stage(stage_) + half * TILE_CHUNK + begin,
+                      is_kept(c) ? columns(c - kept_) : single(stage_), fast_);
+      }
+    }
+  }
+
+  // A chunk of the columns of the tile at hand: of all, or of those that are kept.
+  __device__ __forceinline__ const char* columns(int c) const {
+    return (WHOLE ? stage(stage_) : memory_) + c * TILE_CHUNK;
+  }
+
+ private:
+  __device__ __forceinline__ char* stage(int k) const { return memory_ + RESIDENT + k * STAGE; }
+  __device__ __forceinline__ char* single(int k) const { return stage(k) + BAND_CHUNK; }
+  __device__ __forceinline__ bool is_kept(int c) const { return c >= kept_ && c < kept_ + KEPT; }
+
+  // Chunks that are kept come last, when those of the tile before are no longer needed.
+  __device__ __forceinline__ int chunk_of(int step) const {
+    return (min(kept_ + KEPT, x_.chunks) + step) % x_.chunks;
+  }
+
+  __device__ __forceinline__ static const char* rows_of(const dml_side& side, int tile, int chunk) {
+    return static_cast<const char*>(side.rows) + (int64_t(tile) * side.chunks + chunk) * TILE_CHUNK;
+  }
+
+  __device__ __forceinline__ static void copy(char* to, const char* from, int bytes) {
+    for (int at = int(threadIdx.x) * UNIT; at < bytes; at += THREADS * UNIT) copy_unit(to + at, from + at);
+  }
+
+  // Waits for the step at hand, and sends for one that lies ahead.
+  __device__ __forceinline__ void arrive(bool ahead = true) {
+    await_copies<STAGES - 2>();
+    __syncthreads();
+    stage_ = (stage_ + 1) % STAGES;
+    if (ahead) look_ahead();
+  }
+
+  __device__ __forceinline__ void look_ahead() {
+    if (ahead_tile_ < end_) {
+      if constexpr (WHOLE > 0) {
+        copy(stage(ahead_stage_), rows_of(r_, ahead_tile_, 0), WHOLE * TILE_CHUNK);
+        ahead_tile_++;
+      } else {
+        const int c = chunk_of(ahead_step_);
+        char* const to = stage(ahead_stage_);
+        for (int k = 0; k < BAND / TILE; k++)
+          copy(to + k * TILE_CHUNK, rows_of(x_, band_ * (BAND / TILE) + k, c), TILE_CHUNK);
+        copy(is_kept(c) ? memory_ + (c - kept_) * TILE_CHUNK : single(ahead_stage_),
+             rows_of(r_, ahead_tile_, c), TILE_CHUNK);
+        if (++ahead_step_ == x_.chunks) ahead_step_ = 0, ahead_tile_++;
+      }
+    }
+    ahead_stage_ = (ahead_stage_ + 1) % STAGES;
+    end_copies();
+  }
+
+  const dml_side& x_;
+  const dml_side& r_;
+  const bool fast_;
+  const int band_, end_, kept_;
+  int ahead_tile_, ahead_step_ = 0, ahead_stage_ = 0, stage_ = STAGES - 1;
+  char* memory_;
+};
+
+// The tiles of columns that a part of the columns has, [first, end).
+struct Tiles {
+  int first, end;
+
+  __device__ __forceinline__ Tiles(const dml_side& x, const dml_side& r, int select, int band, int split,
+                                   int splits) {
+    const int tiles = int((r.given.n + TILE - 1) / TILE);
+    first = int(int64_t(tiles) * split / splits);
+    end = int(int64_t(tiles) * (split + 1) / splits);
+    if (select != DML_POSITIVE) return;
+    const Span rows(x, band * BAND, BAND);
+    first = max(first, rows.low / TILE);
+    end = max(first, min(end, (rows.high + TILE - 1) / TILE));
+  }
+};
+
+}  // namespace dml

@@ -1,0 +1,249 @@
+"""Both sides of the pairs as the CUDA kernels take them: ``dml_side`` and ``dml_task``."""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+
+from dmlfast.ops import gpu
+from dmlfast.ops.cuda.library import DTYPES, Rows, address, check, emulated, library, stream_of
+from dmlfast.ops.native import REDUCTIONS, SCORES, SELECTIONS
+from dmlfast.ops.pairs.term import PairTerm
+
+BAND, TILE, CHUNK = (
+    128,
+    64,
+    128,
+)  # rows of a band and of a tile, bytes of a chunk: csrc/cuda/tiles.h
+LOG2E = 1.4426950408889634
+
+
+class SideStruct(ctypes.Structure):
+    """``dml_side``."""
+
+    _fields_ = (
+        ("given", Rows),
+        ("order", ctypes.c_void_p),
+        ("low", ctypes.c_void_p),
+        ("high", ctypes.c_void_p),
+        ("self", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("padded", ctypes.c_int64),
+        ("chunks", ctypes.c_int32),
+    )
+
+
+class TaskStruct(ctypes.Structure):
+    """``dml_task``."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int32),
+        ("fast", ctypes.c_int32),
+        ("score", ctypes.c_int32),
+        ("select", ctypes.c_int32),
+        ("reduce", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("offset", ctypes.c_float),
+        ("apart", ctypes.c_int32),
+        ("splits", ctypes.c_int32),
+    )
+
+
+class Side(NamedTuple):
+    """One side, its rows in the order of their labels and padded to whole bands of positions.
+
+    given: (n, d). order: (n,) int64, which row is at a position, None where each is at its own.
+    low, high, itself: (n,) int32 and bias: (n,) float32, as in the header; None where there is
+    none. rows: prepared, bytes. norm: (padded,) float32.
+    """
+
+    given: torch.Tensor
+    order: torch.Tensor | None
+    low: torch.Tensor | None
+    high: torch.Tensor | None
+    itself: torch.Tensor | None
+    bias: torch.Tensor | None
+    rows: torch.Tensor
+    norm: torch.Tensor
+    chunks: int
+
+    @property
+    def n(self) -> int:
+        return len(self.given)
+
+    @property
+    def padded(self) -> int:
+        return len(self.norm)
+
+    @property
+    def struct(self) -> SideStruct:
+        parts = (self.order, self.low, self.high, self.itself, self.bias, self.rows, self.norm)
+        return SideStruct(Rows(self.given), *map(address, parts), self.padded, self.chunks)
+
+    def by_position(self, values: torch.Tensor, padding: float) -> torch.Tensor:
+        """Values (n,) of the rows as float32 (padded,)."""
+        ordered = values if self.order is None else values[self.order]
+        result = self.norm.new_full((self.padded,), padding)
+        result[: self.n] = ordered
+        return result
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (padded,) by position as (n,) by row."""
+        values = values[: self.n]
+        return (
+            values
+            if self.order is None
+            else torch.empty_like(values).scatter_(0, self.order, values)
+        )
+
+
+class Pairs(NamedTuple):
+    """Both sides, and what is taken over their pairs. ``same``: the rows face themselves."""
+
+    x: Side
+    r: Side
+    same: bool
+    dtype: torch.dtype
+    term: PairTerm
+
+    def task(self, splits: int = 1, select: str | None = None) -> TaskStruct:
+        term, unit = self.term, unit_of(self.term)
+        return TaskStruct(
+            DTYPES[self.dtype],
+            _is_fast(self.dtype),
+            SCORES[term.score],
+            SELECTIONS[select or term.select],
+            REDUCTIONS[term.reduce],
+            term.scale * unit,
+            term.offset * unit,
+            self.same and term.select != "all",
+            splits,
+        )
+
+    @property
+    def poison(self) -> torch.Tensor:
+        """() NaN where anything given is not finite, else 0."""
+        parts = [self.x.norm, self.r.norm] + [
+            s.bias for s in (self.x, self.r) if s.bias is not None
+        ]
+        return torch.stack([(part * 0.0).sum() for part in parts]).sum()
+
+    def splits(self, programs: int) -> int:
+        """Parts of the columns that give every multiprocessor something to do."""
+        processors = 4 if emulated() else _multiprocessors(self.x.given.device)
+        tiles = -(-self.r.n // TILE)
+        return max(1, min(2 * processors // programs, tiles // 4))
+
+
+def unit_of(term: PairTerm) -> float:
+    """What terms are multiplied by: those of a log-sum-exp become powers of two."""
+    return LOG2E if term.reduce == "logsumexp" else 1.0
+
+
+def near_of(dtype: torch.dtype) -> float:
+    """The share of the norms below which a squared distance makes a pair near: see the header."""
+    return 2.0**-11 if dtype == torch.float32 else 2.0**-20
+
+
+def pairs_of(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    column_bias: torch.Tensor | None,
+    term: PairTerm,
+    select: str | None = None,
+) -> Pairs:
+    """Prepares both sides, neither of them empty.
+
+    ``select``: of the pairs for which the row itself is sought, where it is not that of the term.
+    """
+    dtype = rows.dtype if columns is None or columns.dtype == rows.dtype else torch.float32
+    x_order, x_labels = _in_order(row_labels, term)
+    r_order, r_labels = (x_order, x_labels) if columns is None else _in_order(column_labels, term)
+    itself = None
+    if self_index is not None and (select or term.select) in ("positive", "other"):
+        itself = _positions_of(
+            self_index, x_order, r_order, len(rows if columns is None else columns)
+        )
+    centre = None
+    if dtype == torch.float32 and term.score == "distance":
+        centre = rows.float().mean(0)
+    bias = None if column_bias is None else column_bias.float() * unit_of(term)
+    if bias is not None and r_order is not None:
+        bias = bias[r_order]
+    x = _prepared(rows, x_order, _ranges(x_labels, r_labels), itself, None, centre, dtype)
+    if columns is None:
+        return Pairs(x, x._replace(bias=bias), True, dtype, term)
+    r = _prepared(columns, r_order, _ranges(r_labels, x_labels), None, bias, centre, dtype)
+    return Pairs(x, r, False, dtype, term)
+
+
+def _in_order(
+    labels: torch.Tensor | None, term: PairTerm
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which row is at each position, and the labels by position, where they are looked at."""
+    if labels is None or not term.by_label:
+        return None, None
+    ordered, order = labels.to(torch.int64).sort(stable=True)
+    return order, ordered
+
+
+def _ranges(
+    labels: torch.Tensor | None, others: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Where each label begins and ends among others in order."""
+    if labels is None or others is None:
+        return None, None
+    low = torch.searchsorted(others, labels, out_int32=True)
+    return low, torch.searchsorted(others, labels, out_int32=True, right=True)
+
+
+def _positions_of(
+    self_index: torch.Tensor,
+    x_order: torch.Tensor | None,
+    r_order: torch.Tensor | None,
+    columns: int,
+) -> torch.Tensor:
+    """By position of a row, the position of the column that is itself, -1 for none."""
+    index = self_index if x_order is None else self_index[x_order]
+    known = (index >= 0) & (index < columns)
+    place = torch.arange(columns, device=index.device)
+    if r_order is not None:
+        place = torch.empty_like(r_order).scatter_(0, r_order, place)
+    return torch.where(known, place[index.clamp(0, columns - 1).long()], -1).to(torch.int32)
+
+
+def _prepared(
+    given: torch.Tensor,
+    order: torch.Tensor | None,
+    ranges: tuple[torch.Tensor | None, torch.Tensor | None],
+    itself: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    centre: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> Side:
+    n, d = given.shape
+    padded = -(-n // BAND) * BAND
+    chunks = max(1, -(-d * dtype.itemsize // CHUNK))
+    rows = given.new_empty(padded * chunks * CHUNK, dtype=torch.uint8)
+    norm = given.new_empty(padded, dtype=torch.float32)
+    side = Side(given, order, *ranges, itself, bias, rows, norm, chunks)
+    task = TaskStruct(dtype=DTYPES[dtype], fast=_is_fast(dtype))
+    status = library().dml_cuda_prepare(
+        ctypes.byref(side.struct), ctypes.byref(task), address(centre), stream_of(given)
+    )
+    check(status, "preparing rows")
+    return side
+
+
+def _is_fast(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and not gpu.exact_products()
+
+
+def _multiprocessors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

@@ -1,0 +1,71 @@
+"""The lifted structured loss on the CUDA kernels of csrc/cuda: loss and gradients in one call."""
+
+from ctypes import byref
+
+import torch
+
+from dmlfast.ops.cuda import stats
+from dmlfast.ops.cuda.library import address, check, library, stream_of
+from dmlfast.ops.cuda.side import Pairs, Side, pairs_of
+from dmlfast.ops.cuda.stats import Stats
+from dmlfast.ops.gpu import on_its_device
+from dmlfast.ops.pairs.cuda import gradient_of, partial_statistics
+from dmlfast.ops.pairs.term import PairTerm
+
+
+@on_its_device
+def forward(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    margin: float,
+    want_rows: bool,
+    want_columns: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Loss () and gradients for rows (N, D) and columns (M, D), float32; None where not wanted."""
+    term = PairTerm("distance", "negative", "logsumexp", -1.0, margin)
+    pairs = pairs_of(
+        rows, columns, row_labels, column_labels, self_index, None, term, select="positive"
+    )
+    x, r = pairs.x, pairs.r
+    xs = Stats(stats.combined(*partial_statistics(pairs, x, r)))
+    rs = xs if columns is None else Stats(stats.combined(*partial_statistics(pairs, r, x)))
+    squares, counts, x_grad = _positive_pairs(pairs, x, r, xs, rs)
+    share = 1.0 / counts.sum().clamp_min(1)
+    loss = 0.5 * share * squares.double().sum() + pairs.poison
+    loss = loss.float()
+    if not want_rows and not want_columns:
+        return loss, None, None
+    xs = xs._replace(grad=x_grad)
+    rs = xs if columns is None else rs._replace(grad=_positive_pairs(pairs, r, x, rs, xs)[2])
+    middle, (xs, rs) = stats.with_factors(xs, rs)
+    factor = -2.0 if columns is None else -1.0  # every pair of a batch counts twice
+    sides = ((x, r, xs, rs), want_rows), ((r, x, rs, xs), want_columns)
+    made = [
+        gradient_of(pairs, *of, middle, factor, share.float(), lifted=True) if want else None
+        for of, want in sides
+    ]
+    return loss, made[0], made[1]
+
+
+def _positive_pairs(
+    pairs: Pairs, x: Side, r: Side, xs: Stats, rs: Stats
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """By position in ``x``, over positive pairs: sums of squared hinges, numbers of pairs, and the
+    gradients of the statistics of ``x``, (padded,) each.
+    """
+    squares, grad = x.norm.new_empty(2, x.padded)
+    counts = x.norm.new_empty(x.padded, dtype=torch.int32)
+    status = library().dml_cuda_positives(
+        byref(x.struct),
+        byref(r.struct),
+        byref(pairs.task()),
+        byref(xs.struct),
+        byref(rs.struct),
+        *map(address, (squares, counts, grad)),
+        stream_of(grad),
+    )
+    check(status, "lifted_structured_loss")
+    return squares, counts, grad

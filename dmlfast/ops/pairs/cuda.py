@@ -1,0 +1,156 @@
+"""The pair primitive on the CUDA kernels of csrc/cuda: the two raw block functions."""
+
+from ctypes import byref
+
+import torch
+
+from dmlfast.ops.cuda import stats
+from dmlfast.ops.cuda.library import address, check, library, stream_of
+from dmlfast.ops.cuda.side import BAND, Pairs, Side, near_of, pairs_of
+from dmlfast.ops.cuda.stats import NO_STATS, Stats
+from dmlfast.ops.gpu import on_its_device
+from dmlfast.ops.pairs.term import PairTerm
+
+LN2 = 0.6931471805599453
+KEPT = 4  # chunks of a gradient that a block of threads makes at a time
+
+
+@on_its_device
+def reduce_block(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    column_bias: torch.Tensor | None,
+    term: PairTerm,
+) -> torch.Tensor:
+    """The statistic of each row over these columns, (N,) float32."""
+    exponential = term.reduce == "logsumexp"
+    if not len(rows) or (columns is not None and not len(columns)):
+        nothing = -torch.inf if exponential else 0.0
+        return rows.new_full((len(rows),), nothing, dtype=torch.float32)
+    pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
+    top, total = partial_statistics(pairs, pairs.x, pairs.r)
+    found = total.sum(0)
+    if exponential:
+        found = stats.combined(top, total)
+        found = torch.where(found > stats.NOTHING / 2, found * LN2, -torch.inf)
+    return pairs.x.by_row(found) + pairs.poison
+
+
+@on_its_device
+def grad_block(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    row_labels: torch.Tensor | None,
+    column_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    column_bias: torch.Tensor | None,
+    row_stat: torch.Tensor,
+    row_grad: torch.Tensor,
+    column_stat: torch.Tensor | None,
+    column_grad: torch.Tensor | None,
+    term: PairTerm,
+    wants: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients for rows (N, D), columns (M, D) and bias (M,), float32, None where not wanted."""
+    n, m = len(rows), len(rows if columns is None else columns)
+    if not n or not m:
+        shapes = (n, rows.shape[1]), (m, rows.shape[1]), (m,)
+        made = [
+            rows.new_zeros(shape, dtype=torch.float32) if want else None
+            for shape, want in zip(shapes, wants, strict=True)
+        ]
+        return made[0], made[1], made[2]
+    pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
+    x, r, exponential = pairs.x, pairs.r, term.reduce == "logsumexp"
+    xs = stats.given(x, row_stat, row_grad, exponential)
+    rs = stats.given(r, column_stat, column_grad, exponential)
+    middle, (xs, rs) = stats.with_factors(xs, rs)
+    d_rows = d_columns = d_bias = None
+
+    def gradient(one: Side, other: Side, of_one: Stats, of_other: Stats) -> torch.Tensor:
+        return gradient_of(pairs, one, other, of_one, of_other, middle, term.scale)
+
+    if wants[0] and columns is None and column_bias is None:
+        d_rows = gradient(x, r, xs, xs)
+    elif wants[0]:
+        d_rows = gradient(x, r, xs, rs)
+        if columns is None:  # every row is a column too, with a bias as which its terms differ
+            d_rows += gradient(r, x, NO_STATS, xs)
+    if wants[1]:
+        d_columns = gradient(r, x, rs, xs)
+    if wants[2]:
+        d_bias = _bias_gradient(pairs, xs)
+    return d_rows, d_columns, d_bias
+
+
+def partial_statistics(pairs: Pairs, x: Side, r: Side) -> torch.Tensor:
+    """Statistics of the rows of ``x`` over parts of the columns ``r``: (2, splits, padded), the
+    exponents and the sums of exp2(top) total.
+    """
+    splits = pairs._replace(x=x, r=r).splits(x.padded // BAND)
+    found = x.norm.new_empty(2, splits, x.padded)
+    status = library().dml_cuda_reduce(
+        byref(x.struct),
+        byref(r.struct),
+        byref(pairs.task(splits)),
+        *map(address, found),
+        stream_of(x.norm),
+    )
+    check(status, "pair_reduce")
+    return found
+
+
+def gradient_of(
+    pairs: Pairs,
+    x: Side,
+    r: Side,
+    xs: Stats,
+    rs: Stats,
+    middle: torch.Tensor,
+    factor: float,
+    share: torch.Tensor | None = None,
+    *,
+    lifted: bool = False,
+) -> torch.Tensor:
+    """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``.
+
+    ``share``: () a further factor. ``lifted``: pairs of one label weigh their hinge.
+    """
+    slices = -(-x.chunks // KEPT)
+    splits = pairs._replace(x=x, r=r).splits(x.padded // BAND * slices)
+    out = x.norm.new_zeros(splits, *x.given.shape)
+    poison = pairs.poison
+    status = library().dml_cuda_gradient(
+        byref(x.struct),
+        byref(r.struct),
+        byref(pairs.task(splits)),
+        byref(xs.struct),
+        byref(rs.struct),
+        address(middle),
+        near_of(pairs.dtype),
+        lifted,
+        factor,
+        *map(address, (share, poison, out)),
+        stream_of(out),
+    )
+    check(status, "pair_grad")
+    return out[0] if splits == 1 else out.sum(0)
+
+
+def _bias_gradient(pairs: Pairs, xs: Stats) -> torch.Tensor:
+    """The gradient (m,), float32, of the bias of the columns."""
+    out = pairs.r.norm.new_empty(pairs.r.padded)
+    status = library().dml_cuda_bias_gradient(
+        byref(pairs.r.struct),
+        byref(pairs.x.struct),
+        byref(pairs.task()),
+        byref(NO_STATS.struct),
+        byref(xs.struct),
+        address(out),
+        stream_of(out),
+    )
+    check(status, "pair_grad")
+    return pairs.r.by_row(out) + pairs.poison
