@@ -44,39 +44,48 @@ __device__ __forceinline__ float squared_difference(const dml_side& x, int i, co
 
 // A row of x as its pairs with the columns r need it.
 struct Row {
-  int position, low, high, self;
-  float norm, bias;
-  bool there;
+  int position, low, high;
+  float norm;
 
-  __device__ __forceinline__ Row(const dml_side& x, int i) {
-    position = i;
-    there = i < x.given.n;
-    low = there && x.low ? x.low[i] : 0;
-    high = there && x.low ? x.high[i] : 0;
-    self = there && x.self ? x.self[i] : -1;
-    norm = x.norm[i];
-    bias = there && x.bias ? x.bias[i] : 0.0f;
+  __device__ __forceinline__ Row(const dml_side& x, int i) : position(i), low(0), high(0), norm(x.norm[i]) {
+    if (x.low && i < x.given.n) low = x.low[i], high = x.high[i];
   }
 };
 
-__device__ __forceinline__ bool is_itself(const dml_side& r, const dml_task& task, const Row& row, int j) {
-  return task.apart ? row.position == j : row.self == j || (r.self && r.self[j] == row.position);
-}
+// What pairs are of: both sides, and what is taken over them.
+struct Pairs {
+  dml_side x, r;
+  dml_task task;
 
-// Whether a pair is selected; select: that of the task, or another.
-__device__ __forceinline__ bool selected(const dml_side& r, const dml_task& task, int select, const Row& row,
-                                         int j) {
-  if (!row.there || j >= r.given.n) return false;
-  const bool of_one_label = j >= row.low && j < row.high;
-  if (select == DML_NEGATIVE) return !of_one_label;
-  if (select == DML_POSITIVE && !of_one_label) return false;
-  return select == DML_ALL || !is_itself(r, task, row, j);
-}
+  __device__ __forceinline__ bool exists(const Row& row, int j) const {
+    return row.position < x.given.n && j < r.given.n && !(task.apart && row.position == j);
+  }
 
-__device__ __forceinline__ float term_of(float score, const dml_side& r, const dml_task& task, const Row& row,
-                                         int j) {
-  return score * task.scale + task.offset + row.bias + (r.bias ? r.bias[j] : 0.0f);
-}
+  // Whether a pair is selected; select: that of the task, or another.
+  __device__ __forceinline__ bool selected(int select, const Row& row, int j) const {
+    if (row.position >= x.given.n || j >= r.given.n) return false;
+    const bool of_one_label = j >= row.low && j < row.high;
+    if (select == DML_NEGATIVE) return !of_one_label;
+    if (select == DML_POSITIVE && !of_one_label) return false;
+    return select == DML_ALL || !is_itself(row.position, j);
+  }
+
+  __device__ __forceinline__ bool selected(const Row& row, int j) const {
+    return selected(task.select, row, j);
+  }
+
+  __device__ __forceinline__ float term(float score, int i, int j) const {
+    float term = score * task.scale + task.offset;
+    if (x.bias && i < x.given.n) term += x.bias[i];
+    if (r.bias && j < r.given.n) term += r.bias[j];
+    return term;
+  }
+
+ private:
+  __device__ __forceinline__ bool is_itself(int i, int j) const {
+    return task.apart ? i == j : (x.self && x.self[i] == j) || (r.self && r.self[j] == i);
+  }
+};
 
 // A statistic, where nothing was selected so great that exp2(term - statistic) is 0.
 __device__ __forceinline__ float or_never(float value) {
@@ -96,15 +105,14 @@ struct Weigher {
   bool lifted;
 
   // d loss / d score over scale, for terms and statistics of any span; 0 where the pair is not selected.
-  __device__ __forceinline__ float operator()(float score, const dml_side& r, const dml_task& task,
-                                              const Row& row, int j) const {
+  __device__ __forceinline__ float operator()(float score, const Pairs& pairs, const Row& row, int j) const {
     float weight = 0.0f;
-    if (selected(r, task, task.select, row, j)) {
-      const float term = term_of(score, r, task, row, j);
-      if (xs.grad) weight += part(xs, task, term, row.position);
-      if (rs.grad) weight += part(rs, task, term, j);
+    if (pairs.selected(row, j)) {
+      const float term = pairs.term(score, row.position, j);
+      if (xs.grad) weight += part(xs, pairs.task, term, row.position);
+      if (rs.grad) weight += part(rs, pairs.task, term, j);
     }
-    if (lifted && selected(r, task, DML_POSITIVE, row, j))
+    if (lifted && pairs.selected(DML_POSITIVE, row, j))
       weight -= hinge(score, xs.value[row.position], rs.value[j]);
     return weight;
   }
@@ -129,8 +137,8 @@ struct Span {
 };
 
 // Whether all pairs of a warp's rows, from position `first` on, and of a tile of columns are selected.
-__device__ __forceinline__ bool takes_all(const dml_side& x, const dml_side& r, const dml_task& task,
-                                          const Span& rows, int first, int tile) {
+__device__ __forceinline__ bool takes_all(const Pairs& pairs, const Span& rows, int first, int tile) {
+  const auto& [x, r, task] = pairs;
   const int begin = tile * TILE, end = begin + TILE;
   if (first + WARP_ROWS > x.given.n || end > r.given.n || task.select == DML_POSITIVE) return false;
   if (task.select == DML_NEGATIVE) return begin >= rows.high || end <= rows.low;
@@ -139,15 +147,15 @@ __device__ __forceinline__ bool takes_all(const dml_side& x, const dml_side& r, 
 }
 
 // Squared distances of scores, with those of close pairs from the differences of their rows.
-__device__ __forceinline__ void to_squared_distances(Scores& scores, const dml_side& x, const dml_side& r,
-                                                     const dml_task& task, const Row (&rows)[2], int tile) {
+__device__ __forceinline__ void to_squared_distances(Scores& scores, const Pairs& pairs, const Row (&rows)[2],
+                                                     int tile) {
   const int first = tile * TILE;
   uint32_t close = 0;
 #pragma unroll
   for (int f = 0; f < FRAGMENTS; f++) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      const float norms = rows[e / 2].norm + r.norm[first + column_of(f, e)];
+      const float norms = rows[e / 2].norm + pairs.r.norm[first + column_of(f, e)];
       scores[f][e] = norms - 2.0f * scores[f][e];
       if (scores[f][e] <= norms * CLOSE) close |= 1u << (f * 4 + e);
     }
@@ -156,9 +164,9 @@ __device__ __forceinline__ void to_squared_distances(Scores& scores, const dml_s
   while (close) {
     const int bit = lowest_bit(close), f = bit / 4, e = bit % 4, j = first + column_of(f, e);
     close &= close - 1;
-    const int i = e < 2 ? rows[0].position : rows[1].position;
-    if (i >= x.given.n || j >= r.given.n || (task.apart && i == j)) continue;
-    const float squared = squared_difference(x, i, r, j);
+    const Row row = e < 2 ? rows[0] : rows[1];
+    if (!pairs.exists(row, j)) continue;
+    const float squared = squared_difference(pairs.x, row.position, pairs.r, j);
 #pragma unroll
     for (int k = 0; k < FRAGMENTS * 4; k++)
       if (k == bit) scores[k / 4][k % 4] = squared;

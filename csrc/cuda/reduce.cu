@@ -16,16 +16,16 @@ struct Rows {
 
 // Hands scores to visit(scores, tile), tile after tile; distances are not squared.
 template <class T, int WHOLE, class Visit>
-__device__ __forceinline__ void each_tile(const dml_side& x, const dml_side& r, const dml_task& task,
-                                          int select, const Rows& rows, const Visit& visit) {
+__device__ __forceinline__ void each_tile(const Pairs& pairs, int select, const Rows& rows,
+                                          const Visit& visit) {
   const int band = blockIdx.x;
-  const Tiles tiles(x, r, select, band, blockIdx.y, gridDim.y);
-  Stream<T, WHOLE, 0> stream(x, r, task.fast, band, tiles.first, tiles.end);
+  const Tiles tiles(pairs, select, band, blockIdx.y, gridDim.y);
+  Stream<T, WHOLE, 0> stream(pairs, band, tiles.first, tiles.end);
   for (int tile = tiles.first; tile < tiles.end; tile++) {
     Scores scores;
     stream.next(scores);
-    if (task.score == DML_DISTANCE) {
-      to_squared_distances(scores, x, r, task, rows.row, tile);
+    if (pairs.task.score == DML_DISTANCE) {
+      to_squared_distances(scores, pairs, rows.row, tile);
 #pragma unroll
       for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
@@ -53,18 +53,17 @@ __device__ __forceinline__ N over_row(N value) {
 
 template <class T, int WHOLE>
 __global__ void __launch_bounds__(THREADS)
-    reduce_kernel(DML_ARGUMENT dml_side x, DML_ARGUMENT dml_side r, DML_ARGUMENT dml_task task, float* tops,
-                  float* totals) {
-  const Rows rows(x, blockIdx.x);
-  const Span span(x, rows.first, WARP_ROWS);
-  const bool exponential = task.reduce == DML_LOGSUMEXP;
+    reduce_kernel(DML_ARGUMENT Pairs pairs, float* tops, float* totals) {
+  const Rows rows(pairs.x, blockIdx.x);
+  const Span span(pairs.x, rows.first, WARP_ROWS);
+  const bool exponential = pairs.task.reduce == DML_LOGSUMEXP;
   float top[2] = {NOTHING, NOTHING}, total[2] = {};
-  each_tile<T, WHOLE>(x, r, task, task.select, rows, [&](Scores& scores, int tile) {
-    const bool all = takes_all(x, r, task, span, rows.first, tile);
+  each_tile<T, WHOLE>(pairs, pairs.task.select, rows, [&](Scores& scores, int tile) {
+    const bool all = takes_all(pairs, span, rows.first, tile);
     const float none = exponential ? -INFINITY : 0.0f;
     each_pair(scores, tile, [&](float& score, int h, int j) {
-      const bool taken = all || selected(r, task, task.select, rows.row[h], j);
-      score = taken ? term_of(score, r, task, rows.row[h], j) : none;
+      const bool taken = all || pairs.selected(rows.row[h], j);
+      score = taken ? pairs.term(score, rows.row[h].position, j) : none;
     });
     if (exponential) {
       float high[2] = {top[0], top[1]};
@@ -79,23 +78,22 @@ __global__ void __launch_bounds__(THREADS)
     float high = max(top[h], __shfl_xor_sync(ALL_LANES, top[h], 1));
     high = max(high, __shfl_xor_sync(ALL_LANES, high, 2));
     const float sum = over_row(exponential ? total[h] * exp2(top[h] - high) : total[h]);
-    const int64_t at = int64_t(blockIdx.y) * x.padded + rows.row[h].position;
+    const int64_t at = int64_t(blockIdx.y) * pairs.x.padded + rows.row[h].position;
     if (lane_of() % 4 == 0) tops[at] = high, totals[at] = sum;
   }
 }
 
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    positives_kernel(DML_ARGUMENT dml_side x, DML_ARGUMENT dml_side r, DML_ARGUMENT dml_task task,
-                     DML_ARGUMENT dml_stats xs, DML_ARGUMENT dml_stats rs, float* squares, int* counts,
-                     float* grad) {
-  const Rows rows(x, blockIdx.x);
+    positives_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT dml_stats xs, DML_ARGUMENT dml_stats rs,
+                     float* squares, int* counts, float* grad) {
+  const Rows rows(pairs.x, blockIdx.x);
   const float own[2] = {xs.value[rows.row[0].position], xs.value[rows.row[1].position]};
   float square[2] = {}, sum[2] = {};
   int count[2] = {};
-  each_tile<T, 0>(x, r, task, DML_POSITIVE, rows, [&](Scores& scores, int tile) {
+  each_tile<T, 0>(pairs, DML_POSITIVE, rows, [&](Scores& scores, int tile) {
     each_pair(scores, tile, [&](float& distance, int h, int j) {
-      if (!selected(r, task, DML_POSITIVE, rows.row[h], j)) return;
+      if (!pairs.selected(DML_POSITIVE, rows.row[h], j)) return;
       const float other = rs.value[j], joint = hinge(distance, own[h], other);
       square[h] += joint * joint;
       sum[h] += joint / (1.0f + exp2(min(other - own[h], 126.0f)));
@@ -112,13 +110,12 @@ __global__ void __launch_bounds__(THREADS)
 
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    bias_gradient_kernel(DML_ARGUMENT dml_side x, DML_ARGUMENT dml_side r, DML_ARGUMENT dml_task task,
-                         DML_ARGUMENT Weigher weigh, float* out) {
-  const Rows rows(x, blockIdx.x);
+    bias_gradient_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT Weigher weigh, float* out) {
+  const Rows rows(pairs.x, blockIdx.x);
   float sum[2] = {};
-  each_tile<T, 0>(x, r, task, task.select, rows, [&](Scores& scores, int tile) {
+  each_tile<T, 0>(pairs, pairs.task.select, rows, [&](Scores& scores, int tile) {
     each_pair(scores, tile,
-              [&](float& score, int h, int j) { sum[h] += weigh(score, r, task, rows.row[h], j); });
+              [&](float& score, int h, int j) { sum[h] += weigh(score, pairs, rows.row[h], j); });
   });
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -128,19 +125,16 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <int WHOLE, class T>
-Launch how(const dml_side& x, int splits, void* stream) {
-  return {dim3{unsigned(x.padded / BAND), unsigned(splits), 1}, dim3{THREADS, 1, 1},
-          Stream<T, WHOLE, 0>::SHARED, stream};
+Launch how(const Pairs& pairs, void* stream) {
+  const dim3 grid{unsigned(pairs.x.padded / BAND), unsigned(pairs.task.splits), 1};
+  return {grid, dim3{THREADS, 1, 1}, Stream<T, WHOLE, 0>::SHARED, stream};
 }
 
 template <class T>
-Status reduce(const dml_side& x, const dml_side& r, const dml_task& task, float* top, float* total,
-              void* stream) {
-  if (x.chunks == 1)
-    return launch(reduce_kernel<T, 1>, how<1, T>(x, task.splits, stream), x, r, task, top, total);
-  if (x.chunks == 2)
-    return launch(reduce_kernel<T, 2>, how<2, T>(x, task.splits, stream), x, r, task, top, total);
-  return launch(reduce_kernel<T, 0>, how<0, T>(x, task.splits, stream), x, r, task, top, total);
+Status reduce(const Pairs& pairs, float* top, float* total, void* stream) {
+  if (pairs.x.chunks == 1) return launch(reduce_kernel<T, 1>, how<1, T>(pairs, stream), pairs, top, total);
+  if (pairs.x.chunks == 2) return launch(reduce_kernel<T, 2>, how<2, T>(pairs, stream), pairs, top, total);
+  return launch(reduce_kernel<T, 0>, how<0, T>(pairs, stream), pairs, top, total);
 }
 
 }  // namespace
@@ -150,24 +144,25 @@ using namespace dml;
 
 int dml_cuda_reduce(const dml_side* x, const dml_side* r, const dml_task* task, float* top, float* total,
                     void* stream) {
-  return by_dtype(task->dtype,
-                  [&](auto zero) { return reduce<decltype(zero)>(*x, *r, *task, top, total, stream); });
+  return by_dtype(task->dtype, [&](auto zero) {
+    return reduce<decltype(zero)>(Pairs{*x, *r, *task}, top, total, stream);
+  });
 }
 
 int dml_cuda_positives(const dml_side* x, const dml_side* r, const dml_task* task, const dml_stats* xs,
                        const dml_stats* rs, float* squares, int32_t* counts, float* grad, void* stream) {
+  const Pairs pairs{*x, *r, *task};
   return by_dtype(task->dtype, [&](auto zero) {
     using T = decltype(zero);
-    return launch(positives_kernel<T>, how<0, T>(*x, 1, stream), *x, *r, *task, *xs, *rs, squares, counts,
-                  grad);
+    return launch(positives_kernel<T>, how<0, T>(pairs, stream), pairs, *xs, *rs, squares, counts, grad);
   });
 }
 
 int dml_cuda_bias_gradient(const dml_side* x, const dml_side* r, const dml_task* task, const dml_stats* xs,
                            const dml_stats* rs, float* out, void* stream) {
+  const Pairs pairs{*x, *r, *task};
   return by_dtype(task->dtype, [&](auto zero) {
     using T = decltype(zero);
-    return launch(bias_gradient_kernel<T>, how<0, T>(*x, 1, stream), *x, *r, *task, Weigher{*xs, *rs, false},
-                  out);
+    return launch(bias_gradient_kernel<T>, how<0, T>(pairs, stream), pairs, Weigher{*xs, *rs, false}, out);
   });
 }

@@ -18,21 +18,20 @@ class Stream {
   static constexpr int RESIDENT = WHOLE ? WHOLE * BAND_CHUNK : KEPT * TILE_CHUNK;
   static constexpr size_t SHARED = RESIDENT + STAGES * STAGE;
 
-  // To be called when a tile is done with.
-  __device__ __forceinline__ void release() {
-    if (WHOLE || !is_kept(chunk_of(0))) return;
-    __syncthreads();
-    look_ahead();
-  }
-
   // Begins with the tiles [first, end) of the columns r for a band of x.
-  __device__ __forceinline__ Stream(const dml_side& x, const dml_side& r, bool fast, int band, int first,
-                                    int end, int kept = 0)
-      : x_(x), r_(r), fast_(fast), band_(band), end_(end), kept_(kept), ahead_tile_(first) {
+  __device__ __forceinline__ Stream(const Pairs& pairs, int band, int first, int end, int kept = 0)
+      : x_(pairs.x),
+        r_(pairs.r),
+        fast_(pairs.task.fast),
+        band_(band),
+        end_(end),
+        kept_(kept),
+        tile_(first),
+        ahead_tile_(first) {
     memory_ = shared_memory();
     if constexpr (WHOLE > 0) {
-      copy(memory_, rows_of(x, band * (BAND / TILE), 0), WHOLE * TILE_CHUNK);
-      copy(memory_ + WHOLE * TILE_CHUNK, rows_of(x, band * (BAND / TILE) + 1, 0), WHOLE * TILE_CHUNK);
+      copy(memory_, rows_of(x_, band * (BAND / TILE), 0), WHOLE * TILE_CHUNK);
+      copy(memory_ + WHOLE * TILE_CHUNK, rows_of(x_, band * (BAND / TILE) + 1, 0), WHOLE * TILE_CHUNK);
     }
     for (int k = 0; k < STAGES - 1; k++) look_ahead();
   }
@@ -60,12 +59,26 @@ class Stream {
     }
   }
 
+  // Adds to sums the columns of the tile at hand, of chunks that are kept, times weights; turns these into
+  // the products with the next tile, if there is one. Chunks that are kept beyond those of a row hold
+  // anything.
+  template <int N>
+  __device__ __forceinline__ void advance(Scores& scores, float (&sums)[N][4]) {
+    add_weighted<T>(sums, scores, columns(0), fast_);
+    if (++tile_ == end_) return;
+    if (!WHOLE && is_kept(chunk_of(0))) {
+      __syncthreads();
+      look_ahead();
+    }
+    next(scores);
+  }
+
+ private:
   // A chunk of the columns of the tile at hand: of all, or of those that are kept.
   __device__ __forceinline__ const char* columns(int c) const {
     return (WHOLE ? stage(stage_) : memory_) + c * TILE_CHUNK;
   }
 
- private:
   __device__ __forceinline__ char* stage(int k) const { return memory_ + RESIDENT + k * STAGE; }
   __device__ __forceinline__ char* single(int k) const { return stage(k) + BAND_CHUNK; }
   __device__ __forceinline__ bool is_kept(int c) const { return c >= kept_ && c < kept_ + KEPT; }
@@ -114,7 +127,7 @@ class Stream {
   const dml_side& r_;
   const bool fast_;
   const int band_, end_, kept_;
-  int ahead_tile_, ahead_step_ = 0, ahead_stage_ = 0, stage_ = STAGES - 1;
+  int tile_, ahead_tile_, ahead_step_ = 0, ahead_stage_ = 0, stage_ = STAGES - 1;
   char* memory_;
 };
 
@@ -122,13 +135,12 @@ class Stream {
 struct Tiles {
   int first, end;
 
-  __device__ __forceinline__ Tiles(const dml_side& x, const dml_side& r, int select, int band, int split,
-                                   int splits) {
-    const int tiles = int((r.given.n + TILE - 1) / TILE);
+  __device__ __forceinline__ Tiles(const Pairs& pairs, int select, int band, int split, int splits) {
+    const int tiles = int((pairs.r.given.n + TILE - 1) / TILE);
     first = int(int64_t(tiles) * split / splits);
     end = int(int64_t(tiles) * (split + 1) / splits);
     if (select != DML_POSITIVE) return;
-    const Span rows(x, band * BAND, BAND);
+    const Span rows(pairs.x, band * BAND, BAND);
     first = max(first, rows.low / TILE);
     end = max(first, min(end, (rows.high + TILE - 1) / TILE));
   }
