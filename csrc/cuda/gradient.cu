@@ -36,12 +36,14 @@ int dml_cuda_gradient(const dml_side* x, const dml_side* r, const dml_task* task
   using namespace dml;
   const Weights weights{Weigher{*xs, *rs, lifted != 0}, middle, near};
   const Scale scale{factor, share, poison};
+  const Pairs pairs{*x, *r, *task};
+  if (fits_sm90(pairs)) return gradient_sm90(pairs, weights, scale, out, stream);
   return by_dtype(task->dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int KEPT = std::is_same_v<T, float16> ? 2 : 4;  // as many as registers hold
     const auto chosen = x->chunks == 1   ? gradient<T, 1, 1>
                         : x->chunks == 2 ? gradient<T, 2, 2>
                                          : gradient<T, 0, KEPT>;
-    return chosen(Pairs{*x, *r, *task}, weights, scale, out, stream);
+    return chosen(pairs, weights, scale, out, stream);
   });
 }

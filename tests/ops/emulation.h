@@ -122,6 +122,34 @@ inline Barrier& cluster_of(const Block& block) {
   return machine().clusters[int(block.index.x) / machine().cluster];
 }
 
+// Is counted at a barrier, and goes on.
+inline void pass(Barrier& barrier) {
+  barrier.arrived++;
+  machine().progress++;
+  release(barrier);
+}
+
+// A barrier of the block that has a number.
+inline Barrier& named(int number, int threads) {
+  Barrier& barrier = me().block->named[number];
+  barrier.expected = threads;
+  return barrier;
+}
+
+// A barrier in shared memory: what has still to arrive before a phase ends.
+struct Phases {
+  int arrivals, pending, bytes, phase;
+};
+
+inline void arrive(Phases& phases, int count, int bytes) {
+  phases.pending -= count;
+  phases.bytes -= bytes;
+  machine().progress++;
+  if (phases.pending || phases.bytes) return;
+  phases.pending = phases.arrivals;
+  phases.phase++;
+}
+
 inline void leave(Barrier& barrier) {
   barrier.expected--;
   release(barrier);

@@ -1,0 +1,175 @@
+// What sm_90a adds: copies of whole tiles by the copy engine, products by four warps at a time, groups of warps that
+// take turns. A place in shared memory that copies or products use begins at a multiple of 1024 bytes.
+#pragma once
+
+#include "tiles.h"
+
+namespace dml {
+
+#if defined(DML_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DML_HOPPER
+#endif
+
+constexpr int GROUP = 4;  // warps that multiply together
+
+// A barrier in shared memory that counts arrivals and bytes. Every full count ends a phase, of parity 0 first.
+struct Phases {
+#ifdef DML_EMULATED
+  emulation::Phases phases;
+#else
+  uint64_t state;
+#endif
+};
+
+// A matrix of bfloat16 in tiles, as an operand of a product: TILE columns, in chunks of a tile.
+struct Operand {
+  const char* start;
+  int leading, stride;  // bytes from one repetition of 64 components to the next, and of eight rows
+};
+
+#ifdef DML_HOPPER
+#ifdef DML_EMULATED
+inline void begin(Phases& phases, int arrivals) { phases.phases = {arrivals, arrivals, 0, 0}; }
+inline void publish_phases() {}
+inline void arrive(Phases& phases) { emulation::arrive(phases.phases, 1, 0); }
+inline void arrive_expecting(Phases& phases, int bytes) {
+  phases.phases.bytes += bytes;
+  emulation::arrive(phases.phases, 1, 0);
+}
+inline void await(Phases& phases, int parity) {
+  while ((phases.phases.phase & 1) == parity) emulation::yield();
+}
+inline void copy(char* shared, const char* global, int bytes, Phases& phases) {
+  std::memcpy(shared, global, size_t(bytes));
+  emulation::arrive(phases.phases, 0, bytes);
+}
+inline void meet(int barrier, int threads) { emulation::wait(emulation::named(barrier, threads)); }
+inline void pass(int barrier, int threads) { emulation::pass(emulation::named(barrier, threads)); }
+template <int COUNT>
+void take_registers() {}
+template <int COUNT>
+void leave_registers() {}
+#else
+__device__ __forceinline__ void begin(Phases& phases, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&phases)), "r"(arrivals));
+}
+
+// Makes barriers that were begun known to the copy engine.
+__device__ __forceinline__ void publish_phases() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void arrive(Phases& phases) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&phases)) : "memory");
+}
+
+__device__ __forceinline__ void arrive_expecting(Phases& phases, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&phases)), "r"(bytes)
+               : "memory");
+}
+
+// Waits for the end of a phase of a parity.
+__device__ __forceinline__ void await(Phases& phases, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(&phases)),
+      "r"(parity)
+      : "memory");
+}
+
+// Copies a multiple of 16 bytes, which the phase at hand waits for.
+__device__ __forceinline__ void copy(char* shared, const char* global, int bytes, Phases& phases) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(&phases))
+               : "memory");
+}
+
+// Threads meet at a barrier of the block; those that pass are counted and go on.
+__device__ __forceinline__ void meet(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void pass(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+template <int COUNT>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ __forceinline__ void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// As an instruction takes it: addresses in units of 16 bytes, rows of 128 bytes in the order of tiles.h.
+__device__ __forceinline__ uint64_t descriptor_of(const Operand& operand) {
+  return uint64_t((shared_address(operand.start) & 0x3ffff) >> 4) | uint64_t(operand.leading >> 4) << 16 |
+         uint64_t(operand.stride >> 4) << 32 | 1ull << 62;
+}
+#endif
+
+// Products go on in the background, from begin_products on and until await_products.
+__device__ __forceinline__ void begin_products() {
+#ifndef DML_EMULATED
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void end_products() {
+#ifndef DML_EMULATED
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void await_products() {
+#ifndef DML_EMULATED
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+// Keeps the compiler from moving what it does with results to where they are not yet there.
+template <int N>
+__device__ __forceinline__ void hold(float (&sums)[N][4]) {
+#ifndef DML_EMULATED
+#pragma unroll
+  for (int n = 0; n < N; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) asm volatile("" : "+f"(sums[n][e])::"memory");
+#endif
+}
+
+// Adds to sums (64 rows, 64 columns or components) the product of 16 components of the rows of four warps with the
+// columns: rows and columns by components, or, ALONG, weights of 16 columns with components of these.
+template <bool ALONG>
+__device__ __forceinline__ void multiply_add(float (&sums)[8][4], const uint32_t (&a)[4], const Operand& b) {
+#ifdef DML_EMULATED
+  emulation::showing(a, [&] {
+    for (int f = 0; f < 8; f++)
+      for (int e = 0; e < 4; e++)
+        for (int k = 0; k < 16; k++) {
+          const auto& theirs = emulation::shown_by<uint32_t[4]>(lane_of() / 4 * 4 + k % 8 / 2);
+          const uint32_t both = theirs[k / 8 * 2 + e / 2];
+          const int n = column_of(f, e), row = ALONG ? k : n, component = ALONG ? n : k;
+          const uintptr_t linear = uintptr_t(b.start) + uintptr_t(component / 64 * b.leading + row / 8 * b.stride +
+                                                                  row % 8 * CHUNK + component % 64 * 2);
+          const bfloat16 value = *reinterpret_cast<const bfloat16*>(linear ^ (linear >> 7 & 7) << 4);
+          sums[f][e] += bits_to_float(k % 2 ? both & 0xffff0000u : both << 16) * to_float(value);
+        }
+    return 0;
+  });
+#else
+#define DML_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+      : DML_SUMS(0), DML_SUMS(1), DML_SUMS(2), DML_SUMS(3), DML_SUMS(4), DML_SUMS(5), DML_SUMS(6), DML_SUMS(7)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_of(b)), "n"(int(ALONG)));
+#undef DML_SUMS
+#endif
+}
+#endif
+
+}  // namespace dml
