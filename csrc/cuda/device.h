@@ -169,8 +169,21 @@ struct Launch {
 
 constexpr int DEFAULT_SHARED = 48 * 1024;  // bytes; a kernel has to ask for more
 
+// The GPU at hand.
+struct Gpu {
+  int id, major;  // the first number of the compute capability
+  int multiprocessors;
+  size_t shared;  // bytes that a block can ask for
+};
+
 #ifdef DML_EMULATED
 using Status = int;
+constexpr Status INVALID = 1;
+
+inline Status find_gpu(Gpu& gpu) {
+  gpu = {0, 9, 24, 99 * 1024};
+  return 0;
+}
 
 template <class... Parameters, class... Arguments>
 Status launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
@@ -178,40 +191,83 @@ Status launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arg
                     [=] { kernel(arguments...); });
   return 0;
 }
+
+template <class... Parameters>
+bool cluster_fits(void (*)(Parameters...), const Launch&) {
+  return true;
+}
 #else
 using Status = cudaError_t;
+constexpr Status INVALID = cudaErrorInvalidValue;
 
-template <class... Parameters, class... Arguments>
-Status launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
+inline Status find_gpu(Gpu& gpu) {
+  int shared = 0;
+  Status status = cudaGetDevice(&gpu.id);
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, gpu.id);
+  };
+  ask(gpu.major, cudaDevAttrComputeCapabilityMajor);
+  ask(gpu.multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  gpu.shared = size_t(shared);
+  return status;
+}
+
+// What cudaLaunchKernelEx takes.
+struct Configuration {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2];
+
+  explicit Configuration(const Launch& how) {
+    config.gridDim = how.grid;
+    config.blockDim = how.block;
+    config.dynamicSmemBytes = how.shared;
+    config.stream = static_cast<cudaStream_t>(how.stream);
+    config.attrs = attributes;
+    if (how.cooperative) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (how.cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = unsigned(how.cluster);
+      attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
+      config.numAttrs++;
+    }
+  }
+  Configuration(const Configuration&) = delete;
+};
+
+// Lets a kernel have more than any kernel may.
+template <class... Parameters>
+Status allow(void (*kernel)(Parameters...), const Launch& how) {
   if (how.shared > DEFAULT_SHARED) {
     const Status status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared));
     if (status != cudaSuccess) return status;
   }
-  if (how.cluster > 8) {
-    const Status status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (status != cudaSuccess) return status;
-  }
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (how.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count++].val.cooperative = 1;
-  }
-  if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = unsigned(how.cluster);
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    count++;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = how.grid;
-  config.blockDim = how.block;
-  config.dynamicSmemBytes = how.shared;
-  config.stream = static_cast<cudaStream_t>(how.stream);
-  config.attrs = attributes;
-  config.numAttrs = count;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (how.cluster <= 8) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), const Launch& how, Arguments... arguments) {
+  const Status status = allow(kernel, how);
+  if (status != cudaSuccess) return status;
+  const Configuration configuration(how);
+  return cudaLaunchKernelEx(&configuration.config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// Whether the GPU can run a cluster of a launch.
+template <class... Parameters>
+bool cluster_fits(void (*kernel)(Parameters...), const Launch& how) {
+  const Configuration configuration(how);
+  int clusters = 0;
+  Status status = allow(kernel, how);
+  if (status == cudaSuccess)
+    status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &configuration.config);
+  if (status != cudaSuccess) cudaGetLastError();  // which would remain as that of a later call
+  return clusters > 0;
 }
 #endif
 
