@@ -1,6 +1,8 @@
 // The gradient of rows, on the tensor cores that every GPU since sm_80 has.
 #include "gradient.h"
 
+#include "columns_sm90.h"
+
 namespace dml {
 namespace {
 

@@ -202,8 +202,7 @@ class Gradient {
   float sums_[KEPT * FRAGMENTS_OF_CHUNK][4] = {};
 };
 
-// The same on sm_90a, where it can.
-bool fits_sm90(const Pairs&);
+// In a kernel of its own on sm_90a.
 Status gradient_sm90(const Pairs&, const Weights&, const Scale&, float* out, void* stream);
 
 }  // namespace dml

@@ -1,5 +1,6 @@
-// What sm_90a adds: copies of whole tiles by the copy engine, products by four warps at a time, groups of warps that
-// take turns. A place in shared memory that copies or products use begins at a multiple of 1024 bytes.
+// What sm_90a adds: copies of whole tiles by the copy engine, products by four warps at a time, groups of
+// warps that take turns. A place in shared memory that copies or products use begins at a multiple of 1024
+// bytes.
 #pragma once
 
 #include "tiles.h"
@@ -12,7 +13,8 @@ namespace dml {
 
 constexpr int GROUP = 4;  // warps that multiply together
 
-// A barrier in shared memory that counts arrivals and bytes. Every full count ends a phase, of parity 0 first.
+// A barrier in shared memory that counts arrivals and bytes. Every full count ends a phase, of parity 0
+// first.
 struct Phases {
 #ifdef DML_EMULATED
   emulation::Phases phases;
@@ -29,9 +31,13 @@ struct Operand {
 
 #ifdef DML_HOPPER
 #ifdef DML_EMULATED
-inline void begin(Phases& phases, int arrivals) { phases.phases = {arrivals, arrivals, 0, 0}; }
+inline void begin(Phases& phases, int arrivals) {
+  phases.phases = {arrivals, arrivals, 0, 0};
+}
 inline void publish_phases() {}
-inline void arrive(Phases& phases) { emulation::arrive(phases.phases, 1, 0); }
+inline void arrive(Phases& phases) {
+  emulation::arrive(phases.phases, 1, 0);
+}
 inline void arrive_expecting(Phases& phases, int bytes) {
   phases.phases.bytes += bytes;
   emulation::arrive(phases.phases, 1, 0);
@@ -43,8 +49,12 @@ inline void copy(char* shared, const char* global, int bytes, Phases& phases) {
   std::memcpy(shared, global, size_t(bytes));
   emulation::arrive(phases.phases, 0, bytes);
 }
-inline void meet(int barrier, int threads) { emulation::wait(emulation::named(barrier, threads)); }
-inline void pass(int barrier, int threads) { emulation::pass(emulation::named(barrier, threads)); }
+inline void meet(int barrier, int threads) {
+  emulation::wait(emulation::named(barrier, threads));
+}
+inline void pass(int barrier, int threads) {
+  emulation::pass(emulation::named(barrier, threads));
+}
 template <int COUNT>
 void take_registers() {}
 template <int COUNT>
@@ -55,14 +65,17 @@ __device__ __forceinline__ void begin(Phases& phases, int arrivals) {
 }
 
 // Makes barriers that were begun known to the copy engine.
-__device__ __forceinline__ void publish_phases() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void publish_phases() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 __device__ __forceinline__ void arrive(Phases& phases) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&phases)) : "memory");
 }
 
 __device__ __forceinline__ void arrive_expecting(Phases& phases, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&phases)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&phases)),
+               "r"(bytes)
                : "memory");
 }
 
@@ -81,10 +94,11 @@ __device__ __forceinline__ void await(Phases& phases, int parity) {
 
 // Copies a multiple of 16 bytes, which the phase at hand waits for.
 __device__ __forceinline__ void copy(char* shared, const char* global, int bytes, Phases& phases) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(shared)),
-               "l"(global), "r"(bytes), "r"(shared_address(&phases))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(&phases))
+      : "memory");
 }
 
 // Threads meet at a barrier of the block; those that pass are counted and go on.
@@ -139,8 +153,9 @@ __device__ __forceinline__ void hold(float (&sums)[N][4]) {
 #endif
 }
 
-// Adds to sums (64 rows, 64 columns or components) the product of 16 components of the rows of four warps with the
-// columns: rows and columns by components, or, ALONG, weights of 16 columns with components of these.
+// Adds to sums (64 rows, 64 columns or components) the product of 16 components of the rows of four warps
+// with the columns: rows and columns by components, or, ALONG, weights of 16 columns with components of
+// these.
 template <bool ALONG>
 __device__ __forceinline__ void multiply_add(float (&sums)[8][4], const uint32_t (&a)[4], const Operand& b) {
 #ifdef DML_EMULATED
@@ -151,8 +166,9 @@ __device__ __forceinline__ void multiply_add(float (&sums)[8][4], const uint32_t
           const auto& theirs = emulation::shown_by<uint32_t[4]>(lane_of() / 4 * 4 + k % 8 / 2);
           const uint32_t both = theirs[k / 8 * 2 + e / 2];
           const int n = column_of(f, e), row = ALONG ? k : n, component = ALONG ? n : k;
-          const uintptr_t linear = uintptr_t(b.start) + uintptr_t(component / 64 * b.leading + row / 8 * b.stride +
-                                                                  row % 8 * CHUNK + component % 64 * 2);
+          const uintptr_t linear =
+              uintptr_t(b.start) + uintptr_t(component / 64 * b.leading + row / 8 * b.stride +
+                                             row % 8 * CHUNK + component % 64 * 2);
           const bfloat16 value = *reinterpret_cast<const bfloat16*>(linear ^ (linear >> 7 & 7) << 4);
           sums[f][e] += bits_to_float(k % 2 ? both & 0xffff0000u : both << 16) * to_float(value);
         }

@@ -36,8 +36,8 @@ class Stream {
     for (int k = 0; k < STAGES - 1; k++) look_ahead();
   }
 
-  // The products of the warp's rows with the next tile.
-  __device__ __forceinline__ void next(Scores& scores) {
+  // The products of the warp's rows with the next tile; released: its columns are not needed for more.
+  __device__ __forceinline__ void next(Scores& scores, bool released = false) {
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll

@@ -168,6 +168,12 @@ inline void enter() {
   for (;;) yield();
 }
 
+// The first number of the compute capability that the GPU is taken to have.
+inline int capability() {
+  const char* const given = std::getenv("DML_EMULATED_CAPABILITY");
+  return given ? std::atoi(given) : 9;
+}
+
 inline void fail(const char* what) {
   std::fprintf(stderr, "emulation: %s\n", what);
   std::abort();

@@ -1,0 +1,176 @@
+// Tiles of columns on sm_90a. One warp has the copy engine fetch them. Two groups of four warps, with half a
+// band of rows each, take turns: while one multiplies, the other works on its products.
+#pragma once
+
+#include "hopper.h"
+#include "stream.h"
+
+namespace dml {
+
+constexpr int GROUPS = BAND / TILE, STAGES = 4;
+constexpr int BLOCK = (GROUPS + 1) * GROUP * WARP;
+
+// Shared memory: tiles of columns with the barriers of each stage, full and empty ones.
+template <int CHUNKS>
+struct Stages {
+  char tiles[STAGES][CHUNKS * TILE_CHUNK];
+  Phases full[STAGES], empty[STAGES];
+};
+
+#ifdef DML_HOPPER
+// The order of the groups: a group enters, hands its products to the tensor cores, and lets the other one in.
+__device__ __forceinline__ void enter(int group) {
+  meet(1 + group, GROUPS * GROUP * WARP);
+}
+__device__ __forceinline__ void let_in(int group) {
+  pass(1 + group, GROUPS * GROUP * WARP);
+}
+
+template <int CHUNKS>
+class HopperColumns {
+ public:
+  __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, const dml_side& x, const Tiles& tiles)
+      : stages_(stages), group_(warp_of() / GROUP), tiles_(tiles.end - tiles.first) {
+    const char* const tile =
+        static_cast<const char*>(x.rows) + (int64_t(blockIdx.x) * GROUPS + group_) * CHUNKS * TILE_CHUNK;
+    const int row = warp_of() % GROUP * WARP_ROWS;
+#pragma unroll
+    for (int step = 0; step < CHUNKS * 4; step++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const int place = place_of(row + row_of(k % 2 * 2), step % 4 * 2 + k / 2) + lane_of() % 4 * 4;
+        rows_[step][k] = *reinterpret_cast<const uint32_t*>(tile + step / 4 * TILE_CHUNK + place);
+      }
+    if (group_ == 1 && tiles.first < tiles.end) let_in(0);
+  }
+
+  // The products with the tile at hand, whose columns are not needed any more if it is `released`.
+  __device__ __forceinline__ void next(Scores& scores, bool released = false) {
+    clear(scores);
+    const int stage = tile_ % STAGES;
+    await(stages_.full[stage], tile_ / STAGES % 2);
+    enter(group_);
+    hold(scores);
+    begin_products();
+    score(scores, stage);
+    end_products();
+    leave(!released || tile_ + 1 < tiles_);
+    await_products();
+    hold(scores);
+    if (released) release(stage);
+  }
+
+  // Adds to sums the columns of the tile at hand times weights; turns these into the products with the next
+  // tile, if there is one.
+  __device__ __forceinline__ void advance(Scores& scores, float (&sums)[CHUNKS * 8][4]) {
+    uint32_t weights[TILE / 16][4];
+#pragma unroll
+    for (int step = 0; step < TILE / 16; step++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const float* const w = scores[step * 2 + k / 2] + k % 2 * 2;
+        weights[step][k] = float_to_bits(w[0]) >> 16 | (float_to_bits(w[1]) & 0xffff0000u);
+      }
+    clear(scores);
+    const int stage = tile_ % STAGES, later = (tile_ + 1) % STAGES;
+    const bool more = tile_ + 1 < tiles_;
+    if (more) await(stages_.full[later], (tile_ + 1) / STAGES % 2);
+    enter(group_);
+    hold(sums);
+    hold(scores);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < TILE / 16; step++)
+#pragma unroll
+      for (int c = 0; c < CHUNKS; c++) {
+        const char* const start = stages_.tiles[stage] + c * TILE_CHUNK + step * 16 * CHUNK;
+        multiply_add<true>(*reinterpret_cast<float (*)[8][4]>(sums + c * 8), weights[step],
+                           Operand{start, TILE_CHUNK, 8 * CHUNK});
+      }
+    score(scores, more ? later : stage);  // for nothing in the end: a branch would hold the products up
+    end_products();
+    leave(more);
+    await_products();
+    hold(sums);
+    hold(scores);
+    release(stage);
+  }
+
+ private:
+  // Ends a turn; the second group's last one ends all.
+  __device__ __forceinline__ void leave(bool more) const {
+    if (more || group_ == 0) let_in(1 - group_);
+  }
+
+  __device__ __forceinline__ void release(int stage) {
+    if (lane_of() == 0) arrive(stages_.empty[stage]);
+    tile_++;
+  }
+
+  __device__ __forceinline__ static void clear(Scores& scores) {
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) scores[f][e] = 0.0f;
+  }
+
+  __device__ __forceinline__ void score(Scores& scores, int stage) const {
+#pragma unroll
+    for (int step = 0; step < CHUNKS * 4; step++) {
+      const char* const start = stages_.tiles[stage] + step / 4 * TILE_CHUNK + step % 4 * 2 * UNIT;
+      multiply_add<false>(scores, rows_[step], Operand{start, UNIT, 8 * CHUNK});
+    }
+  }
+
+  Stages<CHUNKS>& stages_;
+  const int group_, tiles_;
+  int tile_ = 0;
+  uint32_t rows_[CHUNKS * 4][4];
+};
+
+// Has the copy engine fetch the tiles, each when the stage that it goes to is empty.
+template <int CHUNKS>
+__device__ __forceinline__ void fetch(Stages<CHUNKS>& stages, const dml_side& r, const Tiles& tiles) {
+  constexpr int BYTES = CHUNKS * TILE_CHUNK;
+  for (int k = 0; k < tiles.end - tiles.first; k++) {
+    const int stage = k % STAGES;
+    await(stages.empty[stage], k / STAGES % 2 ^ 1);
+    arrive_expecting(stages.full[stage], BYTES);
+    copy(stages.tiles[stage], static_cast<const char*>(r.rows) + int64_t(tiles.first + k) * BYTES, BYTES,
+         stages.full[stage]);
+  }
+}
+
+// Calls work(columns) in the threads of the groups, while the other warps fetch tiles.
+template <int CHUNKS, class Work>
+__device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& tiles, const Work& work) {
+  auto& stages = *reinterpret_cast<Stages<CHUNKS>*>(shared_memory());
+  if (threadIdx.x == 0) {
+    for (int k = 0; k < STAGES; k++) begin(stages.full[k], 1), begin(stages.empty[k], GROUPS * GROUP);
+    publish_phases();
+  }
+  __syncthreads();
+  if (warp_of() >= GROUPS * GROUP) {
+    leave_registers<24>();
+    if (threadIdx.x == GROUPS * GROUP * WARP) fetch(stages, pairs.r, tiles);
+  } else {
+    take_registers<240>();
+    HopperColumns<CHUNKS> columns(stages, pairs.x, tiles);
+    work(columns);
+  }
+}
+#endif
+
+// Whether kernels for sm_90a serve these pairs on the GPU at hand.
+inline bool fits_sm90(const Pairs& pairs) {
+  Gpu gpu;
+  return pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 && gpu.major == 9;
+}
+
+template <int CHUNKS>
+Launch how_sm90(const Pairs& pairs, void* stream) {
+  const dim3 grid{unsigned(pairs.x.padded / BAND), unsigned(pairs.task.splits), 1};
+  return {grid, dim3{BLOCK, 1, 1}, sizeof(Stages<CHUNKS>), stream};
+}
+
+}  // namespace dml
