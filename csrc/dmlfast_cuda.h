@@ -27,7 +27,7 @@ DML_API int dml_cuda_one_pass_fits(int64_t n, int64_t d);
 DML_API int64_t dml_cuda_one_pass_scratch(int64_t n, int64_t d);
 
 // The lifted structured loss of a batch with labels (n,), and its gradient (n, d) where that is not NULL, in
-// one launch.
+// one launch. The scratch memory starts at a multiple of 16 bytes.
 DML_API int dml_cuda_lifted_one_pass(const struct dml_rows*, const int64_t* labels, float margin, float* loss,
                                      float* d_rows, float* scratch, void* stream);
 

@@ -1,0 +1,460 @@
+// The lifted structured loss of a batch, and its gradient, in one launch: nothing is computed twice.
+//
+// A block owns ROWS rows, the last one of the batch in place of those beyond it. Their distances to all rows,
+// and then the weights, stay in its shared memory:
+//
+//   distances                                                         (n, ROWS)
+//   statistic L_i                        to all blocks: a barrier
+//   hinges of the positive pairs, g_i    to all blocks: a barrier
+//   weights, gradient
+//
+// Both passes over the rows take differences, so that nothing cancels where rows nearly coincide.
+#include <atomic>
+
+#include "../dmlfast_cuda.h"
+#include "device.h"
+#include "rows.h"
+
+namespace dml {
+namespace {
+
+constexpr int THREADS = 256, WARPS = THREADS / WARP;
+constexpr int PARTS = 8;            // threads that share a column, a quad each of every chunk
+constexpr int CHUNK = 4 * PARTS;    // components
+constexpr int COLUMNS = 4;          // that a thread has in registers
+constexpr int STEP = WARP / PARTS;  // columns from one of them to the next
+constexpr int WARP_TILE = COLUMNS * STEP, TILE = WARPS * WARP_TILE;  // columns at a time
+constexpr int SUMS = 3;  // the most that are taken over a row at once
+constexpr int MAX_CLUSTER = 16, MAX_GPUS = 64, MAX_N = 2048, MAX_D = 512;
+constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+constexpr float NOTHING = -1e30f;  // the logarithm of an empty sum
+
+__host__ __device__ constexpr int rounded_up(int size, int unit) {
+  return (size + unit - 1) / unit * unit;
+}
+
+// What a row tells all blocks after its hinges are known.
+struct alignas(16) Summary {
+  float nearest;  // distance of a negative
+  float grad;     // g_i e^(margin - nearest - L_i) up to the share of a pair; NaN without negatives
+  float squares, positives;
+};
+
+template <class T>
+struct Batch {
+  Rows<T> x;
+  const int64_t* labels;
+  float margin;
+  float* loss;
+  float* d_rows;
+  Summary* summaries;  // (n,)
+  float* statistics;   // (n,)
+  bool is_cluster;     // the blocks are one cluster
+
+  __device__ void meet() const {
+    if (is_cluster)
+      cluster_barrier();
+    else
+      grid_barrier();
+  }
+};
+
+// The shared memory of a block. A thread holds one row, and every THREADS / ROWS-th column, of a strip.
+template <int ROWS>
+struct Shared {
+  int width, columns, strip_columns;
+
+  __host__ __device__ Shared(int n, int d)
+      : width(rounded_up(d, CHUNK)),
+        columns(rounded_up(n, 4)),
+        strip_columns(columns > 4 * THREADS ? columns : 4 * THREADS) {}
+
+  __device__ float* own() const { return reinterpret_cast<float*>(shared_memory()); }  // (ROWS, width)
+  // (n, ROWS): distances, those of equal labels with a minus; weights; sums of the gradient.
+  __device__ float* strip() const { return own() + ROWS * width; }
+  __device__ float* statistics() const { return strip() + ROWS * strip_columns; }  // (n,)
+  __device__ float* nearest() const { return statistics() + columns; }             // (n,)
+  __device__ float* grads() const { return nearest() + columns; }                  // (n,)
+  __device__ float* partial() const { return grads() + columns; }                  // (WARPS, SUMS, ROWS)
+  __host__ __device__ size_t bytes() const {
+    return sizeof(float) * (ROWS * (width + strip_columns + WARPS * SUMS) + 3 * columns);
+  }
+};
+
+__device__ __forceinline__ bool has_minus(float value) {
+  return float_to_bits(value) >> 31;
+}
+
+__device__ __forceinline__ float exponential(float x) {
+  return exp2(x * LOG2E);
+}
+
+__device__ __forceinline__ float sum_of(float a, float b) {
+  return a + b;
+}
+
+__device__ __forceinline__ float least_of(float a, float b) {
+  return fminf(a, b);
+}
+
+// Values of the threads whose numbers are the same modulo ROWS, combined; all of these get them.
+template <int ROWS, int COUNT>
+__device__ __forceinline__ void over_row(float (&values)[COUNT], float* partial,
+                                         float (*combined)(float, float) = sum_of) {
+  const int lane = threadIdx.x % WARP, row = threadIdx.x % ROWS;
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) {
+#pragma unroll
+    for (int apart = ROWS; apart < WARP; apart *= 2)
+      values[k] = combined(values[k], __shfl_xor_sync(ALL_LANES, values[k], apart));
+    if (lane < ROWS) partial[(threadIdx.x / WARP * COUNT + k) * ROWS + row] = values[k];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) {
+    values[k] = partial[k * ROWS + row];
+#pragma unroll
+    for (int warp = 1; warp < WARPS; warp++)
+      values[k] = combined(values[k], partial[(warp * COUNT + k) * ROWS + row]);
+  }
+  __syncthreads();
+}
+
+// Adds up the values of the threads that share a column; each keeps ROWS / PARTS of them, in order.
+template <int APART = PARTS / 2, int ROWS>
+__device__ __forceinline__ void over_parts(float (&values)[ROWS]) {
+  constexpr int HALF = ROWS / PARTS * APART;
+  const bool upper = threadIdx.x & APART;
+#pragma unroll
+  for (int r = 0; r < HALF; r++) {
+    const float given = upper ? values[r] : values[r + HALF];
+    const float kept = upper ? values[r + HALF] : values[r];
+    values[r] = kept + __shfl_xor_sync(ALL_LANES, given, APART);
+  }
+  if constexpr (APART > 1) over_parts<APART / 2>(values);
+}
+
+template <int ROWS, class T>
+__device__ void load_own(const Rows<T>& x, const Shared<ROWS>& shared, int first) {
+  const int quads = shared.width / 4;
+  for (int k = threadIdx.x; k < ROWS * quads; k += THREADS) {
+    const T* const row[1] = {x.row(first + k / quads)};
+    Quad<T> quad[1];
+    x.load(quad, row, k % quads * 4);
+    reinterpret_cast<Quad<float>*>(shared.own())[k] = to_float(quad[0]);
+  }
+}
+
+template <int ROWS, class T>
+__device__ void keep_distances(const Batch<T>& batch, const Shared<ROWS>& shared, int first) {
+  constexpr int KEPT = ROWS / PARTS;
+  const Rows<T>& x = batch.x;
+  const int lane = threadIdx.x % WARP, warp_column = threadIdx.x / WARP * WARP_TILE;
+  const int own_row = lane % PARTS * KEPT, own_k = lane % PARTS * 4;
+  int64_t label[KEPT];
+  for (int r = 0; r < KEPT; r++) label[r] = batch.labels[x.clamped(first + own_row + r)];
+  const T* rows[COLUMNS];
+  Quad<T> coming[COLUMNS];
+  const auto start = [&](int j) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) rows[c] = x.row(j + c * STEP);
+    x.load(coming, rows, own_k);
+  };
+  start(warp_column + lane / PARTS);
+  __syncthreads();
+  for (int tile = warp_column; tile < x.n; tile += TILE) {
+    const int j = tile + lane / PARTS;
+    float squared[COLUMNS][ROWS] = {};
+    for (int chunk = 0; chunk < shared.width; chunk += CHUNK) {
+      Quad<float> column[COLUMNS];
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) column[c] = to_float(coming[c]);
+      if (chunk + CHUNK < shared.width)
+        x.load(coming, rows, chunk + CHUNK + own_k);
+      else
+        start(j + TILE);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        const auto own =
+            *reinterpret_cast<const Quad<float>*>(shared.own() + r * shared.width + chunk + own_k);
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const float difference = own.at[e] - column[c].at[e];
+            squared[c][r] = fmaf(difference, difference, squared[c][r]);
+          }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+      over_parts(squared[c]);
+      const int column = j + c * STEP;
+      if (column < x.n) {
+        const int64_t column_label = batch.labels[column];
+#pragma unroll
+        for (int r = 0; r < KEPT; r++) {
+          const float distance = sqrtf(squared[c][r]);
+          shared.strip()[column * ROWS + own_row + r] = label[r] == column_label ? -distance : distance;
+        }
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Distance of the nearest negative of the row of a thread, and the sum of exp(that distance - D) over its
+// negatives: 0 without any, NaN where the row is not finite, as its distance to itself then is.
+struct Negatives {
+  float nearest, sum;
+};
+
+template <int ROWS>
+__device__ Negatives over_negatives(const Shared<ROWS>& shared, int i, int n) {
+  const int row = threadIdx.x % ROWS;
+  float nearest[1] = {INFINITY}, sum[1] = {0.0f};
+  for (int j = threadIdx.x / ROWS; j < n; j += THREADS / ROWS) {
+    const float distance = shared.strip()[j * ROWS + row];
+    if (!has_minus(distance)) nearest[0] = fminf(nearest[0], distance);
+  }
+  over_row<ROWS>(nearest, shared.partial(), least_of);
+  for (int j = threadIdx.x / ROWS; j < n; j += THREADS / ROWS) {
+    const float distance = shared.strip()[j * ROWS + row];
+    if (j == i)
+      sum[0] += distance;
+    else if (!has_minus(distance))
+      sum[0] += exponential(nearest[0] - distance);
+  }
+  over_row<ROWS>(sum, shared.partial());
+  return {nearest[0], sum[0]};
+}
+
+__device__ __forceinline__ float log_add(float a, float b) {
+  return fmaxf(a, b) + LN2 * log2(1.0f + exponential(-fabsf(a - b)));
+}
+
+// Sums over the positive pairs of each row, whose distances are replaced with their weights, with a minus.
+// All are NaN where some row is not finite.
+template <int ROWS>
+__device__ Summary over_positives(const Shared<ROWS>& shared, const Negatives& negatives, float statistic,
+                                  const float* statistics, int i, int n) {
+  for (int j = threadIdx.x; j < n; j += THREADS) shared.statistics()[j] = statistics[j];
+  __syncthreads();
+  const int row = threadIdx.x % ROWS;
+  float sums[SUMS] = {};
+  for (int j = threadIdx.x / ROWS; j < n; j += THREADS / ROWS) {
+    const float other = shared.statistics()[j];
+    sums[0] += 0.0f * other;
+    float& kept = shared.strip()[j * ROWS + row];
+    if (j == i || !has_minus(kept)) continue;
+    const float hinge = fmaxf(log_add(statistic, other) - kept, 0.0f);
+    sums[0] += hinge * hinge;
+    sums[1] += hinge * reciprocal(1.0f + exponential(other - statistic));
+    sums[2] += 1.0f;
+    kept = kept != 0.0f ? hinge / kept : -0.0f;
+  }
+  over_row<ROWS>(sums, shared.partial());
+  return {negatives.nearest, sums[1] / negatives.sum, sums[0], sums[2]};
+}
+
+// Replaces the distances of negative pairs with weights, and takes the minus from those of positive pairs.
+template <int ROWS>
+__device__ void keep_weights(const Shared<ROWS>& shared, const Summary& own, int n) {
+  for (int j = threadIdx.x / ROWS; j < n; j += THREADS / ROWS) {
+    float& kept = shared.strip()[j * ROWS + threadIdx.x % ROWS];
+    if (has_minus(kept)) {
+      kept = -kept;
+    } else if (kept != 0.0f) {
+      const float pull = own.grad * exponential(own.nearest - kept) +
+                         shared.grads()[j] * exponential(shared.nearest()[j] - kept);
+      kept = -pull / kept;
+    }
+  }
+}
+
+// d_i = share * sum over j of w_ij (x_i - x_j). A thread has four components of all rows, and some columns.
+template <int ROWS, class T>
+__device__ void write_gradient(const Batch<T>& batch, const Shared<ROWS>& shared, int first, float share) {
+  const Rows<T>& x = batch.x;
+  const int quads = (x.d + 3) / 4, groups = THREADS / quads;
+  const int group = threadIdx.x / quads, k = threadIdx.x % quads * 4;
+  const T* rows[COLUMNS];
+  Quad<T> coming[COLUMNS];
+  const auto start = [&](int j) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) rows[c] = x.row(j + c * groups);
+    x.load(coming, rows, k);
+  };
+  start(group);
+  __syncthreads();
+  float sums[ROWS][4] = {};
+  if (group < groups) {
+    Quad<float> own[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+      own[r] = *reinterpret_cast<const Quad<float>*>(shared.own() + r * shared.width + k);
+    for (int j = group; j < x.n; j += COLUMNS * groups) {
+      Quad<float> column[COLUMNS];
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) column[c] = to_float(coming[c]);
+      start(j + COLUMNS * groups);
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) {
+        if (j + c * groups >= x.n) break;
+        const float* weights = shared.strip() + (j + c * groups) * ROWS;
+#pragma unroll
+        for (int r = 0; r < ROWS; r += 4) {
+          const auto weight = *reinterpret_cast<const Quad<float>*>(weights + r);
+#pragma unroll
+          for (int s = 0; s < 4; s++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+              sums[r + s][e] = fmaf(weight.at[s], own[r + s].at[e] - column[c].at[e], sums[r + s][e]);
+        }
+      }
+    }
+  }
+  __syncthreads();
+  auto* partial = reinterpret_cast<Quad<float>*>(shared.strip());  // (groups, ROWS, quads)
+  if (group < groups)
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+      partial[(group * ROWS + r) * quads + k / 4] = {{sums[r][0], sums[r][1], sums[r][2], sums[r][3]}};
+  __syncthreads();
+  for (int at = threadIdx.x; at < ROWS * x.d; at += THREADS) {
+    const int r = at / x.d, component = at % x.d;
+    float sum = 0.0f;
+    for (int g = 0; g < groups; g++) sum += shared.strip()[(g * ROWS + r) * quads * 4 + component];
+    if (first + r < x.n) batch.d_rows[int64_t(first + r) * x.d + component] = share * sum;
+  }
+}
+
+template <int ROWS, class T>
+__global__ __launch_bounds__(THREADS, 1) void one_pass_kernel(Batch<T> batch) {
+  const Shared<ROWS> shared(batch.x.n, batch.x.d);
+  const int n = batch.x.n, first = int(blockIdx.x) * ROWS, i = first + int(threadIdx.x) % ROWS;
+  const bool tells = threadIdx.x < ROWS && i < n;
+
+  load_own(batch.x, shared, first);
+  keep_distances(batch, shared, first);
+  const Negatives negatives = over_negatives(shared, i, n);
+  const float statistic = negatives.sum > 0.0f ? batch.margin - negatives.nearest + LN2 * log2(negatives.sum)
+                                               : NOTHING + negatives.sum;
+  if (tells) batch.statistics[i] = statistic;
+  batch.meet();
+
+  const Summary own = over_positives(shared, negatives, statistic, batch.statistics, i, n);
+  if (tells) batch.summaries[i] = own;
+  batch.meet();
+
+  float totals[2] = {};
+  for (int j = threadIdx.x; j < n; j += THREADS) {
+    const Summary other = batch.summaries[j];
+    shared.nearest()[j] = other.nearest;
+    shared.grads()[j] = other.grad;
+    totals[0] += other.squares;
+    totals[1] += other.positives;
+  }
+  over_row<1>(totals, shared.partial());
+  const float share = 1.0f / fmaxf(totals[1], 1.0f);  // of one of two that a positive pair counts as
+  if (first + threadIdx.x == 0) *batch.loss = 0.5f * share * totals[0];
+  if (!batch.d_rows) return;
+  keep_weights(shared, own, n);
+  write_gradient(batch, shared, first, 2.0f * share + 0.0f * totals[0]);
+}
+
+// The fewest rows of a block with which each has a multiprocessor of its own and enough shared memory; 0
+// where there are none.
+int rows_of_block(int64_t n, int64_t d, const Gpu& gpu) {
+  if (n < 1 || n > MAX_N || d < 1 || d > MAX_D) return 0;
+  const auto fits = [&](int rows, size_t shared) {
+    return n <= int64_t(rows) * gpu.multiprocessors && shared <= gpu.shared;
+  };
+  if (fits(8, Shared<8>(int(n), int(d)).bytes())) return 8;
+  if (fits(16, Shared<16>(int(n), int(d)).bytes())) return 16;
+  return 0;
+}
+
+// Whether the GPU runs MAX_CLUSTER blocks as one cluster. It is asked once.
+template <int ROWS, class T>
+bool has_clusters(const Gpu& gpu) {
+  enum Answer { UNKNOWN, NO, YES };
+  static std::atomic<Answer> known[MAX_GPUS];
+  if (gpu.major < 9 || gpu.id >= MAX_GPUS) return false;
+  if (known[gpu.id] == UNKNOWN) {
+    Launch how;
+    how.grid = dim3{MAX_CLUSTER};
+    how.block = dim3{THREADS};
+    how.shared = Shared<ROWS>(MAX_CLUSTER * ROWS, MAX_D).bytes();
+    how.cluster = MAX_CLUSTER;
+    known[gpu.id] = cluster_fits(one_pass_kernel<ROWS, T>, how) ? YES : NO;
+  }
+  return known[gpu.id] == YES;
+}
+
+template <int ROWS, class T>
+Status run(Batch<T> batch, const Gpu& gpu, void* stream) {
+  int blocks = rounded_up(batch.x.n, ROWS) / ROWS;
+  batch.is_cluster = blocks <= MAX_CLUSTER && has_clusters<ROWS, T>(gpu);
+  Launch how;
+  if (batch.is_cluster) {
+    while (how.cluster < blocks) how.cluster *= 2;
+    blocks = how.cluster;
+  }
+  how.grid = dim3{unsigned(blocks)};
+  how.block = dim3{THREADS};
+  how.shared = Shared<ROWS>(batch.x.n, batch.x.d).bytes();
+  how.stream = stream;
+  how.cooperative = !batch.is_cluster;
+  return launch(one_pass_kernel<ROWS, T>, how, batch);
+}
+
+template <class T>
+Status run(const dml_rows& rows, const int64_t* labels, float margin, float* loss, float* d_rows,
+           float* scratch, void* stream, const Gpu& gpu) {
+  const Batch<T> batch{Rows<T>(rows),
+                       labels,
+                       margin,
+                       loss,
+                       d_rows,
+                       reinterpret_cast<Summary*>(scratch),
+                       scratch + sizeof(Summary) / sizeof(float) * rows.n,
+                       false};
+  switch (rows_of_block(rows.n, rows.d, gpu)) {
+    case 8:
+      return run<8>(batch, gpu, stream);
+    case 16:
+      return run<16>(batch, gpu, stream);
+    default:
+      return INVALID;
+  }
+}
+
+}  // namespace
+}  // namespace dml
+
+int dml_cuda_one_pass_fits(int64_t n, int64_t d) {
+  dml::Gpu gpu;
+  return !dml::find_gpu(gpu) && dml::rows_of_block(n, d, gpu) != 0;
+}
+
+int64_t dml_cuda_one_pass_scratch(int64_t n, int64_t d) {
+  return n * (sizeof(dml::Summary) / sizeof(float) + 1);
+}
+
+int dml_cuda_lifted_one_pass(const dml_rows* rows, const int64_t* labels, float margin, float* loss,
+                             float* d_rows, float* scratch, void* stream) {
+  dml::Gpu gpu;
+  const dml::Status status = dml::find_gpu(gpu);
+  if (status) return status;
+  switch (rows->dtype) {
+    case DML_FLOAT32:
+      return dml::run<float>(*rows, labels, margin, loss, d_rows, scratch, stream, gpu);
+    case DML_FLOAT16:
+      return dml::run<dml::float16>(*rows, labels, margin, loss, d_rows, scratch, stream, gpu);
+    case DML_BFLOAT16:
+      return dml::run<dml::bfloat16>(*rows, labels, margin, loss, d_rows, scratch, stream, gpu);
+    default:
+      return dml::INVALID;
+  }
+}
