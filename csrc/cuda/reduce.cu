@@ -18,7 +18,7 @@ template <class T>
 __global__ void __launch_bounds__(THREADS)
     positives_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT dml_stats xs, DML_ARGUMENT dml_stats rs,
                      float* squares, int* counts, float* grad) {
-  const Rows rows(pairs.x, blockIdx.x);
+  const BandRows rows(pairs.x, blockIdx.x);
   const float own[2] = {xs.value[rows.row[0].position], xs.value[rows.row[1].position]};
   float square[2] = {}, sum[2] = {};
   int count[2] = {};
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS)
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     bias_gradient_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT Weigher weigh, float* out) {
-  const Rows rows(pairs.x, blockIdx.x);
+  const BandRows rows(pairs.x, blockIdx.x);
   float sum[2] = {};
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   Stream<T, 0, 0> columns(pairs, blockIdx.x, tiles.first, tiles.end);

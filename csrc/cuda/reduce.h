@@ -6,11 +6,11 @@
 namespace dml {
 
 // The rows of a thread: two of its warp's, whose columns it shares with three other threads.
-struct Rows {
+struct BandRows {
   const int first;
   const Row row[2];
 
-  __device__ __forceinline__ Rows(const dml_side& x, int band)
+  __device__ __forceinline__ BandRows(const dml_side& x, int band)
       : first(band * BAND + warp_of() * WARP_ROWS),
         row{Row(x, first + row_of(0)), Row(x, first + row_of(2))} {}
 };
@@ -18,7 +18,7 @@ struct Rows {
 // Hands scores to visit(scores, tile), tile after tile; distances are not squared.
 template <class Columns, class Visit>
 __device__ __forceinline__ void each_tile(const Pairs& pairs, Columns& columns, const Tiles& tiles,
-                                          const Rows& rows, const Visit& visit) {
+                                          const BandRows& rows, const Visit& visit) {
   for (int tile = tiles.first; tile < tiles.end; tile++) {
     Scores scores;
     columns.next(scores, true);
@@ -53,7 +53,7 @@ __device__ __forceinline__ N over_row(N value) {
 template <class Columns>
 __device__ __forceinline__ void reduce_band(const Pairs& pairs, Columns& columns, const Tiles& tiles,
                                             float* tops, float* totals) {
-  const Rows rows(pairs.x, blockIdx.x);
+  const BandRows rows(pairs.x, blockIdx.x);
   const Span span(pairs.x, rows.first, WARP_ROWS);
   const bool exponential = pairs.task.reduce == DML_LOGSUMEXP;
   float top[2] = {NOTHING, NOTHING}, total[2] = {};

@@ -48,6 +48,10 @@ def library() -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(emulated() or str(LIBRARY))
     pointer = ctypes.c_void_p
+    found.dml_cuda_one_pass_fits.argtypes = [ctypes.c_int64] * 2
+    found.dml_cuda_one_pass_scratch.argtypes = [ctypes.c_int64] * 2
+    found.dml_cuda_one_pass_scratch.restype = ctypes.c_int64
+    found.dml_cuda_lifted_one_pass.argtypes = [*[pointer] * 2, ctypes.c_float, *[pointer] * 4]
     rest = [pointer] * 2, [pointer] * 3  # side and task; two sides and task
     found.dml_cuda_prepare.argtypes = [*rest[0], *[pointer] * 2]
     found.dml_cuda_reduce.argtypes = [*rest[1], *[pointer] * 3]

@@ -1,11 +1,16 @@
-"""The lifted structured loss on the CUDA kernels of csrc/cuda: loss and gradients in one call."""
+"""The lifted structured loss on the CUDA kernels of csrc/cuda: loss and gradients in one call.
+
+Batches that fit on chip take one launch. Others take the reduction and the gradient of the pair
+primitive, with a pass over the positive pairs between them. README.md has the maths.
+"""
 
 from ctypes import byref
+from functools import partial
 
 import torch
 
 from dmlfast.ops.cuda import stats
-from dmlfast.ops.cuda.library import address, check, library, stream_of
+from dmlfast.ops.cuda.library import Rows, address, check, library, stream_of
 from dmlfast.ops.cuda.side import Pairs, Side, pairs_of
 from dmlfast.ops.cuda.stats import Stats
 from dmlfast.ops.gpu import on_its_device
@@ -25,6 +30,8 @@ def forward(
     want_columns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Loss () and gradients for rows (N, D) and columns (M, D), float32; None where not wanted."""
+    if columns is None and library().dml_cuda_one_pass_fits(*rows.shape):
+        return *_one_pass(rows, row_labels, margin, want_rows), None
     term = PairTerm("distance", "negative", "logsumexp", -1.0, margin)
     pairs = pairs_of(
         rows, columns, row_labels, column_labels, self_index, None, term, select="positive"
@@ -48,6 +55,25 @@ def forward(
         for of, want in sides
     ]
     return loss, made[0], made[1]
+
+
+def _one_pass(
+    rows: torch.Tensor, labels: torch.Tensor, margin: float, want_rows: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Loss () and gradient (N, D), float32, of a batch that fits on chip."""
+    floats = partial(torch.empty, dtype=torch.float32, device=rows.device)
+    loss, scratch = floats(()), floats(library().dml_cuda_one_pass_scratch(*rows.shape))
+    d_rows = floats(rows.shape) if want_rows else None
+    labels = labels.to(torch.int64).contiguous()
+    status = library().dml_cuda_lifted_one_pass(
+        byref(Rows(rows)),
+        labels.data_ptr(),
+        margin,
+        *map(address, (loss, d_rows, scratch)),
+        stream_of(rows),
+    )
+    check(status, "lifted_structured_loss")
+    return loss, d_rows
 
 
 def _positive_pairs(
