@@ -181,7 +181,7 @@ using Status = int;
 constexpr Status INVALID = 1;
 
 inline Status find_gpu(Gpu& gpu) {
-  gpu = {0, emulation::capability(), 24, 99 * 1024};
+  gpu = {0, emulation::capability(), emulation::capability() < 9 ? 4 : 24, 99 * 1024};
   return 0;
 }
 

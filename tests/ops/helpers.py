@@ -7,6 +7,7 @@ and, as a term t and its log-sum-exp L are both rounded before exp(t - L) is tak
 last place of the largest term. Half-precision results get half a unit of their own.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,6 +25,7 @@ KERNELS = ("cpu", "triton", "cuda")
 ON_GPU = ("triton", "cuda")  # those that run on a GPU, or where there is none in the CPU's stead
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter
 EMULATED_PAIRS = 100_000  # and in the emulation of CUDA
+CAPABILITY = "DML_EMULATED_CAPABILITY"
 
 
 def generator(seed: int) -> torch.Generator:
@@ -277,15 +279,30 @@ def instruction_sets() -> Iterator[str]:
         library.dml_cpu_set_isa(best)
 
 
+def emulated_gpus() -> Iterator[str]:
+    """Runs the body of a loop as on a GPU of each kind, sm_80 with a few multiprocessors and sm_90;
+    once where kernels run on a GPU.
+    """
+    try:
+        for capability in ("8", "9") if gpu.emulated() else ("",):
+            os.environ[CAPABILITY] = capability
+            yield capability
+    finally:
+        os.environ.pop(CAPABILITY, None)
+
+
 def backends(p: Problem, kernels: tuple[str, ...]) -> Iterator[str]:
-    """The names of the backends with kernels, the CPU's once for each instruction set."""
+    """The names of the backends with kernels, the CPU's once for each instruction set, CUDA's once
+    for each kind of GPU that is emulated.
+    """
     if "cpu" in kernels:
         for _ in instruction_sets():
             yield "cpu"
     if "triton" in kernels and not (gpu.interpreted() and p.pairs > INTERPRETED_PAIRS):
         yield "triton"
     if "cuda" in kernels and not (gpu.emulated() and p.pairs > EMULATED_PAIRS):
-        yield "cuda"
+        for _ in emulated_gpus():
+            yield "cuda"
 
 
 def assert_kernels_accurate(
