@@ -1,36 +1,40 @@
-"""Runs every Triton kernel on small shapes, for compute-sanitizer.
+"""Runs every kernel for GPUs on small shapes, for sanitizers.
 
     compute-sanitizer python3 -m tests.ops.sanitize [--device cuda] [--seconds 180]
 
-Cases that do not fit in the time are left out. The last line says how many ran, and prints the
-kernels that they launched.
+Cases that do not fit in the time are left out. The last line but one is a digest of all results;
+the last one says how many cases ran, and which kernels (of CUDA: functions) they launched.
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 from triton.runtime.jit import KernelInterface
 
-from .helpers import lifted, pair_cases, pair_reduce, problem, results
+from dmlfast.ops import gpu
+from dmlfast.ops.cuda import library
+
+from .helpers import ON_GPU, Tensors, lifted, pair_cases, pair_reduce, problem, results
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def cases(device: str, n: int, m: int) -> Iterator[Callable[[], object]]:
+def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tensors]]:
     """Calls with n rows and m columns: one launch, bands of rows and blocks of weights; then the
     pair primitive with any two of its options together.
     """
     for rows, columns, d in ((n // 2, None, 24), (n, None, 24), (n, None, 200), (n, m, 24)):
         for dtype in DTYPES:
             p = problem(rows, columns, d, selves=True, per_class=4).to(dtype).on(device)
-            yield lambda p=p: results(lifted, p, impl="triton")
+            yield lambda p=p: results(lifted, p, impl=impl)
     p = problem(n, d=24).on(device)
-    yield lambda: lifted(p, impl="triton")
+    yield lambda: [lifted(p, impl=impl)]
     for case in pair_cases():
         p = case.problem(n, m).on(device)
-        yield lambda p=p, case=case: results(pair_reduce, p, impl="triton", **case.options)
+        yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)
 
 
 def launched() -> set[str]:
@@ -43,27 +47,40 @@ def launched() -> set[str]:
         return launch(kernel, grid)
 
     KernelInterface.__getitem__ = spy
+    for name in library.KERNELS if gpu.why_no_cuda() is None else ():
+        setattr(library.library(), name, named(getattr(library.library(), name), names, name))
     return names
+
+
+def named(function: Callable[..., int], names: set[str], name: str) -> Callable[..., int]:
+    def call(*arguments):
+        names.add(name)
+        return function(*arguments)
+
+    return call
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--impl", choices=ON_GPU, nargs="+", default=ON_GPU)
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--rows", type=int, default=129)
     parser.add_argument("--columns", type=int, default=150)
     given = parser.parse_args()
     end, names = time.monotonic() + given.seconds, launched()
-    calls = list(cases(given.device, given.rows, given.columns))
-    done = 0
+    calls = [
+        call for impl in given.impl for call in cases(given.device, given.rows, given.columns, impl)
+    ]
+    done, digest = 0, hashlib.sha256()
     for call in calls:
         if time.monotonic() > end:
             break
-        call()
-        if given.device == "cuda":
-            torch.cuda.synchronize()
+        for tensor in call():
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
         done += 1
         print(f"case {done} of {len(calls)}", flush=True)
+    print(f"digest {digest.hexdigest()}")
     print(
         f"sanitized {done} of {len(calls)} cases, {len(names)} kernels: {' '.join(sorted(names))}"
     )

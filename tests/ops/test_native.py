@@ -7,11 +7,29 @@ from pathlib import Path
 import pytest
 
 from dmlfast.ops import native
+from dmlfast.ops.cuda.library import Rows
 
 from .helpers import ISAS, instruction_sets
 
 HEADER = Path(__file__).parents[2] / "csrc" / "dmlfast.h"
-SIZES = {"float": 4, "int32_t": 4, "int64_t": 8}
+SIZES = {"float": 4, "int32_t": 4, "int64_t": 8, "dml_rows": ctypes.sizeof(Rows)}
+
+
+def fields_of_header(header: Path, name: str) -> list[tuple[str, int]]:
+    """The members of a structure and their sizes."""
+    body = re.search(rf"^struct {name} {{(.*?)^}};", header.read_text(), re.DOTALL | re.M).group(1)
+    fields = []
+    for declaration in re.sub(r"//.*|\bconst\b", "", body).split(";")[:-1]:
+        kind, *names = declaration.replace("*", " * ").replace(",", " ").split()
+        if kind == "struct":
+            kind = names.pop(0)
+        size = 8 if "*" in names else SIZES[kind]
+        fields += [(field, size) for field in names if field != "*"]
+    return fields
+
+
+def fields_of(structure: type[ctypes.Structure]) -> list[tuple[str, int]]:
+    return [(field, ctypes.sizeof(kind)) for field, kind in structure._fields_]
 
 
 @pytest.mark.parametrize("name", ISAS)
@@ -41,13 +59,7 @@ def test_an_unknown_instruction_set_is_refused_and_changes_nothing():
     ("name", "structure"), [("dml_pairs", native.Pairs), ("dml_term", native.Term)]
 )
 def test_structures_are_declared_as_in_the_header(name, structure):
-    body = re.search(rf"struct {name} {{(.*?)}};", HEADER.read_text(), re.DOTALL).group(1)
-    fields = []
-    for declaration in re.sub(r"//.*|const", "", body).split(";")[:-1]:
-        kind, *names = declaration.replace("*", " * ").replace(",", " ").split()
-        size = 8 if "*" in names else SIZES[kind]
-        fields += [(field, size) for field in names if field != "*"]
-    assert fields == [(field, ctypes.sizeof(kind)) for field, kind in structure._fields_]
+    assert fields_of_header(HEADER, name) == fields_of(structure)
 
 
 @pytest.mark.parametrize("names", [native.SCORES, native.SELECTIONS, native.REDUCTIONS])

@@ -4,11 +4,23 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 LIBRARY = Path(__file__).parents[1] / "libdmlfast_cuda.so"
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+# What the functions that launch kernels take before the stream; pointers to structures come first.
+_P, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+KERNELS: dict[str, list[Any]] = {
+    "dml_cuda_prepare": [_P] * 3,
+    "dml_cuda_reduce": [_P] * 5,
+    "dml_cuda_positives": [_P] * 8,
+    "dml_cuda_gradient": [*[_P] * 6, _FLOAT, _INT, _FLOAT, *[_P] * 3],
+    "dml_cuda_bias_gradient": [_P] * 6,
+    "dml_cuda_lifted_one_pass": [*[_P] * 2, _FLOAT, *[_P] * 3],
+}
 
 
 class Rows(ctypes.Structure):
@@ -47,39 +59,24 @@ def why_no_library() -> str | None:
 def library() -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(emulated() or str(LIBRARY))
-    pointer = ctypes.c_void_p
+    for name, arguments in KERNELS.items():
+        getattr(found, name).argtypes = [*arguments, ctypes.c_void_p]
     found.dml_cuda_one_pass_fits.argtypes = [ctypes.c_int64] * 2
     found.dml_cuda_one_pass_scratch.argtypes = [ctypes.c_int64] * 2
     found.dml_cuda_one_pass_scratch.restype = ctypes.c_int64
-    found.dml_cuda_lifted_one_pass.argtypes = [*[pointer] * 2, ctypes.c_float, *[pointer] * 4]
-    rest = [pointer] * 2, [pointer] * 3  # side and task; two sides and task
-    found.dml_cuda_prepare.argtypes = [*rest[0], *[pointer] * 2]
-    found.dml_cuda_reduce.argtypes = [*rest[1], *[pointer] * 3]
-    found.dml_cuda_positives.argtypes = [*rest[1], *[pointer] * 6]
-    found.dml_cuda_gradient.argtypes = [
-        *[pointer] * 6,
-        ctypes.c_float,
-        ctypes.c_int,
-        ctypes.c_float,
-        *[pointer] * 4,
-    ]
-    found.dml_cuda_bias_gradient.argtypes = [*rest[1], *[pointer] * 4]
     found.dml_cuda_error.argtypes = [ctypes.c_int]
     found.dml_cuda_error.restype = ctypes.c_char_p
     return found
 
 
-def stream_of(rows: torch.Tensor) -> int | None:
-    """Where kernels are put that read ``rows``: the current stream of its GPU."""
-    return torch.cuda.current_stream(rows.device).cuda_stream if rows.is_cuda else None
+def launch(op: str, name: str, rows: torch.Tensor, *arguments: Any) -> None:
+    """Calls a function that launches kernels, for ``op``, on the current stream of ``rows``."""
+    stream = torch.cuda.current_stream(rows.device).cuda_stream if rows.is_cuda else None
+    status = getattr(library(), name)(*arguments, stream)
+    if status:
+        words = library().dml_cuda_error(status).decode()
+        raise RuntimeError(f"{op}: the CUDA kernels failed: {words}")
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def check(status: int, op: str) -> None:
-    """Raises what CUDA said."""
-    if status:
-        words = library().dml_cuda_error(status).decode()
-        raise RuntimeError(f"{op}: the CUDA kernels failed: {words}")

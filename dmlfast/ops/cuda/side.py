@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from dmlfast.ops import gpu
-from dmlfast.ops.cuda.library import DTYPES, Rows, address, check, emulated, library, stream_of
+from dmlfast.ops.cuda.library import DTYPES, Rows, address, emulated, launch
 from dmlfast.ops.native import REDUCTIONS, SCORES, SELECTIONS
 from dmlfast.ops.pairs.term import PairTerm
 
@@ -233,10 +233,8 @@ def _prepared(
     norm = given.new_empty(padded, dtype=torch.float32)
     side = Side(given, order, *ranges, itself, bias, rows, norm, chunks)
     task = TaskStruct(dtype=DTYPES[dtype], fast=_is_fast(dtype))
-    status = library().dml_cuda_prepare(
-        ctypes.byref(side.struct), ctypes.byref(task), address(centre), stream_of(given)
-    )
-    check(status, "preparing rows")
+    arguments = (ctypes.byref(side.struct), ctypes.byref(task), address(centre))
+    launch("preparing rows", "dml_cuda_prepare", given, *arguments)
     return side
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from dmlfast.ops.cuda import stats
-from dmlfast.ops.cuda.library import Rows, address, check, library, stream_of
+from dmlfast.ops.cuda.library import Rows, address, launch, library
 from dmlfast.ops.cuda.side import Pairs, Side, pairs_of
 from dmlfast.ops.cuda.stats import Stats
 from dmlfast.ops.gpu import on_its_device
@@ -65,14 +65,15 @@ def _one_pass(
     loss, scratch = floats(()), floats(library().dml_cuda_one_pass_scratch(*rows.shape))
     d_rows = floats(rows.shape) if want_rows else None
     labels = labels.to(torch.int64).contiguous()
-    status = library().dml_cuda_lifted_one_pass(
+    launch(
+        "lifted_structured_loss",
+        "dml_cuda_lifted_one_pass",
+        rows,
         byref(Rows(rows)),
         labels.data_ptr(),
         margin,
         *map(address, (loss, d_rows, scratch)),
-        stream_of(rows),
     )
-    check(status, "lifted_structured_loss")
     return loss, d_rows
 
 
@@ -84,14 +85,15 @@ def _positive_pairs(
     """
     squares, grad = x.norm.new_empty(2, x.padded)
     counts = x.norm.new_empty(x.padded, dtype=torch.int32)
-    status = library().dml_cuda_positives(
+    launch(
+        "lifted_structured_loss",
+        "dml_cuda_positives",
+        grad,
         byref(x.struct),
         byref(r.struct),
         byref(pairs.task()),
         byref(xs.struct),
         byref(rs.struct),
         *map(address, (squares, counts, grad)),
-        stream_of(grad),
     )
-    check(status, "lifted_structured_loss")
     return squares, counts, grad

@@ -5,7 +5,7 @@ from ctypes import byref
 import torch
 
 from dmlfast.ops.cuda import stats
-from dmlfast.ops.cuda.library import address, check, library, stream_of
+from dmlfast.ops.cuda.library import address, launch
 from dmlfast.ops.cuda.side import BAND, Pairs, Side, near_of, pairs_of
 from dmlfast.ops.cuda.stats import NO_STATS, Stats
 from dmlfast.ops.gpu import on_its_device
@@ -92,14 +92,15 @@ def partial_statistics(pairs: Pairs, x: Side, r: Side) -> torch.Tensor:
     """
     splits = pairs._replace(x=x, r=r).splits(x.padded // BAND)
     found = x.norm.new_empty(2, splits, x.padded)
-    status = library().dml_cuda_reduce(
+    launch(
+        "pair_reduce",
+        "dml_cuda_reduce",
+        found,
         byref(x.struct),
         byref(r.struct),
         byref(pairs.task(splits)),
         *map(address, found),
-        stream_of(x.norm),
     )
-    check(status, "pair_reduce")
     return found
 
 
@@ -123,7 +124,10 @@ def gradient_of(
     splits = pairs._replace(x=x, r=r).splits(x.padded // BAND * slices)
     out = x.norm.new_zeros(splits, *x.given.shape)
     poison = pairs.poison
-    status = library().dml_cuda_gradient(
+    launch(
+        "pair_grad",
+        "dml_cuda_gradient",
+        out,
         byref(x.struct),
         byref(r.struct),
         byref(pairs.task(splits)),
@@ -134,23 +138,22 @@ def gradient_of(
         lifted,
         factor,
         *map(address, (share, poison, out)),
-        stream_of(out),
     )
-    check(status, "pair_grad")
     return out[0] if splits == 1 else out.sum(0)
 
 
 def _bias_gradient(pairs: Pairs, xs: Stats) -> torch.Tensor:
     """The gradient (m,), float32, of the bias of the columns."""
     out = pairs.r.norm.new_empty(pairs.r.padded)
-    status = library().dml_cuda_bias_gradient(
+    launch(
+        "pair_grad",
+        "dml_cuda_bias_gradient",
+        out,
         byref(pairs.r.struct),
         byref(pairs.x.struct),
         byref(pairs.task()),
         byref(NO_STATS.struct),
         byref(xs.struct),
         address(out),
-        stream_of(out),
     )
-    check(status, "pair_grad")
     return pairs.r.by_row(out) + pairs.poison

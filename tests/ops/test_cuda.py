@@ -1,0 +1,147 @@
+"""The CUDA kernels: what the compiler made of them, and the emulated ones under a sanitizer."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlfast.ops.cuda import library, side, stats
+
+from . import ahead, emulated
+from .helpers import (
+    CAPABILITY,
+    assert_kernels_accurate,
+    careful_distances,
+    lifted,
+    pair_reduce,
+    plain_lifted,
+    plain_pair_reduce,
+    problem,
+    results,
+)
+from .test_native import fields_of, fields_of_header
+
+HEADER = Path(__file__).parents[2] / "csrc" / "dmlfast_cuda.h"
+SHARED = {"sm_80": 99, "sm_90a": 227, "sm_100": 227}  # KiB; other GPUs take the code of sm_80
+EMULATED = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
+BUILT = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CUDA kernels were not built")
+
+
+def cuobjdump(*options: str) -> str:
+    command = [ahead.CUOBJDUMP, *options, library.LIBRARY]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@BUILT
+def test_no_kernel_spills_or_takes_too_much_shared_memory():
+    parts = re.split(r"^arch = (\w+)$", cuobjdump("-res-usage"), flags=re.M)[1:]
+    taken = {}
+    for architecture, text in zip(parts[::2], parts[1::2], strict=True):
+        pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+        for name, registers, stack, _, local in re.findall(pattern, text):
+            taken[architecture, name] = int(registers), int(stack) + int(local)
+    assert {architecture for architecture, _ in taken} == set(SHARED)
+    assert {kernel: numbers for kernel, numbers in taken.items() if numbers[1]} == {}
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("architecture", "instruction", "kernel"),
+    [
+        ("sm_80", "HMMA", "gradient_kernel"),
+        ("sm_80", "HMMA", "reduce_kernel"),
+        ("sm_90a", "HGMMA", "gradient_sm90_kernel"),
+        ("sm_90a", "HGMMA", "reduce_sm90_kernel"),
+        ("sm_90a", "UBLKCP", "gradient_sm90_kernel"),
+        ("sm_90a", "USETMAXREG", "gradient_sm90_kernel"),
+        ("sm_100", "HMMA", "gradient_kernel"),
+    ],
+)
+def test_kernels_use_what_their_gpu_has(architecture, instruction, kernel):
+    functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", architecture))[1:]
+    of_kernel = [text for text in functions if kernel in text.split("\n", 1)[0]]
+    assert of_kernel
+    assert all(re.search(rf"\b{instruction}\b", text) for text in of_kernel)
+
+
+@BUILT
+def test_there_is_ptx_for_gpus_to_come():
+    assert re.search(r"\.target sm_100\b", cuobjdump("-ptx"))
+
+
+@EMULATED
+def test_kernels_run_clean_and_alike_in_both_orders_of_threads():
+    """Under the address sanitizer, on both kinds of GPU that are emulated."""
+    kernels = emulated.build("-O1", "-g", "-fsanitize=address")
+    sanitizer = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = os.environ | {
+        "LD_PRELOAD": sanitizer,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "DMLFAST_CUDA_EMULATED": str(kernels),
+    }
+    script = [sys.executable, "-m", "tests.ops.sanitize", "--device", "cpu", "--impl", "cuda"]
+    digests = {}
+    for capability in ("8", "9"):
+        for order in ({}, {"DML_EMULATED_REVERSE": "1"}):
+            done = subprocess.run(
+                [*script, "--rows", "67", "--columns", "75"],
+                cwd=emulated.ROOT,
+                env=environment | {CAPABILITY: capability} | order,
+                text=True,
+                capture_output=True,
+            )
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+            assert "sanitized 29 of 29 cases" in done.stdout
+            digests.setdefault(capability, set()).add(re.search("digest .*", done.stdout).group())
+    assert all(len(found) == 1 for found in digests.values())
+
+
+@EMULATED
+@pytest.mark.parametrize("capability", ["8", "9"])
+@pytest.mark.parametrize("d", [24, 65, 128, 300])
+def test_more_rows_than_fit_on_chip(monkeypatch, capability, d):
+    monkeypatch.setenv(CAPABILITY, capability)
+    monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        p = problem(270, d=d, per_class=40).to(dtype)
+        assert_kernels_accurate(lifted, plain_lifted, p, kernels=("cuda",))
+
+
+@pytest.mark.parametrize("scale", [0.02, 30.0])
+def test_statistics_of_any_span(monkeypatch, scale):
+    """One exponential a pair where statistics are alike, two where they are not."""
+    monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
+    p = problem(200, d=16, scale=scale)
+    p.rows[:20] *= 8
+    options = {"kernels": ("cuda",), "distances": careful_distances}
+    assert_kernels_accurate(lifted, plain_lifted, p, **options)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, **options)
+    p = problem(150, 200, 16, scale=scale, selves=True)
+    assert_kernels_accurate(lifted, plain_lifted, p, **options)
+
+
+@EMULATED
+def test_an_error_of_cuda_names_the_op(monkeypatch):
+    p = problem(9)
+    monkeypatch.setattr(library.library(), "dml_cuda_lifted_one_pass", lambda *arguments: 1)
+    with pytest.raises(RuntimeError, match="lifted_structured_loss: the CUDA kernels failed: "):
+        results(lifted, p, impl="cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [
+        ("dml_rows", library.Rows),
+        ("dml_side", side.SideStruct),
+        ("dml_task", side.TaskStruct),
+        ("dml_stats", stats.StatsStruct),
+    ],
+)
+def test_structures_are_declared_as_in_the_header(name, structure):
+    assert fields_of_header(HEADER, name) == fields_of(structure)
