@@ -46,14 +46,43 @@ class Driver:
         return torch.device("cpu")
 
 
+def lifted_loss(n: int, m: int | None, dtype: torch.dtype, d: int) -> None:
+    x, labels = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+    columns = (None, None, None)
+    if m:
+        columns = (torch.zeros(m, d, dtype=dtype), torch.zeros(m).long(), torch.arange(n))
+    lifted.forward(x, columns[0], labels, *columns[1:], 1.0, True, bool(m))
+
+
 def small_and_large(dtype: torch.dtype, d: int) -> None:
     """The lifted loss of a batch in one launch, of a larger one, and against columns."""
     for n, m in ((50, None), (100, None), (6000, None), (300, 500)):
-        x, labels = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
-        columns = (None, None, None)
-        if m:
-            columns = (torch.zeros(m, d, dtype=dtype), torch.zeros(m).long(), torch.arange(n))
-        lifted.forward(x, columns[0], labels, *columns[1:], 1.0, True, bool(m))
+        lifted_loss(n, m, dtype, d)
+
+
+def batches(dtype: torch.dtype, d: int) -> None:
+    """The lifted loss of batches that differ in their size alone."""
+    for n in (65, 80, 128, 129, 144, 2048, 2049):
+        lifted_loss(n, None, dtype, d)
+
+
+SIZES = ((1, 300), (16, 17), (2048, 1), (300, 2048))
+
+
+def columns(dtype: torch.dtype, d: int) -> None:
+    """The lifted loss of rows and columns of several numbers."""
+    for n, m in SIZES:
+        lifted_loss(n, m, dtype, d)
+
+
+def biased(dtype: torch.dtype, d: int) -> None:
+    """The pair primitive with a bias of rows and columns of several numbers."""
+    term = PairTerm("distance", "other", "logsumexp", -1.0, 0.0)
+    for n, m in SIZES:
+        x, r, bias = torch.zeros(n, d, dtype=dtype), torch.zeros(m, d, dtype=dtype), torch.zeros(m)
+        given = x, r, None, None, None, bias
+        stat = pairs.reduce_block(*given, term)
+        pairs.grad_block(*given, stat, stat, None, None, term, (True, False, True))
 
 
 def reductions(dtype: torch.dtype, d: int) -> None:
@@ -74,7 +103,13 @@ def reductions(dtype: torch.dtype, d: int) -> None:
         pairs.grad_block(*given, stat, stat, None, None, term, wants)
 
 
-FORMS = {"lifted": small_and_large, "reductions": reductions}
+FORMS = {
+    "lifted": small_and_large,
+    "reductions": reductions,
+    "batches": batches,
+    "columns": columns,
+    "biased": biased,
+}
 
 
 def resources(cubin: bytes) -> dict[str, int]:

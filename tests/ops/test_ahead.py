@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_the_lifted_loss(capability, dtype, record_property):
 def test_other_reductions(dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(90, dtype, widths, "reductions", record_property)
+
+
+# two where one side alone has a bias, or knows which column is a row itself
+@pytest.mark.parametrize(("form", "most"), [("batches", 1), ("columns", 2), ("biased", 2)])
+def test_another_number_of_rows_takes_no_other_kernel(form, most):
+    kernels = compiled(90, "bfloat16", "16,140", form)
+    times = Counter((kernel["kernel"], kernel["width"]) for kernel in kernels)
+    assert max(times.values()) <= most, times
 
 
 @pytest.mark.long

@@ -1,15 +1,15 @@
 """One side of the pairs as the Triton kernels take it, and the kernel that prepares it."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from dmlfast.ops.triton.configs import FUSED
-from dmlfast.ops.triton.tile import rounded_to_tf32
+from dmlfast.ops.triton.tile import TILE_SIZE, rounded_to_tf32
 
-TILE = 128  # rows are padded to whole tiles of this size
+TILE = int(TILE_SIZE.value)
 SAMPLE = tl.constexpr(64)  # rows whose mean is taken for the centre
 COUNTED = 4096  # rows up to which a place is found by counting; above, by sorting
 
@@ -17,7 +17,7 @@ COUNTED = 4096  # rows up to which a place is found by counting; above, by sorti
 class Side(NamedTuple):
     """One side of the pairs, its rows in the order of their labels and padded to whole tiles.
 
-    given, row_stride, column_stride, n, d: the rows as they were given, (n, d).
+    n, given, row_stride, column_stride, d: the rows as they were given, (n, d).
     rows: (padded, DP) the same by position, minus a centre where that helps; zero in the padding.
     norm: (padded,) squared lengths of ``rows``. order: (padded,) which given row is at a position.
     low, high: (padded,) the columns of the row's own label are those at positions [low, high).
@@ -29,13 +29,12 @@ class Side(NamedTuple):
         in a tile; NaN where a value is not finite, else 0.
     """
 
+    n: Any
     given: Any
     row_stride: Any
     column_stride: Any
-    n: Any
     d: Any
     padded: Any
-    tiles: Any
     rows: Any
     norm: Any
     order: Any
@@ -48,6 +47,18 @@ class Side(NamedTuple):
     bias_highest: Any
     bias_lowest: Any
     poison: Any
+
+    @property
+    def tiles(self) -> int:
+        return int(self.padded // TILE)
+
+
+def arguments(*sides: Side) -> tuple[Any, ...]:
+    """What a kernel takes of some sides: all but n of each, then n of each.
+
+    A kernel is compiled anew for a number in a tuple that is 1 or divisible by 16.
+    """
+    return *(side[1:] for side in sides), *(side.n for side in sides)
 
 
 NO_SIDE = Side(*[None] * len(Side._fields))  # a kernel can ask a field whether it is None
@@ -68,12 +79,13 @@ def _count_below(values, count, value, i):
     return below, equal, before
 
 
-@triton.jit(do_not_specialize=["other_n"])
+@triton.jit(do_not_specialize=["n", "centre_n", "other_n"])
 def _prepare(
-    side, centre, labels, other_labels, other_n, place, own_low, own_high, given_bias, unit,
-    RANGE: tl.constexpr, ROUNDED: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
+    side, centre, n, centre_n, labels, other_labels, other_n, place, own_low, own_high, given_bias,
+    unit, RANGE: tl.constexpr, ROUNDED: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr,
 ):  # fmt: skip
+    side, centre = Side(n, *side), Side(centre_n, *centre)
     tile = tl.program_id(0)
     i = tile * BM + tl.arange(0, BM)
     there = i < side.n
@@ -135,7 +147,7 @@ def prepare(
     dtype: torch.dtype,
     width: int,
     chunk: int,
-    centre: Side | bool | None,
+    centre: Side | Literal[True] | None,
     rounded: bool,
     labels: torch.Tensor | None = None,
     other_labels: torch.Tensor | None = None,
@@ -162,13 +174,12 @@ def prepare(
     integers = given.new_empty(3, padded, dtype=torch.int32)
     with_bias = bias is not None
     side = Side(
+        n=n,
         given=given,
         row_stride=given.stride(0),
         column_stride=given.stride(1),
-        n=n,
         d=d,
         padded=padded,
-        tiles=tiles,
         rows=given.new_empty(padded, width, dtype=dtype),
         norm=given.new_empty(padded, dtype=torch.float32),
         order=integers[0],
@@ -189,9 +200,9 @@ def prepare(
         kind = "counted" if max(n, len(others)) <= COUNTED else "sorted"
         if kind == "sorted":
             place, low, high = _sorted_ranges(labels, other_labels)
+    middle = side if centre is True else NO_SIDE if centre is None else centre
     _prepare[(tiles,)](
-        side,
-        side if centre is True else NO_SIDE if centre is None else centre,
+        *arguments(side, middle),
         labels,
         other_labels,
         0 if other_labels is None else len(other_labels),

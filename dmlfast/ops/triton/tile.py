@@ -8,6 +8,8 @@ statistics of a log-sum-exp are powers of two: `LOG2E` goes into scale, offset a
 import triton
 import triton.language as tl
 
+# Rows of a side are padded to whole tiles of this size.
+TILE_SIZE = tl.constexpr(128)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(-1e30)  # stands for -inf: its differences are defined
@@ -113,8 +115,9 @@ def term(score, x, r, i, j, scale, offset):
 
 
 @triton.jit
-def greatest(values, count):
-    """The greatest of ``count`` floats."""
+def greatest(values, padded):
+    """The greatest of the floats of all tiles of a side."""
+    count = padded // TILE_SIZE
     found = tl.full((256,), -float("inf"), tl.float32)
     k = tl.arange(0, 256)
     for first in range(0, count, 256):
@@ -144,17 +147,23 @@ def count_of(values, count):
 
 
 @triton.jit
+def poison_of(x, r):
+    """NaN where a value of either side is not finite, else 0."""
+    return total_of(x.poison, x.padded // TILE_SIZE) + total_of(r.poison, r.padded // TILE_SIZE)
+
+
+@triton.jit
 def term_bounds(x, r, scale, offset, DISTANCE: tl.constexpr):
     """The least and the greatest term that the lengths of the rows allow."""
-    longest_x, longest_r = greatest(x.lengths, x.tiles), greatest(r.lengths, r.tiles)
+    longest_x, longest_r = greatest(x.lengths, x.padded), greatest(r.lengths, r.padded)
     if DISTANCE:
         one, other = scale * 0.0, scale * (longest_x + longest_r)
     else:
         one, other = -scale * longest_x * longest_r, scale * longest_x * longest_r
     low, high = tl.minimum(one, other) + offset, tl.maximum(one, other) + offset
     if r.bias is not None:
-        high += greatest(r.bias_highest, r.tiles)
-        low -= greatest(r.bias_lowest, r.tiles)  # held with the opposite sign
+        high += greatest(r.bias_highest, r.padded)
+        low -= greatest(r.bias_lowest, r.padded)  # held with the opposite sign
     return low, high
 
 
@@ -196,11 +205,11 @@ def statistic_range(first, second):
     """The least and the greatest statistic of both sides, of which either may have none."""
     lowest, highest = float("inf"), -float("inf")
     if first.grad is not None:
-        lowest = -greatest(first.lowest, first.tiles)
-        highest = greatest(first.highest, first.tiles)
+        lowest = -greatest(first.lowest, first.padded)
+        highest = greatest(first.highest, first.padded)
     if second.grad is not None:
-        lowest = tl.minimum(lowest, -greatest(second.lowest, second.tiles))
-        highest = tl.maximum(highest, greatest(second.highest, second.tiles))
+        lowest = tl.minimum(lowest, -greatest(second.lowest, second.padded))
+        highest = tl.maximum(highest, greatest(second.highest, second.padded))
     return lowest, highest
 
 

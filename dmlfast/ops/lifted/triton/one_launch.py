@@ -16,10 +16,10 @@ MAX_ROWS, MAX_WIDTH = 128, 512
 class Batch(NamedTuple):
     """The rows (n, d) as they were given."""
 
+    n: Any
     rows: Any
     row_stride: Any
     column_stride: Any
-    n: Any
     d: Any
 
 
@@ -109,9 +109,9 @@ def _weights(x, labels, distances, stats, grads, i, j, margin, BM: tl.constexpr)
     return tl.where(distance != 0.0, w / size, 0.0), distance < 0.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def one_launch_kernel(
-    x, labels, loss, out, mean, distances, close_weights, stats, grads, margin,
+    x, n, labels, loss, out, mean, distances, close_weights, stats, grads, margin,
     ROUNDED: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr,
     W_PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -122,6 +122,7 @@ def one_launch_kernel(
     become weights, those of close pairs on their own, and what each row comes to, ``stats`` and
     ``grads`` (BM,), stay in memory that the one program writes and reads, BN columns at a time.
     """
+    x = Batch(n, *x)
     i = tl.arange(0, BM)
     if mean is not None:
         for first in range(0, DP, BD):
@@ -215,7 +216,8 @@ def forward(
     width = -(-d // chunk) * chunk
     kept = rows.new_empty(2 * size + 2, size, dtype=torch.float32)
     one_launch_kernel[(1,)](
-        Batch(rows, rows.stride(0), rows.stride(1), n, d),
+        Batch(n, rows, rows.stride(0), rows.stride(1), d)[1:],
+        n,
         labels.to(torch.int64).contiguous(),
         loss,
         out,

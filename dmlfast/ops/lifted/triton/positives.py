@@ -8,7 +8,7 @@ from dmlfast.ops.pairs.triton.sides import Pairs
 from dmlfast.ops.pairs.triton.statistics import Mean, Stats, store_mean
 from dmlfast.ops.pairs.triton.weights import hinge
 from dmlfast.ops.triton import configs
-from dmlfast.ops.triton.side import Side
+from dmlfast.ops.triton.side import Side, arguments
 from dmlfast.ops.triton.tile import (
     bands,
     first_chunk,
@@ -19,14 +19,15 @@ from dmlfast.ops.triton.tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m"])
 def positives_kernel(
-    x, r, xs, rs, mean, APART: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
+    x, r, n, m, xs, rs, mean, APART: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Over the positive pairs of a band of rows: the sum of hinge^2, their number, and for each row
     the sum of hinge * exp(L_i) / (exp(L_i) + exp(L_j)), which becomes ``xs.grad``.
     """
+    x, r = Side(n, *x), Side(m, *r)
     band = tl.program_id(0)
     i = band * BM + tl.arange(0, BM)
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
@@ -56,14 +57,14 @@ def positives_kernel(
     tl.store(mean.counts + band, tl.sum(count, 0).to(tl.int64))
 
 
-@triton.jit
-def mean_kernel(mean, x, r):
-    store_mean(mean, x, r)
+@triton.jit(do_not_specialize=["n", "m"])
+def mean_kernel(x, r, n, m, mean):
+    store_mean(mean, Side(n, *x), Side(m, *r))
 
 
 def mean_of(mean: Mean, x: Side, r: Side) -> torch.Tensor:
     """The loss, where no gradient is wanted: the kernels of a gradient leave it too."""
-    mean_kernel[(1,)](mean, x, r, **configs.FUSED)
+    mean_kernel[(1,)](*arguments(x, r), mean, **configs.FUSED)
     loss: torch.Tensor = mean.loss
     return loss
 
@@ -75,11 +76,12 @@ def positive_pairs(pairs: Pairs, x: Side, r: Side, xs: Stats, rs: Stats) -> Mean
     mean = Mean(
         losses=x.norm.new_empty(bands),
         counts=x.order.new_empty(bands, dtype=torch.int64),
-        bands=bands,
+        padded=x.padded,
+        height=tile.BM,
         loss=x.norm.new_empty(()),
     )
     positives_kernel[(bands,)](
-        x, r, xs, rs, mean, APART=pairs.apart, **pairs.products.scores, BM=tile.BM, BN=tile.BS,
-        **configs.launch(tile),
+        *arguments(x, r), xs, rs, mean, APART=pairs.apart, **pairs.products.scores, BM=tile.BM,
+        BN=tile.BS, **configs.launch(tile),
     )  # fmt: skip
     return mean

@@ -12,7 +12,7 @@ from dmlfast.ops.pairs.triton.reduction import reduce_pairs
 from dmlfast.ops.pairs.triton.sides import pairs_of
 from dmlfast.ops.pairs.triton.statistics import NO_STATS, combine_kernel, stats_of
 from dmlfast.ops.triton.configs import FUSED
-from dmlfast.ops.triton.side import TILE
+from dmlfast.ops.triton.side import TILE, arguments
 
 
 @on_its_device
@@ -32,8 +32,7 @@ def reduce_block(
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     partial, _ = reduce_pairs(pairs, term, with_columns=False)
     combine_kernel[(pairs.x.tiles,)](
-        pairs.x,
-        pairs.r,
+        *arguments(pairs.x, pairs.r),
         *partial,
         len(partial.top),
         result,

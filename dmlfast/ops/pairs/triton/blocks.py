@@ -20,22 +20,22 @@ from dmlfast.ops.pairs.triton.weights import (
     middle_of,
 )
 from dmlfast.ops.triton import configs
-from dmlfast.ops.triton.side import Side
+from dmlfast.ops.triton.side import Side, arguments
 from dmlfast.ops.triton.tile import (
     bands,
     first_chunk,
     free_count,
+    poison_of,
     products,
     rounded_weights,
     scores,
-    total_of,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m"])
 def weights_kernel(
-    x, r, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, height, pitch, scale,
-    offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    x, r, n, m, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, height, pitch,
+    scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
     APART: tl.constexpr, POSITIVES: tl.constexpr, NEAR: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
@@ -45,6 +45,7 @@ def weights_kernel(
     row_sums: (pitch / BN, height), of each tile in a row. column_sums: (height / BM, pitch).
     The flag of a tile says that it has near pairs, which weigh nothing.
     """
+    x, r = Side(n, *x), Side(m, *r)
     a, b = tl.program_id(0), tl.program_id(1)
     i = first_i + a * BM + tl.arange(0, BM)
     middle, wide = middle_of(xs, rs, LOGSUMEXP)
@@ -101,10 +102,10 @@ def weights_kernel(
         tl.store(flags + a * (pitch // BN) + b, flag)
 
 
-@triton.jit(do_not_specialize=["again"])
+@triton.jit(do_not_specialize=["n", "m", "again"])
 def product_kernel(
-    x, r, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch, again,
-    factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
+    x, r, n, m, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch,
+    again, factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     NEAR: tl.constexpr, DP: tl.constexpr, OPERAND: tl.constexpr, W_OPERAND: tl.constexpr,
     W_PRECISION: tl.constexpr, T: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
@@ -115,6 +116,7 @@ def product_kernel(
     weights: pitch to a row, tiles of T x T; TURNED, its columns are the rows of x. sums: a row of
     sums_pitch for each tile of columns. again: something is in ``out`` already.
     """
+    x, r = Side(n, *x), Side(m, *r)
     band = tl.program_id(0)
     own = band * BM + tl.arange(0, BM)
     i = first_i + own
@@ -142,7 +144,7 @@ def product_kernel(
         rows = tl.load(x.rows + at, mask=(k < DP)[None, :], other=0.0).to(tl.float32)
         acc = weight[:, None] * rows - acc
     at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
-    acc = factor * acc + total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    acc = factor * acc + poison_of(x, r)
     if again > 0:
         acc += tl.load(at, mask=known, other=0.0)
     tl.store(at, acc, mask=known)
@@ -203,10 +205,10 @@ def gradient_of(
         a, b, a_stats, b_stats = (r, x, rs, xs) if turned else (x, r, xs, rs)
         sums = column_sums if turned else row_sums
         product_kernel[(height // product.BM, -(-a.d // product.BK))](
-            a, b, a_stats, b_stats, out, weights, sums, flags, first_i, first_j, width, columns,
-            sums.shape[1], int(first_i in begun), factor, mean, *scaled, TURNED=turned, **kind,
-            DP=how.DP, OPERAND=how.OPERAND, W_OPERAND=how.W_OPERAND, W_PRECISION=how.W_PRECISION,
-            T=tile.T, **product.blocks, **configs.launch(product),
+            *arguments(a, b), a_stats, b_stats, out, weights, sums, flags, first_i, first_j, width,
+            columns, sums.shape[1], int(first_i in begun), factor, mean, *scaled, TURNED=turned,
+            **kind, DP=how.DP, OPERAND=how.OPERAND, W_OPERAND=how.W_OPERAND,
+            W_PRECISION=how.W_PRECISION, T=tile.T, **product.blocks, **configs.launch(product),
         )  # fmt: skip
         begun.add(first_i)
 
@@ -215,9 +217,9 @@ def gradient_of(
         for first_j in range(first_i if mutual else 0, r.padded, columns):
             width = min(columns, r.padded - first_j)
             weights_kernel[(height // tile.T, width // tile.T)](
-                x, r, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, rows,
-                columns, *scaled, **kind, **how.scores, WEIGHTS=how.WEIGHTS, BM=tile.T, BN=tile.T,
-                BS=tile.BS, **configs.launch(tile),
+                *arguments(x, r), xs, rs, weights, row_sums, column_sums, flags, first_i, first_j,
+                rows, columns, *scaled, **kind, **how.scores, WEIGHTS=how.WEIGHTS, BM=tile.T,
+                BN=tile.T, BS=tile.BS, **configs.launch(tile),
             )  # fmt: skip
             multiply(first_i, first_j, height, width, turned=False)
             if mutual and first_j > first_i:

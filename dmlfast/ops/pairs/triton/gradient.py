@@ -17,24 +17,24 @@ from dmlfast.ops.pairs.triton.weights import (
     pair_weights,
 )
 from dmlfast.ops.triton import configs
-from dmlfast.ops.triton.side import Side
+from dmlfast.ops.triton.side import Side, arguments
 from dmlfast.ops.triton.tile import (
     bands,
     first_chunk,
     free_count,
     load_rows,
+    poison_of,
     products,
     rounded_weights,
     scores,
     skipping,
     squared_differences,
-    total_of,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m"])
 def gradient_kernel(
-    x, r, xs, rs, out, factor, mean, scale, offset, DISTANCE: tl.constexpr,
+    x, r, n, m, xs, rs, out, factor, mean, scale, offset, DISTANCE: tl.constexpr,
     LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
@@ -45,6 +45,7 @@ def gradient_kernel(
     factor: what weights are multiplied by in the end. mean: the `Mean` that the gradient is of, if
     any; its loss is left there.
     """
+    x, r = Side(n, *x), Side(m, *r)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     k = tl.arange(0, DP)
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
@@ -111,7 +112,7 @@ def gradient_kernel(
         factor = factor / pairs_in(mean)
         if tl.program_id(0) == 0:
             store_mean(mean, x, r)
-    poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    poison = poison_of(x, r)
     known = (i < x.n)[:, None] & (k < x.d)[None, :]
     at = tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
     if DISTANCE:
@@ -147,8 +148,7 @@ def gradient_of(
     tile = pairs.tiles.gradient
     unit = unit_of(term)
     gradient_kernel[(x.padded // tile.BM,)](
-        x,
-        r,
+        *arguments(x, r),
         xs,
         rs,
         out,
@@ -166,13 +166,14 @@ def gradient_of(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m"])
 def bias_kernel(
-    x, r, xs, rs, out, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr,
+    x, r, n, m, xs, rs, out, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr,
     INSIDE: tl.constexpr, APART: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The gradient (n,) of the bias of x, from the statistics of r; xs: none."""
+    x, r = Side(n, *x), Side(m, *r)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
     xn = tl.load(x.norm + i)
@@ -188,7 +189,7 @@ def bias_kernel(
             score = tl.sqrt(tl.maximum(score, 0.0))
         w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, False)
         total += tl.sum(w, 1)
-    poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
+    poison = poison_of(x, r)
     tl.store(out + tl.load(x.order + i), total + poison, mask=i < x.n)
 
 
@@ -198,8 +199,7 @@ def bias_gradient_of(pairs: Pairs, xs: Stats, term: PairTerm) -> torch.Tensor:
     tile = pairs.reduce_tile
     unit = unit_of(term)
     bias_kernel[(pairs.r.padded // tile.BM,)](
-        pairs.r,
-        pairs.x,
+        *arguments(pairs.r, pairs.x),
         NO_STATS,
         xs,
         out,

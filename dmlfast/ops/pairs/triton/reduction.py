@@ -13,7 +13,7 @@ from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import Partial
 from dmlfast.ops.triton import configs
-from dmlfast.ops.triton.side import TILE
+from dmlfast.ops.triton.side import TILE, Side, arguments
 from dmlfast.ops.triton.tile import (
     NOTHING,
     SAFE_SPAN,
@@ -92,19 +92,20 @@ def _start(x, r, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr)
     return start, running
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m"])
 def reduce_kernel(
-    x, r, row_top, row_total, column_top, column_total, row_block, column_block, scale, offset,
-    DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
-    HALF: tl.constexpr, COLUMNS: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BS: tl.constexpr,
+    x, r, n, m, row_top, row_total, column_top, column_total, row_block, column_block, scale,
+    offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    APART: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, DP: tl.constexpr,
+    BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Partial statistics of a block of rows over a block of columns, exp2(top) total.
 
     Program (a, b) leaves those of the rows in slot b and, with COLUMNS, those of the columns in
     slot a. HALF: both sides are the same rows, and only a <= b is computed.
     """
+    x, r = Side(n, *x), Side(m, *r)
     a, b = tl.program_id(0), tl.program_id(1)
     if HALF:
         if b < a:
@@ -202,8 +203,7 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
         columns = Partial(*x.norm.new_empty(2, a, r.padded))
     unit = unit_of(term)
     reduce_kernel[(a, b)](
-        x,
-        r,
+        *arguments(x, r),
         *rows,
         *columns,
         row_block,

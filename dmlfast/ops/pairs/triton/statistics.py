@@ -8,8 +8,8 @@ import triton.language as tl
 
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.triton.configs import FUSED
-from dmlfast.ops.triton.side import TILE, Side
-from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, count_of, total_of
+from dmlfast.ops.triton.side import TILE, Side, arguments
+from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, count_of, poison_of, total_of
 
 
 class Partial(NamedTuple):
@@ -23,54 +23,57 @@ class Stats(NamedTuple):
     """Statistics of one side and the gradients with respect to them, by position.
 
     value: (padded,) powers of two, `NOTHING` where nothing was selected; None for sums.
-    grad: (padded,). highest, lowest: (tiles,) the greatest value in a tile, and the greatest
-    opposite one.
+    grad: (padded,). highest, lowest: the greatest value in each tile, and the greatest opposite
+    one.
     """
 
     value: Any
     grad: Any
     highest: Any
     lowest: Any
-    tiles: Any
+    padded: Any
 
 
 class Mean(NamedTuple):
     """A loss that is half the mean of the terms of some pairs, from its sums over bands of rows.
 
-    losses: (bands,) sums of terms. counts: (bands,) int64 numbers of pairs. loss: ().
+    losses: sums of terms. counts: int64 numbers of pairs. padded: rows of all bands; height: of
+    each. loss: ().
     """
 
     losses: Any
     counts: Any
-    bands: Any
+    padded: Any
+    height: Any
     loss: Any
 
 
 @triton.jit
 def pairs_in(mean):
     """How many pairs a mean is of, at least 1."""
-    return tl.maximum(count_of(mean.counts, mean.bands), 1).to(tl.float32)
+    return tl.maximum(count_of(mean.counts, mean.padded // mean.height), 1).to(tl.float32)
 
 
 @triton.jit
 def store_mean(mean, x, r):
-    poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
-    tl.store(mean.loss, 0.5 * total_of(mean.losses, mean.bands) / pairs_in(mean) + poison)
+    total = total_of(mean.losses, mean.padded // mean.height)
+    tl.store(mean.loss, 0.5 * total / pairs_in(mean) + poison_of(x, r))
 
 
 # A kernel can ask a field whether it is None, not a tuple.
 NO_STATS = Stats(None, None, None, None, 0)
-NO_MEAN = Mean(None, None, 0, None)
+NO_MEAN = Mean(None, None, 0, 0, None)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "m", "slots"])
 def combine_kernel(
-    x, r, tops, totals, slots, result, stats, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
+    x, r, n, m, tops, totals, slots, result, stats, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
 ):
     """Adds up the slots. ``result`` (n,) gets natural logarithms in the order of the given rows,
     ``stats`` powers of two by position and their range; each may be missing. Of sums there is the
     result only.
     """
+    x, r = Side(n, *x), Side(m, *r)
     tile = tl.program_id(0)
     i = tile * BM + tl.arange(0, BM)
     top = tl.full((BM,), NOTHING, tl.float32)
@@ -95,17 +98,19 @@ def combine_kernel(
         value = found
         if LOGSUMEXP:
             value = tl.where(some, found * LN2, -float("inf"))
-        poison = total_of(x.poison, x.tiles) + total_of(r.poison, r.tiles)
-        tl.store(result + tl.load(x.order + i), value + poison, mask=i < x.n)
+        tl.store(result + tl.load(x.order + i), value + poison_of(x, r), mask=i < x.n)
     if stats.value is not None:
         tl.store(stats.value + i, tl.where(some, found, NOTHING))
         tl.store(stats.lowest + tile, tl.max(tl.where(some, -found, -float("inf")), 0))
         tl.store(stats.highest + tile, tl.max(tl.where(some, found, -float("inf")), 0))
 
 
-@triton.jit
-def stats_kernel(side, stats, given_value, given_grad, LOGSUMEXP: tl.constexpr, BM: tl.constexpr):
+@triton.jit(do_not_specialize=["n"])
+def stats_kernel(
+    side, n, stats, given_value, given_grad, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
+):
     """Brings statistics and their gradients, as they were given, in the order of a side."""
+    side = Side(n, *side)
     tile = tl.program_id(0)
     i = tile * BM + tl.arange(0, BM)
     there = i < side.n
@@ -124,11 +129,10 @@ def stats_kernel(side, stats, given_value, given_grad, LOGSUMEXP: tl.constexpr, 
 
 def empty_stats(side: Side, logsumexp: bool = True) -> Stats:
     """Memory for the statistics of a side."""
-    value, grad = side.norm.new_empty(2, side.padded)
-    highest, lowest = side.norm.new_empty(2, side.tiles)
+    value, grad, highest, lowest = side.norm.new_empty(4, side.padded)
     if logsumexp:
-        return Stats(value, grad, highest, lowest, side.tiles)
-    return Stats(None, grad, None, None, side.tiles)
+        return Stats(value, grad, highest, lowest, side.padded)
+    return Stats(None, grad, None, None, side.padded)
 
 
 def stats_of(
@@ -140,7 +144,7 @@ def stats_of(
     logsumexp = term.reduce == "logsumexp"
     stats = empty_stats(side, logsumexp)
     stats_kernel[(side.tiles,)](
-        side,
+        *arguments(side),
         stats,
         value.to(torch.float32).contiguous(),
         grad.to(torch.float32).contiguous(),
@@ -154,6 +158,6 @@ def stats_of(
 def combined(x: Side, r: Side, partial: Partial) -> Stats:
     stats = empty_stats(x)
     combine_kernel[(x.tiles,)](
-        x, r, *partial, len(partial.top), None, stats, LOGSUMEXP=True, BM=TILE, **FUSED
+        *arguments(x, r), *partial, len(partial.top), None, stats, LOGSUMEXP=True, BM=TILE, **FUSED
     )
     return stats
