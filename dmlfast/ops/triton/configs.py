@@ -193,8 +193,8 @@ TILES = {
         ),
         FULL: Tiles(
             reduce=Tile(64, 64, 32, 4, 2),
-            wide_reduce=Tile(64, 64, 32, 8, 2),
-            gradient=Tile(64, 32, 16, 8, 2),
+            wide_reduce=Tile(64, 64, 32, 4, 2),
+            gradient=Tile(64, 32, 16, 4, 1),
             weights=WeightsTile(64, 16, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             small=SmallTile(32, 16, 32, 8, 1),
