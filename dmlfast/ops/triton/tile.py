@@ -5,6 +5,8 @@
 statistics of a log-sum-exp are powers of two: `LOG2E` goes into scale, offset and bias.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -225,44 +227,66 @@ def scores(s, xn, rn, DISTANCE: tl.constexpr):
     return squared, excess
 
 
+class Bands(NamedTuple):
+    """Tiles of columns [first, end) as some rows take them.
+
+    Those in [masked, masked_end) and in [last, end) have to be masked; the others are free.
+    """
+
+    first: Any
+    masked: Any
+    masked_end: Any
+    last: Any
+    end: Any
+
+
 @triton.jit
 def bands(
     x, r, i, first, end, all_masked, INSIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):
-    """Tiles of columns [first, end) that some rows i do not take whole.
-
-    Returns a, b, c, end: the tiles in [a, b) and in [c, end) have to be masked, those in
-    [first, a) and in [b, c) are free, and there is nothing beyond end.
-    """
+    """The tiles of columns [first, end) in which the rows i may have selected pairs."""
     there = i < x.n
     low = tl.min(tl.where(there, tl.load(x.low + i), 2147483647), 0)
     high = tl.max(tl.where(there, tl.load(x.high + i), 0), 0)
     end = tl.maximum(tl.minimum(end, tl.cdiv(r.n, BN)), first)
-    a = tl.minimum(tl.maximum(low // BN, first), end)
-    b = tl.minimum(tl.maximum(tl.cdiv(high, BN), a), end)
-    c = tl.maximum(tl.minimum(r.n // BN, end), b)
+    masked = tl.minimum(tl.maximum(low // BN, first), end)
+    masked_end = tl.minimum(tl.maximum(tl.cdiv(high, BN), masked), end)
+    last = tl.maximum(tl.minimum(r.n // BN, end), masked_end)
     if INSIDE:
-        c, end = b, b
+        first, last, end = masked, masked_end, masked_end
     elif x.left_out is not None or r.left_out is not None:
-        a, b, c = first, end, end
+        masked, masked_end, last = first, end, end
     else:
         whole = all_masked | (tl.max(i, 0) >= x.n)
-        a = tl.where(whole, first, a)
-        b = tl.where(whole, end, b)
-        c = tl.where(whole, end, c)
-    return a, b, c, end
+        masked = tl.where(whole, first, masked)
+        masked_end = tl.where(whole, end, masked_end)
+        last = tl.where(whole, end, last)
+    return Bands(first, masked, masked_end, last, end)
 
 
 @triton.jit
-def free_count(first, a, b, c, INSIDE: tl.constexpr):
+def free_count(tiles, INSIDE: tl.constexpr):
     if INSIDE:
         count = 0
     else:
-        count = (a - first) + (c - b)
+        count = (tiles.masked - tiles.first) + (tiles.last - tiles.masked_end)
     return count
 
 
 @triton.jit
-def skipping(k, first, hole, hole_end):
-    """The k-th tile from ``first`` on that is not in [hole, hole_end)."""
-    return tl.where(first + k >= hole, first + k + (hole_end - hole), first + k)
+def free_tile(tiles, k):
+    """The k-th free tile."""
+    tile = tiles.first + k
+    return tl.where(tile >= tiles.masked, tile + (tiles.masked_end - tiles.masked), tile)
+
+
+@triton.jit
+def masked_count(tiles):
+    return (tiles.masked_end - tiles.masked) + (tiles.end - tiles.last)
+
+
+@triton.jit
+def masked_tile(tiles, k):
+    """The k-th tile that has to be masked."""
+    tile = tiles.masked + k
+    return tl.where(tile >= tiles.masked_end, tile + (tiles.last - tiles.masked_end), tile)

@@ -36,8 +36,8 @@ def positives_kernel(
     grad = tl.zeros((BM,), tl.float32)
     loss = tl.zeros((BM,), tl.float32)
     count = tl.zeros((BM,), tl.int32)
-    m0, m1, _, _ = bands(x, r, i, 0, r.padded // BN, False, True, BM, BN)
-    for tile in range(m0, m1):
+    tiles = bands(x, r, i, 0, r.padded // BN, False, True, BM, BN)
+    for tile in range(tiles.first, tiles.end):
         j = tile * BN + tl.arange(0, BN)
         s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
         squared, excess = scores(s, xn, tl.load(r.norm + j), True)

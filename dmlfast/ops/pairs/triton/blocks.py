@@ -50,7 +50,7 @@ def weights_kernel(
     i = first_i + a * BM + tl.arange(0, BM)
     middle, wide = middle_of(xs, rs, LOGSUMEXP)
     tile = first_j // BN + b
-    m0, m1, f1, _ = bands(x, r, i, tile, tile + 1, wide, INSIDE, BM, BN)
+    free = free_count(bands(x, r, i, tile, tile + 1, wide, INSIDE, BM, BN), INSIDE)
     own = a * BM + tl.arange(0, BM)
     at = weights + own.to(tl.int64)[:, None] * pitch + b * BN
     column_sums += a * pitch + b * BN
@@ -58,7 +58,6 @@ def weights_kernel(
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
     xn = tl.load(x.norm + i)
     flag = 0
-    free = free_count(tile, m0, m1, f1, INSIDE)
     careful = free == 0
     if free > 0:
         j = tile * BN + tl.arange(0, BN)

@@ -22,12 +22,14 @@ from dmlfast.ops.triton.tile import (
     bands,
     first_chunk,
     free_count,
+    free_tile,
     load_rows,
+    masked_count,
+    masked_tile,
     poison_of,
     products,
     rounded_weights,
     scores,
-    skipping,
     squared_differences,
 )
 
@@ -55,10 +57,10 @@ def gradient_kernel(
     weight = tl.zeros((BM,), tl.float32)
     nearest = tl.full((BM,), 1.0, tl.float32)
     some_near = 0
-    m0, m1, f1, end = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
+    tiles = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
     row_factor = factor_of(xs, i, middle, LOGSUMEXP)
-    for tile in range(free_count(0, m0, m1, f1, INSIDE)):
-        j = skipping(tile, 0, m0, m1) * BN + tl.arange(0, BN)
+    for tile in range(free_count(tiles, INSIDE)):
+        j = free_tile(tiles, tile) * BN + tl.arange(0, BN)
         rows = load_rows(r, j, k, DP, OPERAND)
         s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
@@ -73,8 +75,8 @@ def gradient_kernel(
         w = rounded_weights(w, WEIGHTS)
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
-    for piece in range(((m1 - m0) + (end - f1)) * (BN // BS)):
-        j = skipping(piece // (BN // BS), m0, m1, f1) * BN + piece % (BN // BS) * BS
+    for piece in range(masked_count(tiles) * (BN // BS)):
+        j = masked_tile(tiles, piece // (BN // BS)) * BN + piece % (BN // BS) * BS
         j += tl.arange(0, BS)
         rows = load_rows(r, j, k, DP, OPERAND)
         s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
@@ -90,8 +92,8 @@ def gradient_kernel(
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
     if DISTANCE:
         if tl.min(nearest, 0) <= 0.0:
-            for piece in range(free_count(0, m0, m1, f1, INSIDE) * (BN // BS)):
-                j = skipping(piece // (BN // BS), 0, m0, m1) * BN + piece % (BN // BS) * BS
+            for piece in range(free_count(tiles, INSIDE) * (BN // BS)):
+                j = free_tile(tiles, piece // (BN // BS)) * BN + piece % (BN // BS) * BS
                 j += tl.arange(0, BS)
                 rows = load_rows(r, j, k, DP, OPERAND)
                 s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
@@ -121,10 +123,7 @@ def gradient_kernel(
     if DISTANCE:
         if some_near > 0:
             tl.debug_barrier()
-            first = 0
-            if INSIDE:
-                first, end = m0, m1
-            for tile in range(first, end):
+            for tile in range(tiles.first, tiles.end):
                 add_near(
                     out, 0, DP, factor, x, r, tl.program_id(0) * BM, tile * BN, xs, rs, scale,
                     offset, LOGSUMEXP, INSIDE, APART, POSITIVES, NEAR, BM, BN,

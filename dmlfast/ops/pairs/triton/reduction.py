@@ -20,10 +20,12 @@ from dmlfast.ops.triton.tile import (
     bands,
     first_chunk,
     free_count,
+    free_tile,
+    masked_count,
+    masked_tile,
     products,
     scores,
     selected,
-    skipping,
     squared_differences,
     term,
     term_bounds,
@@ -133,9 +135,9 @@ def reduce_kernel(
         first = first_j // BN
         if HALF:
             first = tl.maximum(first, i0 // BN)
-        m0, m1, f1, end = bands(x, r, i, first, end_j // BN, running, INSIDE, BM, BN)
-        for k in range(free_count(first, m0, m1, f1, INSIDE)):
-            j = skipping(k, first, m0, m1) * BN + tl.arange(0, BN)
+        tiles = bands(x, r, i, first, end_j // BN, running, INSIDE, BM, BN)
+        for k in range(free_count(tiles, INSIDE)):
+            j = free_tile(tiles, k) * BN + tl.arange(0, BN)
             s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
             if DISTANCE:
@@ -149,8 +151,8 @@ def reduce_kernel(
             total += tl.sum(t, 1)
             if COLUMNS:
                 tl.store(column_total + j, tl.load(column_total + j) + tl.sum(t, 0))
-        for k in range(((m1 - m0) + (end - f1)) * (BN // BS)):
-            j = skipping(k // (BN // BS), m0, m1, f1) * BN + k % (BN // BS) * BS
+        for k in range(masked_count(tiles) * (BN // BS)):
+            j = masked_tile(tiles, k // (BN // BS)) * BN + k % (BN // BS) * BS
             top, total, nearest = _reduce_tile(
                 x_chunk, xn, x, r, i, j + tl.arange(0, BS), top, total, nearest, column_top,
                 column_total, scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART, HALF, COLUMNS,
@@ -159,10 +161,8 @@ def reduce_kernel(
         if DISTANCE:
             if tl.min(nearest, 0) <= 0.0:
                 tl.debug_barrier()  # the columns of the tiles above are looked at once more
-                if INSIDE:
-                    first, end = m0, m1
-                for k in range((end - first) * (BN // BS)):
-                    j = first * BN + k * BS + tl.arange(0, BS)
+                for k in range((tiles.end - tiles.first) * (BN // BS)):
+                    j = tiles.first * BN + k * BS + tl.arange(0, BS)
                     top, total, nearest = _reduce_tile(
                         x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total,
                         scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART, HALF, COLUMNS, True,
