@@ -56,8 +56,8 @@ def gradient_kernel(
     acc = tl.zeros((BM, DP), tl.float32)
     weight = tl.zeros((BM,), tl.float32)
     nearest = tl.full((BM,), 1.0, tl.float32)
-    some_near = 0
     tiles = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
+    first_near, end_near = tiles.end, tiles.first  # the tiles in which pairs may be near
     row_factor = factor_of(xs, i, middle, LOGSUMEXP)
     for tile in range(free_count(tiles, INSIDE)):
         j = free_tile(tiles, tile) * BN + tl.arange(0, BN)
@@ -76,7 +76,8 @@ def gradient_kernel(
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
     for piece in range(masked_count(tiles) * (BN // BS)):
-        j = masked_tile(tiles, piece // (BN // BS)) * BN + piece % (BN // BS) * BS
+        tile = masked_tile(tiles, piece // (BN // BS))
+        j = tile * BN + piece % (BN // BS) * BS
         j += tl.arange(0, BS)
         rows = load_rows(r, j, k, DP, OPERAND)
         s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
@@ -86,14 +87,16 @@ def gradient_kernel(
             APART, POSITIVES, NEAR,
         )  # fmt: skip
         if DISTANCE:
-            some_near = tl.maximum(some_near, near)
+            first_near = tl.where(near > 0, tl.minimum(first_near, tile), first_near)
+            end_near = tl.where(near > 0, tl.maximum(end_near, tile + 1), end_near)
         w = rounded_weights(w, WEIGHTS)
         weight += tl.sum(w.to(tl.float32), 1)
         acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
     if DISTANCE:
         if tl.min(nearest, 0) <= 0.0:
             for piece in range(free_count(tiles, INSIDE) * (BN // BS)):
-                j = free_tile(tiles, piece // (BN // BS)) * BN + piece % (BN // BS) * BS
+                tile = free_tile(tiles, piece // (BN // BS))
+                j = tile * BN + piece % (BN // BS) * BS
                 j += tl.arange(0, BS)
                 rows = load_rows(r, j, k, DP, OPERAND)
                 s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
@@ -103,7 +106,8 @@ def gradient_kernel(
                         score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP,
                         INSIDE, APART, POSITIVES, NEAR,
                     )  # fmt: skip
-                    some_near = tl.maximum(some_near, near)
+                    first_near = tl.where(near > 0, tl.minimum(first_near, tile), first_near)
+                    end_near = tl.where(near > 0, tl.maximum(end_near, tile + 1), end_near)
                     w = rounded_weights(tl.where(excess > 0.0, 0.0, w), WEIGHTS)
                     weight += tl.sum(w.to(tl.float32), 1)
                     acc = tl.dot(
@@ -121,9 +125,9 @@ def gradient_kernel(
         acc = weight[:, None] * load_rows(x, i, k, DP, tl.float32) - acc
     tl.store(out + at, factor * acc + poison, mask=known)
     if DISTANCE:
-        if some_near > 0:
+        if first_near < end_near:
             tl.debug_barrier()
-            for tile in range(tiles.first, tiles.end):
+            for tile in range(first_near, end_near):
                 add_near(
                     out, 0, DP, factor, x, r, tl.program_id(0) * BM, tile * BN, xs, rs, scale,
                     offset, LOGSUMEXP, INSIDE, APART, POSITIVES, NEAR, BM, BN,
