@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     help="Begin nothing new after so long.",
 )
 @click.option("--csv", "csv_path", metavar="OUT.csv", help="Also keep every measurement.")
+@click.option("--resume", is_flag=True, help="Keep what OUT.csv has; measure what it lacks.")
 @click.option("--forget", is_flag=True, help="Remove what was found before; measure nothing.")
-def command(seconds: float, csv_path: str | None, forget: bool) -> int:
+def command(seconds: float, csv_path: str | None, resume: bool, forget: bool) -> int:
     """Measure block sizes of the Triton kernels on this machine's GPU and keep the best.
 
     Later runs on a GPU of this name, with the same versions of Triton and dmlfast, take them. Each
@@ -50,13 +51,13 @@ def command(seconds: float, csv_path: str | None, forget: bool) -> int:
         return 0
     if csv_path:
         check_writable(csv_path)
-    trials: list[Trial] = []
+    trials = _read(csv_path, path.stem) if csv_path and resume else []
     try:
-        for trial in tune(name, "cuda", seconds):
+        for trial in tune(name, "cuda", seconds, tuple(trials)):
             trials.append(trial)
             click.echo(_line(trial))
             if csv_path:
-                _write(csv_path, trials)
+                _write(csv_path, path.stem, trials)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return 130
@@ -70,14 +71,33 @@ def _line(trial: "Trial") -> str:
     return f"{what} {time}"
 
 
-def _write(path: str, trials: "list[Trial]") -> None:
+def _read(path: str, versions: str) -> "list[Trial]":
+    """The trials with a time in a table, of this GPU and these versions."""
+    from dmlfast.ops.triton.tune import Trial
+
+    if not Path(path).exists():
+        return []
+    with Path(path).open(newline="") as file:
+        return [
+            Trial(
+                row["kind"],
+                row["kernel"],
+                tuple(map(int, row["tile"].split())),
+                float(row["milliseconds"]),
+            )
+            for row in csv.DictReader(file)
+            if row.get("versions") == versions and row["milliseconds"]
+        ]
+
+
+def _write(path: str, versions: str, trials: "list[Trial]") -> None:
     """The trials as a table, whole or not at all."""
     from dmlfast.files import atomic_write_path
 
     with atomic_write_path(Path(path)) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("kind", "kernel", "tile", "milliseconds", "reason"))
+        writer.writerow(("kind", "kernel", "tile", "milliseconds", "reason", "versions"))
         for trial in trials:
             tile = " ".join(map(str, trial.tile))
             time = "" if trial.milliseconds is None else f"{trial.milliseconds:.4f}"
-            writer.writerow((trial.kind, trial.kernel, tile, time, trial.reason))
+            writer.writerow((trial.kind, trial.kernel, tile, time, trial.reason, versions))

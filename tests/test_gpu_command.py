@@ -281,6 +281,7 @@ def test_tuning(code, commands, monkeypatch):
     assert gpu.summary(["tune"], NOW)[1] == (code == 0)
     assert commands[0][3:5] == ["tune", "--seconds"]
     assert 290 <= int(commands[0][5]) <= 300
+    assert commands[0][-1] == "--resume"
 
 
 def test_the_summary_counts_this_call_and_names_what_is_bad():

@@ -290,7 +290,7 @@ def tune(call: str, deadline: float) -> None:
     """The block sizes."""
     start = time.time()
     options = ["--seconds", str(int(deadline - start)), "--csv", str(FOLDER / "tiles.csv")]
-    code, _ = tee([*DMLFAST, "tune", *options], "tune", deadline + GRACE)
+    code, _ = tee([*DMLFAST, "tune", *options, "--resume"], "tune", deadline + GRACE)
     outcome = "failed" if code else "done: build/gpu/tiles.csv"
     Table("tune").record(call, "tune", outcome, time.time() - start)
 

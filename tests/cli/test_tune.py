@@ -30,7 +30,11 @@ def as_if_tuned(monkeypatch, tmp_path):
         tune.Trial("half", "reduce", (128, 64), 1.25),
         tune.Trial("half", "reduce", (64, 64), reason="OutOfResources: too much"),
     ]
-    monkeypatch.setattr(tune, "tune", lambda *_: iter(trials))
+
+    def trials_not_known(gpu, device, seconds, known):
+        return (trial for trial in trials if trial not in known)
+
+    monkeypatch.setattr(tune, "tune", trials_not_known)
     return tmp_path
 
 
@@ -41,11 +45,26 @@ def test_trials_are_shown_and_kept(as_if_tuned, capsys):
     assert "1.250 ms" in lines[0]
     assert "OutOfResources: too much" in lines[1]
     assert lines[2].startswith("kept in ")
-    assert table.read_text().splitlines() == [
-        "kind,kernel,tile,milliseconds,reason",
+    kind, *rows = (line.rpartition(",") for line in table.read_text().splitlines())
+    assert kind == ("kind,kernel,tile,milliseconds,reason", ",", "versions")
+    assert [row[0] for row in rows] == [
         "half,reduce,128 64,1.2500,",
         "half,reduce,64 64,,OutOfResources: too much",
     ]
+    assert all(row[2].startswith("tiles-a-gpu-triton-") for row in rows)
+
+
+def test_a_table_of_the_same_versions_is_resumed(as_if_tuned, capsys):
+    table = as_if_tuned / "trials.csv"
+    resumed = ["tune", "--csv", str(table), "--resume"]
+    measured = []
+    for arguments in (resumed, resumed, resumed[:-1]):
+        assert main(arguments) == 0
+        measured.append(capsys.readouterr().out.count("1.250 ms"))
+    assert measured == [1, 0, 1]
+    table.write_text(table.read_text().replace("a-gpu", "another-gpu"))
+    assert main(resumed) == 0
+    assert "1.250 ms" in capsys.readouterr().out
 
 
 def test_a_table_that_cannot_be_written_is_found_before(as_if_tuned, capsys):

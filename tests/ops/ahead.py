@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.triton import configs, tune
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 MATRIX_INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
@@ -103,12 +104,27 @@ def reductions(dtype: torch.dtype, d: int) -> None:
         pairs.grad_block(*given, stat, stat, None, None, term, wants)
 
 
+def candidates(dtype: torch.dtype, d: int) -> None:
+    """Every tile that `dmlfast tune` tries; a line says for each why it cannot be compiled."""
+    kind = configs.kind_of(dtype)
+    for kernel, (n, width) in tune.PROBLEMS[kind].items():
+        for tile in tune.CANDIDATES[kind][kernel]:
+            reason = ""
+            with tune._tiles(kind, {kernel: tile}):
+                try:
+                    lifted_loss(min(n, 300), None, dtype, width)
+                except Exception as error:  # as tuning does
+                    reason = type(error).__name__
+            print(json.dumps({"candidate": kernel, "tile": tile, "reason": reason}), flush=True)
+
+
 FORMS = {
     "lifted": small_and_large,
     "reductions": reductions,
     "batches": batches,
     "columns": columns,
     "biased": biased,
+    "candidates": candidates,
 }
 
 

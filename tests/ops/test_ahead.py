@@ -9,6 +9,8 @@ from collections import Counter
 import pytest
 
 pytest.importorskip("triton")
+from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
+
 FLOAT32, HALVES = "float32", ["float16", "bfloat16"]
 # bytes of shared memory that a program may take; where the tables of 80 serve, the least of all
 SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -75,3 +77,13 @@ def test_architectures_without_a_table(capability, dtype, record_property):
     """They are served, if a few registers are spilled."""
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "lifted", record_property, stack=32)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [FLOAT32, "bfloat16"])
+def test_a_candidate_of_tuning_compiles_or_is_refused(dtype):
+    """It never ends the process: most of them compile."""
+    tried = [line for line in compiled(90, dtype, "0", "candidates") if "candidate" in line]
+    kernels = CANDIDATES[FULL if dtype == FLOAT32 else HALF]
+    assert len(tried) == sum(map(len, kernels.values()))
+    assert {line["candidate"] for line in tried if not line["reason"]} == set(kernels)

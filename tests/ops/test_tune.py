@@ -67,6 +67,16 @@ def test_the_fastest_is_kept_where_it_gains_enough(times):
     assert times[-1][0].reduce.BM == 32  # what was found serves the kernels after it
 
 
+def test_what_is_known_is_not_measured_again(times):
+    trials = run()
+    found = tuned.read(GPU)
+    tuned.path_for(GPU).unlink()
+    known = [t for t in trials if t.tile not in ((64, 32, 32, 4, 1), (48, 32, 32, 4, 1))]
+    again = list(tune.tune(GPU, "cpu", 1000.0, known))
+    assert {t.tile for t in again} == {(64, 32, 32, 4, 1), (48, 32, 32, 4, 1)}
+    assert tuned.read(GPU) == found
+
+
 def test_a_tile_that_fails_is_left_out_with_its_reason(times):
     failed = [t for t in run() if t.tile == (48, 32, 32, 4, 1)]
     assert failed[0].milliseconds is None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,14 +56,16 @@ def median_milliseconds(call: Callable[[], object]) -> float:
     return float(triton.testing.do_bench(call, warmup=20, rep=100, return_mode="median"))
 
 
-def tune(gpu: str, device: str, seconds: float) -> Iterator[Trial]:
+def tune(gpu: str, device: str, seconds: float, known: Iterable[Trial] = ()) -> Iterator[Trial]:
     """Measures candidates until ``seconds`` are over, and keeps the best of each kernel on disk.
 
     Kernels are taken one after another; what an earlier one has found serves the later. The file is
-    written after each, so that nothing found is lost. Yields every trial.
+    written after each, so that nothing found is lost. Those of the ``known`` trials that have a
+    time are not made again. Yields every trial.
     """
     end = time.monotonic() + seconds
     found = tuned.read(gpu)
+    before = {(t.kind, t.kernel, t.tile): t for t in known if t.milliseconds is not None}
     for kind, problems in PROBLEMS.items():
         for kernel, (n, d) in problems.items():
             if time.monotonic() > end:
@@ -74,9 +76,11 @@ def tune(gpu: str, device: str, seconds: float) -> Iterator[Trial]:
                 truth = step()
             best, least = None, math.inf
             now = tuple(getattr(configs.tiles_of(DTYPES[kind]), kernel))
-            for tile in (now, *(tile for tile in CANDIDATES[kind][kernel] if tile != now)):
-                trial = _try(kind, kernel, tile, step, truth, found.get(kind, {}))
-                yield trial
+            for tile in dict.fromkeys((now, *CANDIDATES[kind][kernel])):
+                trial = before.get((kind, kernel, tile))
+                if trial is None:
+                    trial = _try(kind, kernel, tile, step, truth, found.get(kind, {}))
+                    yield trial
                 if trial.milliseconds is not None and trial.milliseconds < GAIN * least:
                     best, least = tile, trial.milliseconds
                 if time.monotonic() > end:
