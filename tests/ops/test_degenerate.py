@@ -64,6 +64,10 @@ class TestCloseNegativesOfEveryDtype:
         p = with_duplicates(problem(150, d=d, per_class=2, seed=d), noise=noise).to(dtype)
         assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
 
+    def test_lifted_of_a_small_batch(self, d, noise, dtype):
+        p = with_duplicates(problem(60, d=d, per_class=2, seed=d), noise=noise).to(dtype)
+        assert_kernels_accurate(lifted, plain_lifted, p, distances=direct_distances)
+
     def test_pair_reduce(self, d, noise, dtype):
         p = with_duplicates(problem(130, 150, d, per_class=2, seed=d), noise=noise).to(dtype)
         options = {"select": "negative", "reduce": "logsumexp", "scale": -2.0}
@@ -88,6 +92,15 @@ def test_rows_that_are_all_the_same_have_no_gradient(impl, value):
     expected = (1 + torch.tensor(2.0 * 63).log()).square() / 2
     torch.testing.assert_close(loss, expected)
     assert torch.equal(gradient, torch.zeros_like(rows))
+
+
+@EVERY_IMPL
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_rows_that_are_all_the_same_are_all_counted(impl, value):
+    p = Problem(torch.full((70, 33), value), torch.arange(70) // 7)
+    found, gradient = results(pair_reduce, p, scale=-1.0, impl=impl)
+    torch.testing.assert_close(found, torch.full((70,), 63.0).log())
+    assert torch.equal(gradient, torch.zeros_like(p.rows))
 
 
 @EVERY_IMPL

@@ -105,6 +105,22 @@ def test_terms_of_every_span(score, columns, scale, spread_rows, terms_span, sta
         assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, select=select, **options)
 
 
+@pytest.mark.parametrize("columns", [None, 150])
+def test_statistics_that_span_more_than_an_exponential(columns):
+    """Few enough rows for an interpreter."""
+    p = problem(150, columns, 12, per_class=5)
+    p = replace(p, rows=p.rows * torch.logspace(-1.5, 1.5, 150)[:, None])
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=5.0)
+
+
+@pytest.mark.parametrize("size", [-300.0, 300.0])
+def test_a_bias_of_all_columns_but_those_of_one_class(size):
+    """Rows of that class do not select the columns without it."""
+    p = problem(70, 200, bias=True, per_class=8)
+    p = replace(p, bias=p.bias + size * (p.column_labels != p.labels[0]))
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0)
+
+
 @pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)])
 def test_a_gradient_does_not_depend_on_which_others_are_wanted(wanted):
     p = problem(65, 130, 9, selves=True, bias=True)
