@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dmlfast.ops.gpu import interpreted
+from dmlfast.ops.gpu import exact_products, interpreted
 from dmlfast.ops.triton import tuned
 from dmlfast.ops.triton.tile import CLOSE
 from dmlfast.ops.triton.tuned import FULL, HALF
@@ -58,7 +58,7 @@ def products_of(dtype: torch.dtype, d: int) -> Products:
     """
     width = width_of(dtype, d)
     if dtype == torch.float32:
-        exact = _exact()
+        exact = exact_products()
         how = "tf32x3" if exact else "tf32"
         weights = "float32" if exact else "tf32"
         return Products(*width, tl.float32, how, weights, tl.float32, how)
@@ -68,14 +68,6 @@ def products_of(dtype: torch.dtype, d: int) -> Products:
     if dtype == torch.float16:
         return Products(*width, operand, "ieee", weights, tl.float32, "tf32")
     return Products(*width, operand, "ieee", weights, operand, "ieee")
-
-
-def _exact() -> bool:
-    """Whether torch was told to take float32 products as they are, in either of its two ways."""
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # the newer way was used
-        return str(torch.backends.cuda.matmul.fp32_precision) in ("ieee", "none")
 
 
 def near_of(dtype: torch.dtype) -> float:

@@ -28,8 +28,6 @@ def forward(
     want_columns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Loss () and gradients for rows (N, D) and columns (M, D), float32; None where not wanted."""
-    if not len(rows) or (columns is not None and not len(columns)):
-        return _nothing(rows, columns, want_rows, want_columns)
     if one_launch.fits(rows, columns):
         return *one_launch.forward(rows, row_labels, margin, want_rows), None
     term = PairTerm("distance", "negative", "logsumexp", -1.0, margin)
@@ -50,16 +48,3 @@ def forward(
         for sides, want in (((x, r, xs, rs), want_rows), ((r, x, rs, xs), want_columns))
     ]
     return mean.loss, made[0], made[1]
-
-
-def _nothing(
-    rows: torch.Tensor, columns: torch.Tensor | None, want_rows: bool, want_columns: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Loss and gradients where one side is empty: NaN where the other is not finite."""
-    given = [t for t in (rows, columns) if t is not None]
-    loss = torch.stack([(t.float() * 0).sum() for t in given]).sum()
-    made = [
-        torch.zeros_like(t, dtype=torch.float32) + loss if want and t is not None else None
-        for t, want in ((rows, want_rows), (columns, want_columns))
-    ]
-    return loss, made[0], made[1]
