@@ -181,7 +181,8 @@ using Status = int;
 constexpr Status INVALID = 1;
 
 inline Status find_gpu(Gpu& gpu) {
-  gpu = {0, emulation::capability(), emulation::capability() < 9 ? 4 : 24, 99 * 1024};
+  const emulation::Gpu emulated = emulation::gpu();
+  gpu = {0, emulated.capability, emulated.multiprocessors, emulated.shared};
   return 0;
 }
 

@@ -33,6 +33,10 @@ __host__ __device__ constexpr int rounded_up(int size, int unit) {
   return (size + unit - 1) / unit * unit;
 }
 
+__host__ __device__ constexpr int quads_of(int d) {
+  return (d + 3) / 4;
+}
+
 // What a row tells all blocks after its hinges are known.
 struct alignas(16) Summary {
   float nearest;  // distance of a negative
@@ -40,9 +44,9 @@ struct alignas(16) Summary {
   float squares, positives;
 };
 
-template <class T>
+template <class X>
 struct Batch {
-  Rows<T> x;
+  X x;
   const int64_t* labels;
   float margin;
   float* loss;
@@ -62,15 +66,16 @@ struct Batch {
 // The shared memory of a block. A thread holds one row, and every THREADS / ROWS-th column, of a strip.
 template <int ROWS>
 struct Shared {
-  int width, columns, strip_columns;
+  int width, columns, padded, strip_columns;
 
   __host__ __device__ Shared(int n, int d)
       : width(rounded_up(d, CHUNK)),
         columns(rounded_up(n, 4)),
-        strip_columns(columns > 4 * THREADS ? columns : 4 * THREADS) {}
+        padded(rounded_up(n, COLUMNS * (THREADS / quads_of(d)))),
+        strip_columns(padded > 4 * THREADS ? padded : 4 * THREADS) {}
 
   __device__ float* own() const { return reinterpret_cast<float*>(shared_memory()); }  // (ROWS, width)
-  // (n, ROWS): distances, those of equal labels with a minus; weights; sums of the gradient.
+  // (padded, ROWS): distances, those of equal labels with a minus; weights; sums of the gradient.
   __device__ float* strip() const { return own() + ROWS * width; }
   __device__ float* statistics() const { return strip() + ROWS * strip_columns; }  // (n,)
   __device__ float* nearest() const { return statistics() + columns; }             // (n,)
@@ -134,43 +139,47 @@ __device__ __forceinline__ void over_parts(float (&values)[ROWS]) {
   if constexpr (APART > 1) over_parts<APART / 2>(values);
 }
 
-template <int ROWS, class T>
-__device__ void load_own(const Rows<T>& x, const Shared<ROWS>& shared, int first) {
+template <int ROWS, class X>
+__device__ void load_own(const X& x, const Shared<ROWS>& shared, int first) {
   const int quads = shared.width / 4;
   for (int k = threadIdx.x; k < ROWS * quads; k += THREADS) {
-    const T* const row[1] = {x.row(first + k / quads)};
-    Quad<T> quad[1];
-    x.load(quad, row, k % quads * 4);
-    reinterpret_cast<Quad<float>*>(shared.own())[k] = to_float(quad[0]);
+    const auto quad = x.load(x.row(first + k / quads), k % quads * 4);
+    reinterpret_cast<Quad<float>*>(shared.own())[k] = to_float(quad);
   }
 }
 
-template <int ROWS, class T>
-__device__ void keep_distances(const Batch<T>& batch, const Shared<ROWS>& shared, int first) {
+template <int ROWS, class X>
+__device__ void keep_distances(const Batch<X>& batch, const Shared<ROWS>& shared, int first) {
   constexpr int KEPT = ROWS / PARTS;
-  const Rows<T>& x = batch.x;
+  using T = typename X::T;
+  const X& x = batch.x;
   const int lane = threadIdx.x % WARP, warp_column = threadIdx.x / WARP * WARP_TILE;
   const int own_row = lane % PARTS * KEPT, own_k = lane % PARTS * 4;
   int64_t label[KEPT];
   for (int r = 0; r < KEPT; r++) label[r] = batch.labels[x.clamped(first + own_row + r)];
   const T* rows[COLUMNS];
   Quad<T> coming[COLUMNS];
+  const auto load = [&](int k) {
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) coming[c] = x.load(rows[c], k);
+  };
   const auto start = [&](int j) {
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) rows[c] = x.row(j + c * STEP);
-    x.load(coming, rows, own_k);
+    load(own_k);
   };
   start(warp_column + lane / PARTS);
   __syncthreads();
   for (int tile = warp_column; tile < x.n; tile += TILE) {
     const int j = tile + lane / PARTS;
     float squared[COLUMNS][ROWS] = {};
+#pragma unroll 2
     for (int chunk = 0; chunk < shared.width; chunk += CHUNK) {
       Quad<float> column[COLUMNS];
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) column[c] = to_float(coming[c]);
       if (chunk + CHUNK < shared.width)
-        x.load(coming, rows, chunk + CHUNK + own_k);
+        load(chunk + CHUNK + own_k);
       else
         start(j + TILE);
 #pragma unroll
@@ -258,11 +267,14 @@ __device__ Summary over_positives(const Shared<ROWS>& shared, const Negatives& n
 }
 
 // Replaces the distances of negative pairs with weights, and takes the minus from those of positive pairs.
+// Those beyond are 0.
 template <int ROWS>
 __device__ void keep_weights(const Shared<ROWS>& shared, const Summary& own, int n) {
-  for (int j = threadIdx.x / ROWS; j < n; j += THREADS / ROWS) {
+  for (int j = threadIdx.x / ROWS; j < shared.padded; j += THREADS / ROWS) {
     float& kept = shared.strip()[j * ROWS + threadIdx.x % ROWS];
-    if (has_minus(kept)) {
+    if (j >= n) {
+      kept = 0.0f;
+    } else if (has_minus(kept)) {
       kept = -kept;
     } else if (kept != 0.0f) {
       const float pull = own.grad * exponential(own.nearest - kept) +
@@ -273,17 +285,16 @@ __device__ void keep_weights(const Shared<ROWS>& shared, const Summary& own, int
 }
 
 // d_i = share * sum over j of w_ij (x_i - x_j). A thread has four components of all rows, and some columns.
-template <int ROWS, class T>
-__device__ void write_gradient(const Batch<T>& batch, const Shared<ROWS>& shared, int first, float share) {
-  const Rows<T>& x = batch.x;
-  const int quads = (x.d + 3) / 4, groups = THREADS / quads;
+template <int ROWS, class X>
+__device__ void write_gradient(const Batch<X>& batch, const Shared<ROWS>& shared, int first, float share) {
+  using T = typename X::T;
+  const X& x = batch.x;
+  const int quads = quads_of(x.d), groups = THREADS / quads;
   const int group = threadIdx.x / quads, k = threadIdx.x % quads * 4;
-  const T* rows[COLUMNS];
   Quad<T> coming[COLUMNS];
   const auto start = [&](int j) {
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c++) rows[c] = x.row(j + c * groups);
-    x.load(coming, rows, k);
+    for (int c = 0; c < COLUMNS; c++) coming[c] = x.load(x.row(j + c * groups), k);
   };
   start(group);
   __syncthreads();
@@ -293,6 +304,7 @@ __device__ void write_gradient(const Batch<T>& batch, const Shared<ROWS>& shared
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
       own[r] = *reinterpret_cast<const Quad<float>*>(shared.own() + r * shared.width + k);
+#pragma unroll 2
     for (int j = group; j < x.n; j += COLUMNS * groups) {
       Quad<float> column[COLUMNS];
 #pragma unroll
@@ -300,7 +312,6 @@ __device__ void write_gradient(const Batch<T>& batch, const Shared<ROWS>& shared
       start(j + COLUMNS * groups);
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
-        if (j + c * groups >= x.n) break;
         const float* weights = shared.strip() + (j + c * groups) * ROWS;
 #pragma unroll
         for (int r = 0; r < ROWS; r += 4) {
@@ -329,8 +340,8 @@ __device__ void write_gradient(const Batch<T>& batch, const Shared<ROWS>& shared
   }
 }
 
-template <int ROWS, class T>
-__global__ __launch_bounds__(THREADS, 1) void one_pass_kernel(Batch<T> batch) {
+template <int ROWS, class X>
+__global__ __launch_bounds__(THREADS, 1) void one_pass_kernel(Batch<X> batch) {
   const Shared<ROWS> shared(batch.x.n, batch.x.d);
   const int n = batch.x.n, first = int(blockIdx.x) * ROWS, i = first + int(threadIdx.x) % ROWS;
   const bool tells = threadIdx.x < ROWS && i < n;
@@ -376,7 +387,7 @@ int rows_of_block(int64_t n, int64_t d, const Gpu& gpu) {
 }
 
 // Whether the GPU runs MAX_CLUSTER blocks as one cluster. It is asked once.
-template <int ROWS, class T>
+template <int ROWS, class X>
 bool has_clusters(const Gpu& gpu) {
   enum Answer { UNKNOWN, NO, YES };
   static std::atomic<Answer> known[MAX_GPUS];
@@ -387,15 +398,15 @@ bool has_clusters(const Gpu& gpu) {
     how.block = dim3{THREADS};
     how.shared = Shared<ROWS>(MAX_CLUSTER * ROWS, MAX_D).bytes();
     how.cluster = MAX_CLUSTER;
-    known[gpu.id] = cluster_fits(one_pass_kernel<ROWS, T>, how) ? YES : NO;
+    known[gpu.id] = cluster_fits(one_pass_kernel<ROWS, X>, how) ? YES : NO;
   }
   return known[gpu.id] == YES;
 }
 
-template <int ROWS, class T>
-Status run(Batch<T> batch, const Gpu& gpu, void* stream) {
+template <int ROWS, class X>
+Status run(Batch<X> batch, const Gpu& gpu, void* stream) {
   int blocks = rounded_up(batch.x.n, ROWS) / ROWS;
-  batch.is_cluster = blocks <= MAX_CLUSTER && has_clusters<ROWS, T>(gpu);
+  batch.is_cluster = blocks <= MAX_CLUSTER && has_clusters<ROWS, X>(gpu);
   Launch how;
   if (batch.is_cluster) {
     while (how.cluster < blocks) how.cluster *= 2;
@@ -406,13 +417,16 @@ Status run(Batch<T> batch, const Gpu& gpu, void* stream) {
   how.shared = Shared<ROWS>(batch.x.n, batch.x.d).bytes();
   how.stream = stream;
   how.cooperative = !batch.is_cluster;
-  return launch(one_pass_kernel<ROWS, T>, how, batch);
+  return launch(one_pass_kernel<ROWS, X>, how, batch);
 }
 
-template <class T>
+template <class X>
 Status run(const dml_rows& rows, const int64_t* labels, float margin, float* loss, float* d_rows,
-           float* scratch, void* stream, const Gpu& gpu) {
-  const Batch<T> batch{Rows<T>(rows),
+           float* scratch, void* stream) {
+  Gpu gpu;
+  const Status status = find_gpu(gpu);
+  if (status) return status;
+  const Batch<X> batch{X(rows),
                        labels,
                        margin,
                        loss,
@@ -430,6 +444,11 @@ Status run(const dml_rows& rows, const int64_t* labels, float margin, float* los
   }
 }
 
+template <class T, class... Rest>
+Status run_with_quads(const dml_rows& rows, Rest... rest) {
+  return has_quads<T>(rows) ? run<Rows<T, true>>(rows, rest...) : run<Rows<T, false>>(rows, rest...);
+}
+
 }  // namespace
 }  // namespace dml
 
@@ -444,16 +463,13 @@ int64_t dml_cuda_one_pass_scratch(int64_t n, int64_t d) {
 
 int dml_cuda_lifted_one_pass(const dml_rows* rows, const int64_t* labels, float margin, float* loss,
                              float* d_rows, float* scratch, void* stream) {
-  dml::Gpu gpu;
-  const dml::Status status = dml::find_gpu(gpu);
-  if (status) return status;
   switch (rows->dtype) {
     case DML_FLOAT32:
-      return dml::run<float>(*rows, labels, margin, loss, d_rows, scratch, stream, gpu);
+      return dml::run_with_quads<float>(*rows, labels, margin, loss, d_rows, scratch, stream);
     case DML_FLOAT16:
-      return dml::run<dml::float16>(*rows, labels, margin, loss, d_rows, scratch, stream, gpu);
+      return dml::run_with_quads<dml::float16>(*rows, labels, margin, loss, d_rows, scratch, stream);
     case DML_BFLOAT16:
-      return dml::run<dml::bfloat16>(*rows, labels, margin, loss, d_rows, scratch, stream, gpu);
+      return dml::run_with_quads<dml::bfloat16>(*rows, labels, margin, loss, d_rows, scratch, stream);
     default:
       return dml::INVALID;
   }

@@ -1,11 +1,12 @@
 // Runs CUDA kernels on the CPU, for tests: a thread is a fiber, and a block has memory of its own that starts
-// full of NaN. device.h includes this file in place of CUDA's own where DML_EMULATED is defined. Threads take
-// turns at barriers, in ascending order or, with DML_EMULATED_REVERSE set, in descending order: what depends
-// on the order lacks a barrier.
+// full of NaN. device.h includes this file in place of CUDA's own where DML_EMULATED is defined. A warp runs
+// as far as it can before the next one does, in ascending order or, with DML_EMULATED_REVERSE set, in
+// descending order: what depends on the order lacks a barrier.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -168,10 +169,19 @@ inline void enter() {
   for (;;) yield();
 }
 
-// The first number of the compute capability that the GPU is taken to have.
-inline int capability() {
-  const char* const given = std::getenv("DML_EMULATED_CAPABILITY");
-  return given ? std::atoi(given) : 9;
+// The GPU that is emulated: its compute capability's first number, and what it has.
+struct Gpu {
+  int capability, multiprocessors;
+  size_t shared;
+};
+
+inline Gpu gpu() {
+#ifdef DML_EMULATED_LARGE
+  return {9, 132, 227 * 1024};
+#else
+  const char* const capability = std::getenv("DML_EMULATED_CAPABILITY");
+  return capability && std::atoi(capability) == 8 ? Gpu{8, 4, 99 * 1024} : Gpu{9, 24, 99 * 1024};
+#endif
 }
 
 inline void fail(const char* what) {
@@ -216,14 +226,25 @@ inline void run(int first, int count, size_t shared) {
     }
   }
   static const bool reverse = std::getenv("DML_EMULATED_REVERSE") != nullptr;
-  const int all = count * threads;
-  for (int left = all; left;) {
-    const uint64_t before = m.progress;
-    for (int k = 0; k < all; k++) {
-      m.current = m.pool[reverse ? all - 1 - k : k].get();
+  const int warps = (threads + WARP - 1) / WARP, all = count * warps;
+  int left = count * threads;
+  const auto run_warp = [&](Block& block, int warp) {
+    const int size = std::min(WARP, threads - warp * WARP);
+    for (int k = 0; k < size; k++) {
+      m.current = block.threads[warp * WARP + (reverse ? size - 1 - k : k)];
       if (m.current->done) continue;
       swapcontext(&m.scheduler, &m.current->context);
       left -= m.current->done;
+    }
+  };
+  while (left) {
+    const uint64_t before = m.progress;
+    for (int k = 0; k < all; k++) {
+      const int next = reverse ? all - 1 - k : k;
+      for (uint64_t seen = m.progress + 1; seen != m.progress;) {
+        seen = m.progress;
+        run_warp(m.blocks[next / warps], next % warps);
+      }
     }
     if (m.progress == before) fail("threads wait for each other: a barrier that not all of them reach");
   }

@@ -26,7 +26,7 @@ from .helpers import (
 from .test_native import fields_of, fields_of_header
 
 HEADER = Path(__file__).parents[2] / "csrc" / "dmlfast_cuda.h"
-SHARED = {"sm_80": 99, "sm_90a": 227, "sm_100": 227}  # KiB; other GPUs take the code of sm_80
+ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
 EMULATED = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
 BUILT = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CUDA kernels were not built")
 
@@ -37,14 +37,14 @@ def cuobjdump(*options: str) -> str:
 
 
 @BUILT
-def test_no_kernel_spills_or_takes_too_much_shared_memory():
+def test_no_kernel_spills():
     parts = re.split(r"^arch = (\w+)$", cuobjdump("-res-usage"), flags=re.M)[1:]
     taken = {}
     for architecture, text in zip(parts[::2], parts[1::2], strict=True):
         pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
         for name, registers, stack, _, local in re.findall(pattern, text):
             taken[architecture, name] = int(registers), int(stack) + int(local)
-    assert {architecture for architecture, _ in taken} == set(SHARED)
+    assert {architecture for architecture, _ in taken} == ARCHITECTURES
     assert {kernel: numbers for kernel, numbers in taken.items() if numbers[1]} == {}
 
 
@@ -74,9 +74,13 @@ def test_there_is_ptx_for_gpus_to_come():
 
 
 @EMULATED
-def test_kernels_run_clean_and_alike_in_both_orders_of_threads():
-    """Under the address sanitizer, on both kinds of GPU that are emulated."""
-    kernels = emulated.build("-O1", "-g", "-fsanitize=address")
+@pytest.mark.parametrize(
+    "sanitizers", ["address", pytest.param("address,undefined", marks=pytest.mark.long)]
+)
+def test_kernels_run_clean_and_alike_in_both_orders_of_threads(sanitizers):
+    """On both kinds of GPU that are emulated."""
+    flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    kernels = emulated.build(*flags)
     sanitizer = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
