@@ -125,7 +125,7 @@ setup(
         "dmlfast.cli",
         "dmlfast.bench",
     ],
-    package_data={"dmlfast": ["py.typed"]},
+    package_data={"dmlfast": ["py.typed", "ops/fastest.csv"]},
     ext_modules=[
         Extension(
             "dmlfast.ops.libdmlfast_cpu",

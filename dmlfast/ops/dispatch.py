@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dmlfast.errors import unknown_name
-from dmlfast.ops import gpu, native
+from dmlfast.ops import fastest, gpu, native
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ BACKENDS = {
     )
 }
 
+FASTEST = "fastest"  # of several that serve a call, chosen by the size of its rows
+
 
 def available() -> tuple[str, ...]:
     """Names of the backends usable here, for example ``("reference", "cpu")``."""
@@ -74,11 +76,19 @@ def _choose(op: str, impl: str, device: str, dtype: torch.dtype) -> str:
             source = "DMLFAST_IMPL" if impl == "auto" else "impl"
             raise RuntimeError(f"{op}: {source}='{wanted}' cannot serve this call: {reason}")
         return wanted
-    for backend in BACKENDS.values():
-        serves = backend.why_not() is None and backend.declines(device, dtype) is None
-        if serves and not backend.by_name_only():
-            return backend.name
-    raise AssertionError("the reference serves every call")
+    able = _able(device, dtype)
+    return FASTEST if len(able) > 2 else able[0]
+
+
+def _able(device: str, dtype: torch.dtype) -> list[str]:
+    """The backends of which "auto" may choose; the reference, which serves every call, is last."""
+    return [
+        backend.name
+        for backend in BACKENDS.values()
+        if not backend.by_name_only()
+        and backend.why_not() is None
+        and backend.declines(device, dtype) is None
+    ]
 
 
 def call(
@@ -99,6 +109,9 @@ def call(
     return plain(*args) if name == "reference" else fused(*args, name)
 
 
-def module(package: str, impl: str) -> ModuleType:
+def module(package: str, impl: str, op: str, rows: torch.Tensor) -> ModuleType:
     """The module with the kernels of one op and backend, for example ``dmlfast.ops.lifted.cpu``."""
+    if impl == FASTEST:
+        able = _able(rows.device.type, rows.dtype)[:-1]
+        impl = fastest.choose(op, rows, able)
     return importlib.import_module(f"{package}.{impl}")

@@ -11,6 +11,11 @@ import torch
 from dmlfast.ops.cuda import library
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def interpreted() -> bool:
     """Whether Triton was told to interpret kernels on the CPU, which is for tests."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
@@ -23,7 +28,7 @@ def emulated() -> bool:
 
 def why_no_triton() -> str | None:
     """None where Triton kernels run, else the reason."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "the package triton is not installed; it comes with torch's CUDA build"
     if interpreted():
         return None

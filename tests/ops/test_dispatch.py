@@ -1,7 +1,6 @@
 """Which backend serves a call: impl= before DMLFAST_IMPL before auto, and no silent falls."""
 
 import dataclasses
-import importlib.util
 import re
 import shutil
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from dmlfast import ops
-from dmlfast.ops import dispatch, native
+from dmlfast.ops import dispatch, fastest, gpu, native
 from dmlfast.ops.cuda import library
 from dmlfast.ops.lifted import cpu, reference
 
@@ -68,14 +67,68 @@ def test_auto_prefers_the_kernels(served):
     assert served == ["cpu"]
 
 
-def test_auto_prefers_triton_on_a_gpu(monkeypatch):
+def use(monkeypatch, *names):
+    """Takes these backends, and no others for GPUs, to be usable."""
     monkeypatch.delenv("DMLFAST_IMPL", raising=False)
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    usable = dataclasses.replace(dispatch.BACKENDS["triton"], why_not=lambda: None)
-    monkeypatch.setitem(dispatch.BACKENDS, "triton", usable)
-    assert dispatch._choose("op", "auto", "cuda", torch.bfloat16) == "triton"
+    for name in ("triton", "cuda"):
+        reason = None if name in names else "not here"
+        backend = dataclasses.replace(dispatch.BACKENDS[name], why_not=lambda reason=reason: reason)
+        monkeypatch.setitem(dispatch.BACKENDS, name, backend)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_auto_takes_what_is_usable_on_a_gpu(on_a_gpu, monkeypatch, name):
+    use(monkeypatch, name)
+    assert dispatch._choose("op", "auto", "cuda", torch.bfloat16) == name
     assert dispatch._choose("op", "auto", "cuda", torch.float64) == "reference"
     assert dispatch._choose("op", "auto", "cpu", torch.float32) == "cpu"
+
+
+def test_auto_takes_the_fastest_on_a_gpu_by_what_was_measured(on_a_gpu, monkeypatch, tmp_path):
+    use(monkeypatch, "triton", "cuda")
+    assert dispatch._choose("op", "auto", "cuda", torch.bfloat16) == dispatch.FASTEST
+    table = tmp_path / "fastest.csv"
+    table.write_text(
+        "op,dtype,n,d,impl\nlifted,float32,128,128,cuda\nlifted,float32,8192,128,triton\n"
+    )
+    monkeypatch.setattr(fastest, "TABLE", table)
+    able = ["triton", "cuda"]
+    for cached in (fastest.table, fastest._nearest):
+        cached.cache_clear()
+    try:
+        for n, expected in ((0, "triton"), (1, "cuda"), (1000, "cuda"), (1100, "triton")):
+            assert fastest.choose("lifted", torch.empty(n, 128), able) == expected
+        assert fastest.choose("lifted", torch.empty(900, 300), able) == "cuda"
+        assert fastest.choose("lifted", torch.empty(8192, 4), ["cuda"]) == "cuda"
+        assert fastest.choose("lifted", torch.empty(9, 4).half(), able) == "triton"
+        assert fastest.choose("pair_reduce", torch.empty(9, 4), able) == "triton"
+    finally:
+        for cached in (fastest.table, fastest._nearest):
+            cached.cache_clear()
+
+
+def test_a_call_is_served_by_the_fastest(monkeypatch):
+    """Both backends for GPUs on the CPU, neither of which has to be asked for by name."""
+    for name in ("triton", "cuda"):
+        backend = dataclasses.replace(dispatch.BACKENDS[name], by_name_only=lambda: False)
+        monkeypatch.setitem(dispatch.BACKENDS, name, backend)
+    monkeypatch.setattr(native, "CPU_LIBRARY", native.CPU_LIBRARY.with_name("missing.so"))
+    native.why_no_cpu.cache_clear()
+    x, labels = torch.randn(8, 3, requires_grad=True), torch.arange(8) // 2
+    try:
+        for name in ("triton", "cuda"):
+            chosen = []
+
+            def choose(op, rows, able, name=name, chosen=chosen):
+                chosen.append(op)
+                return name
+
+            monkeypatch.setattr(fastest, "choose", choose)
+            loss = ops.lifted_structured_loss(x, labels) + ops.pair_reduce(x, labels).sum()
+            loss.backward()
+            assert chosen == ["lifted", "pair_reduce", "pair_reduce"]
+    finally:
+        native.why_no_cpu.cache_clear()
 
 
 def test_interpreted_kernels_have_to_be_asked_for(without_kernels, served, monkeypatch):
@@ -193,14 +246,15 @@ def test_why_no_kernels_for_gpus(on_a_gpu, monkeypatch, capability, reason, impl
 
 
 def test_triton_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "_has_triton", lambda: False)
     assert "not installed" in ops.why_not("triton")
 
 
 def test_every_backend_has_a_module_for_every_op():
     for package in ("dmlfast.ops.pairs", "dmlfast.ops.lifted"):
         for name in dispatch.BACKENDS:
-            assert dispatch.module(package, name).__name__ == f"{package}.{name}"
+            found = dispatch.module(package, name, "op", torch.empty(1, 1))
+            assert found.__name__ == f"{package}.{name}"
 
 
 @pytest.mark.parametrize("impl", ["triton", "cuda"])

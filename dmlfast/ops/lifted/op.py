@@ -71,7 +71,7 @@ def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.
     if not len(rows) or (columns is not None and not len(columns)):
         return _of_nothing(rows, columns, want_rows, want_columns)
     found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = dispatch.module(
-        __package__, impl
+        __package__, impl, "lifted", rows
     ).forward(*arguments[:-1])
     return found
 

@@ -99,7 +99,7 @@ def reduce_block(
     For columns that arrive in parts: a memory, shards of classes, a ring of processes.
     ``self_index`` (N,) counts in this block and is -1 where the row itself is elsewhere.
     """
-    backend = dispatch.module(__package__, impl)
+    backend = dispatch.module(__package__, impl, "pair_reduce", rows)
     block = backend.reduce_block(rows, columns, row_labels, column_labels, self_index, None, term)
     if running is None:
         return block
@@ -126,7 +126,7 @@ def grad_block(
     ``row_stat`` and ``row_grad`` (N,) are the whole statistic of each row and dloss / dstatistic;
     ``column_stat`` and ``column_grad`` (M,) the same of the columns over their rows, or None.
     """
-    backend = dispatch.module(__package__, impl)
+    backend = dispatch.module(__package__, impl, "pair_reduce", rows)
     stats = (row_stat, row_grad, column_stat, column_grad)
     d_rows, d_columns, _ = backend.grad_block(
         rows,
@@ -159,7 +159,7 @@ def _fused(
 def _forward(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
     *pairs, score, select, reduce, scale, offset, impl = rest
     term = PairTerm(score, select, reduce, scale, offset)
-    return dispatch.module(__package__, impl).reduce_block(rows, *pairs, term)
+    return dispatch.module(__package__, impl, "pair_reduce", rows).reduce_block(rows, *pairs, term)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -184,7 +184,9 @@ def _grad_forward(rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, 
     term = PairTerm(score, select, reduce, scale, offset)
     stats = (row_stat, row_grad, None, None)
     wants = (want_rows, want_columns, want_bias)
-    found = dispatch.module(__package__, impl).grad_block(rows, *pairs, *stats, term, wants)
+    found = dispatch.module(__package__, impl, "pair_reduce", rows).grad_block(
+        rows, *pairs, *stats, term, wants
+    )
     inputs = (rows, pairs[0], pairs[4])
     return tuple(
         None if grad is None else grad.to(like.dtype)

@@ -1,0 +1,54 @@
+"""Which backend for GPUs is the fastest at a size, by what was measured.
+
+fastest.csv has the fastest at each measured size; `tools/fastest.py` makes it of the benchmark's
+results. Where nothing was measured, the first that is usable serves.
+"""
+
+import csv
+import math
+from collections import defaultdict
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+TABLE = Path(__file__).with_name("fastest.csv")
+FIELDS = ("op", "dtype", "n", "d", "impl")
+
+
+class Measured(NamedTuple):
+    """The fastest backend at n rows of d components."""
+
+    n: int
+    d: int
+    impl: str
+
+    def distance(self, n: int, d: int) -> float:
+        """How unlike another size it is: twice as many rows count as twice as many components."""
+        return abs(math.log2(self.n / n)) + abs(math.log2(self.d / d))
+
+
+@cache
+def table() -> dict[tuple[str, str], list[Measured]]:
+    """What was measured, by op and dtype."""
+    found = defaultdict(list)
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            measured = Measured(int(row["n"]), int(row["d"]), row["impl"])
+            found[row["op"], row["dtype"]].append(measured)
+    return dict(found)
+
+
+def choose(op: str, rows: torch.Tensor, usable: list[str]) -> str:
+    """The fastest of the usable backends at the measured size that is nearest to that of rows
+    (N, D).
+    """
+    return _nearest(op, rows.dtype, *rows.shape, tuple(usable)) if rows.numel() else usable[0]
+
+
+@lru_cache(maxsize=1024)
+def _nearest(op: str, dtype: torch.dtype, n: int, d: int, usable: tuple[str, ...]) -> str:
+    measured = table().get((op, str(dtype).removeprefix("torch.")), [])
+    known = [m for m in measured if m.impl in usable]
+    return min(known, key=lambda m: m.distance(n, d)).impl if known else usable[0]
