@@ -1,7 +1,8 @@
 """Builds csrc/ into plain shared libraries that need neither torch nor Python to compile.
 
 The CUDA kernels are built where nvcc is found (on the PATH, or in CUDA_HOME), whether or not there
-is a GPU; DMLFAST_CUDA=0 leaves them out. DMLFAST_REQUIRE_NATIVE, a list such as "cpu,cuda", turns
+is a GPU; DMLFAST_CUDA=0 leaves them out, and DMLFAST_CUDA_ARCHITECTURES, "80,90a,100" where it is
+not set, says for which GPUs. DMLFAST_REQUIRE_NATIVE, a list such as "cpu,cuda", turns
 a library that could not be built into an error; without it the package installs and `dmlfast info`
 says what is missing.
 """
@@ -30,10 +31,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
 
-# Machine code for the GPUs with code of their own, and PTX for those that come after.
+# Machine code for the GPUs with code of their own, and PTX for those that come after the last.
+CUDA_ARCHITECTURES = os.environ.get("DMLFAST_CUDA_ARCHITECTURES", "80,90a,100").split(",")
 CUDA_FLAGS = ["-std=c++17", "-O3", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-for code in ("80,code=sm_80", "90a,code=sm_90a", "100,code=[sm_100,compute_100]"):
-    CUDA_FLAGS.append(f"-gencode=arch=compute_{code}")
+for number in CUDA_ARCHITECTURES[:-1]:
+    CUDA_FLAGS.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+for number in CUDA_ARCHITECTURES[-1:]:
+    CUDA_FLAGS.append(f"-gencode=arch=compute_{number},code=[sm_{number},compute_{number}]")
 CUDA_JOB_BYTES = 2 << 30  # that one run of nvcc may take
 
 
@@ -98,11 +102,14 @@ class BuildNative(build_ext):
         )
 
     def build_cuda(self, ext: Extension, target: Path) -> None:
-        """Compiles for every GPU, what is older than its sources, and links one library."""
+        """Compiles for every GPU what is older than its sources, and links one library.
+
+        Objects are kept from one installation to the next, which has a `build_temp` of its own.
+        """
         compiler = nvcc()
         if compiler is None:
             raise RuntimeError("there is no nvcc, or DMLFAST_CUDA=0")
-        folder = Path(self.build_temp) / "cuda"
+        folder = Path("build", "cuda", "-".join(CUDA_ARCHITECTURES))
         folder.mkdir(parents=True, exist_ok=True)
         newest = max(Path(path).stat().st_mtime for path in [*ext.depends, "setup.py"])
 

@@ -82,7 +82,8 @@ def test_what_is_built_is_built_once(commands, tmp_path, monkeypatch):
     assert [gpu.build() for _ in range(4)] == [1, 0, 0, 0]
     assert len(commands) == 2
     assert "--no-index" in commands[0]
-    assert commands.environments[0] == {"DMLFAST_REQUIRE_NATIVE": "cpu,cuda"}
+    environment = {"DMLFAST_REQUIRE_NATIVE": "cpu,cuda", "DMLFAST_CUDA_ARCHITECTURES": "90a"}
+    assert commands.environments[0] == environment
     (tmp_path / "csrc/a.cpp").write_text("something else")
     gpu.build()
     assert len(commands) == 3

@@ -208,6 +208,16 @@ def tee(command: Sequence[str], part: str, deadline: float, **environment: str) 
     return process.returncode, "".join(lines)
 
 
+def architecture() -> str:
+    """That of this machine's GPU, for which alone kernels are compiled here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "90a"
+    major, minor = torch.cuda.get_device_capability()
+    return "90a" if (major, minor) == (9, 0) else f"{major}{minor}"
+
+
 def build() -> int:
     """Builds the library and installs the package in place, unless that is done already."""
     files = [ROOT / "setup.py", ROOT / "pyproject.toml", *sorted((ROOT / "csrc").rglob("*.*"))]
@@ -220,7 +230,8 @@ def build() -> int:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     offline = ["--no-index", "--no-build-isolation", "--no-deps", "-e", "."]
     native = os.environ.get("DMLFAST_REQUIRE_NATIVE", "cpu,cuda")
-    code, _ = tee([*pip, *offline], "build", time.time() + 300, DMLFAST_REQUIRE_NATIVE=native)
+    wanted = {"DMLFAST_REQUIRE_NATIVE": native, "DMLFAST_CUDA_ARCHITECTURES": architecture()}
+    code, _ = tee([*pip, *offline], "build", time.time() + 300, **wanted)
     if code == 0:
         stamp.write_text(digest.hexdigest())
     return code

@@ -20,6 +20,7 @@ struct Stages {
 #ifdef DML_HOPPER
 // The order of the groups: a group enters, hands its products to the tensor cores, and lets the other one in.
 __device__ __forceinline__ void enter(int group) {
+  __syncwarp();
   meet(1 + group, GROUPS * GROUP * WARP);
 }
 __device__ __forceinline__ void let_in(int group) {
