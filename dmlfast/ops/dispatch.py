@@ -85,9 +85,9 @@ def _able(device: str, dtype: torch.dtype) -> list[str]:
     return [
         backend.name
         for backend in BACKENDS.values()
-        if not backend.by_name_only()
+        if backend.declines(device, dtype) is None
+        and not backend.by_name_only()
         and backend.why_not() is None
-        and backend.declines(device, dtype) is None
     ]
 
 
