@@ -9,12 +9,8 @@ import os
 import pytest
 import torch
 
-from .ops import emulated
-
 os.environ.setdefault("TRITON_INTERPRET", "1")
 ON_GPU = torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0"
-if not ON_GPU:
-    os.environ["DMLFAST_CUDA_EMULATED"] = str(emulated.build())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dmlfast.ops.cuda import library
+from tests.ops import emulated
 from tools import gpu
 
 pytest_plugins = ["pytester"]
@@ -263,8 +264,14 @@ def test_a_sanitizer_that_is_not_installed_is_said(commands, monkeypatch):
 def test_the_script_for_the_sanitizer_launches_every_kernel():
     script = [sys.executable, "-m", "tests.ops.sanitize", "--device", "cpu"]
     sizes = ["--rows", "18", "--columns", "20"]
+    environment = {"TRITON_INTERPRET": "1", "DMLFAST_CUDA_EMULATED": str(emulated.build())}
     done = subprocess.run(
-        [*script, *sizes], cwd=gpu.ROOT, capture_output=True, text=True, check=True
+        [*script, *sizes],
+        cwd=gpu.ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=True,
     )
     last = done.stdout.splitlines()[-1]
     sources = (gpu.ROOT / "dmlfast" / "ops").rglob("triton/*.py")

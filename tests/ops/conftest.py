@@ -1,9 +1,16 @@
+import os
 import sys
 
 import pytest
 import torch
 
 from dmlfast.ops import native
+
+from ..conftest import ON_GPU
+from . import emulated
+
+if not ON_GPU:  # before anything asks which backends there are
+    os.environ["DMLFAST_CUDA_EMULATED"] = str(emulated.build())
 
 
 def _poisoned(make):
