@@ -32,7 +32,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 # Machine code for the GPUs with code of their own, and PTX for those that come after the last.
-CUDA_ARCHITECTURES = os.environ.get("DMLFAST_CUDA_ARCHITECTURES", "80,90a,100").split(",")
+CUDA_ARCHITECTURES = (os.environ.get("DMLFAST_CUDA_ARCHITECTURES") or "80,90a,100").split(",")
 CUDA_FLAGS = ["-std=c++17", "-O3", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 for number in CUDA_ARCHITECTURES[:-1]:
     CUDA_FLAGS.append(f"-gencode=arch=compute_{number},code=sm_{number}")

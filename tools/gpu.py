@@ -28,7 +28,12 @@ FOLDER = ROOT / "build" / "gpu"
 SECONDS = {"": 440, "test": 440, "sanitize": 440, "bench": 440, "tune": 440}  # the build included
 TEST_SECONDS = 290  # of a call without a part
 GRACE = 35  # seconds after which what has not ended by itself is stopped
-TEST_FILES = ("tests/ops/test_gpu.py", "tests/training/test_gpu.py", "tests/bench/test_gpu.py")
+TEST_FILES = (
+    "tests/ops/test_gpu.py",
+    "tests/ops/test_one_pass.py",
+    "tests/training/test_gpu.py",
+    "tests/bench/test_gpu.py",
+)
 RUN_TESTS = "run-tests"  # how the command calls itself for a process with the tests
 BROKEN = 3  # exit code of that process where the GPU serves it no longer
 SANITIZERS = ("memcheck", "racecheck")

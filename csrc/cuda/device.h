@@ -5,7 +5,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 
 #ifdef DML_EMULATED
 #include "emulation.h"
@@ -101,6 +104,9 @@ inline float log2(float x) {
 inline float reciprocal(float x) {
   return 1.0f / x;
 }
+inline float square_root(float x) {
+  return std::sqrt(x);
+}
 inline float reciprocal_sqrt(float x) {
   return 1.0f / std::sqrt(x);
 }
@@ -117,6 +123,11 @@ __device__ __forceinline__ float log2(float x) {
 }
 __device__ __forceinline__ float reciprocal(float x) {
   return __frcp_rn(x);
+}
+__device__ __forceinline__ float square_root(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 __device__ __forceinline__ float reciprocal_sqrt(float x) {
   return rsqrtf(x);
@@ -239,13 +250,21 @@ struct Configuration {
   Configuration(const Configuration&) = delete;
 };
 
-// Lets a kernel have more than any kernel may.
+// Lets a kernel have more than any kernel may. What it was allowed once it keeps, for launches by other
+// threads.
 template <class... Parameters>
 Status allow(void (*kernel)(Parameters...), const Launch& how) {
-  if (how.shared > DEFAULT_SHARED) {
-    const Status status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared));
+  static std::mutex mutex;
+  static std::map<std::pair<void (*)(Parameters...), int>, size_t> allowed;  // by kernel and GPU
+  int gpu = 0;
+  Status status = cudaGetDevice(&gpu);
+  if (status != cudaSuccess) return status;
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed.emplace(std::make_pair(kernel, gpu), DEFAULT_SHARED).first->second;
+  if (how.shared > most) {
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared));
     if (status != cudaSuccess) return status;
+    most = how.shared;
   }
   if (how.cluster <= 8) return cudaSuccess;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

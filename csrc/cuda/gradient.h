@@ -49,10 +49,12 @@ class Gradient {
       else
         near = weigh_some(scores, tile);
       add_near(near, tile, out);
+      float of_tile[2] = {};  // a sum of sums: thousands of weights, one after another, would lose digits
       each([&](int f, int e) {
         scores[f][e] = rounded_weight<T>(scores[f][e], pairs_.task.fast);
-        weight_[e / 2] += scores[f][e];
+        of_tile[e / 2] += scores[f][e];
       });
+      for (int h = 0; h < 2; h++) weight_[h] += of_tile[h];
       columns.advance(scores, sums_);
     }
   }

@@ -25,13 +25,15 @@ __global__ void __launch_bounds__(THREADS)
   const Tiles tiles(pairs, DML_POSITIVE, blockIdx.x, blockIdx.y, gridDim.y);
   Stream<T, 0, 0> columns(pairs, blockIdx.x, tiles.first, tiles.end);
   each_tile(pairs, columns, tiles, rows, [&](Scores& scores, int tile) {
+    float squares_of_tile[2] = {}, of_tile[2] = {};
     each_pair(scores, tile, [&](float& distance, int h, int j) {
       if (!pairs.selected(DML_POSITIVE, rows.row[h], j)) return;
       const float other = rs.value[j], joint = hinge(distance, own[h], other);
-      square[h] += joint * joint;
-      sum[h] += joint / (1.0f + exp2(min(other - own[h], 126.0f)));
+      squares_of_tile[h] += joint * joint;
+      of_tile[h] += joint / (1.0f + exp2(min(other - own[h], 126.0f)));
       count[h]++;
     });
+    for (int h = 0; h < 2; h++) square[h] += squares_of_tile[h], sum[h] += of_tile[h];
   });
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -49,8 +51,10 @@ __global__ void __launch_bounds__(THREADS)
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   Stream<T, 0, 0> columns(pairs, blockIdx.x, tiles.first, tiles.end);
   each_tile(pairs, columns, tiles, rows, [&](Scores& scores, int tile) {
+    float of_tile[2] = {};
     each_pair(scores, tile,
-              [&](float& score, int h, int j) { sum[h] += weigh(score, pairs, rows.row[h], j); });
+              [&](float& score, int h, int j) { of_tile[h] += weigh(score, pairs, rows.row[h], j); });
+    for (int h = 0; h < 2; h++) sum[h] += of_tile[h];
   });
 #pragma unroll
   for (int h = 0; h < 2; h++) {

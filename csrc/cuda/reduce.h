@@ -27,7 +27,7 @@ __device__ __forceinline__ void each_tile(const Pairs& pairs, Columns& columns, 
 #pragma unroll
       for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) scores[f][e] = sqrtf(max(scores[f][e], 0.0f));
+        for (int e = 0; e < 4; e++) scores[f][e] = square_root(max(scores[f][e], 0.0f));
     }
     visit(scores, tile);
   }
@@ -70,7 +70,9 @@ __device__ __forceinline__ void reduce_band(const Pairs& pairs, Columns& columns
       for (int h = 0; h < 2; h++) total[h] *= exp2(top[h] - high[h]), top[h] = high[h];
       each_pair(scores, tile, [&](float& term, int h, int) { term = exp2(term - top[h]); });
     }
-    each_pair(scores, tile, [&](float& term, int h, int) { total[h] += term; });
+    float of_tile[2] = {};
+    each_pair(scores, tile, [&](float& term, int h, int) { of_tile[h] += term; });
+    for (int h = 0; h < 2; h++) total[h] += of_tile[h];
   });
 #pragma unroll
   for (int h = 0; h < 2; h++) {

@@ -192,8 +192,12 @@ __device__ __forceinline__ void add_scores(Scores& scores, const char* rows, con
           multiply_add(c, a, b[half * 2], b[half * 2 + 1], T());
         else if (fast)
           multiply_add_tf32(c, a, b[half * 2], b[half * 2 + 1]);
-        else
-          multiply_add_exact(c, a, a_low, b[half * 2], b[half * 2 + 1]);
+        else {
+          float sum[4] = {};  // a tensor core truncates what it adds to: only sums of a few are left to it
+          multiply_add_exact(sum, a, a_low, b[half * 2], b[half * 2 + 1]);
+#pragma unroll
+          for (int e = 0; e < 4; e++) c[e] += sum[e];
+        }
       }
     }
   }
@@ -242,22 +246,32 @@ __device__ __forceinline__ void add_weighted(float (&sums)[N][4], const Scores& 
       }
     }
   } else {
+    constexpr int AT_ONCE = FRAGMENTS / 4;  // as many as registers hold
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++) {
-      uint32_t a[4], a_low[4];
-      weights_of_eight(a, weights[f]);
+    for (int first = 0; first < FRAGMENTS; first += AT_ONCE) {
+      uint32_t a[AT_ONCE][4], a_low[AT_ONCE][4];
 #pragma unroll
-      for (int k = 0; k < 4; k++) split(a[k], a_low[k]);
-      const int j = f * 8 + lane % 4 * 2;
+      for (int f = 0; f < AT_ONCE; f++) {
+        weights_of_eight(a[f], weights[first + f]);
+#pragma unroll
+        for (int k = 0; k < 4; k++) split(a[f][k], a_low[f][k]);
+      }
 #pragma unroll
       for (int n = 0; n < N; n++) {
         const char* const chunk = columns + n / IN_CHUNK * TILE_CHUNK;
-        const uint32_t b0 = float_to_bits(element<float>(chunk, j, n % IN_CHUNK * 8 + lane / 4));
-        const uint32_t b1 = float_to_bits(element<float>(chunk, j + 1, n % IN_CHUNK * 8 + lane / 4));
-        if (fast)
-          multiply_add_tf32(sums[n], a, b0, b1);
-        else
-          multiply_add_exact(sums[n], a, a_low, b0, b1);
+        float sum[4] = {};
+#pragma unroll
+        for (int f = 0; f < AT_ONCE; f++) {
+          const int j = (first + f) * 8 + lane % 4 * 2;
+          const uint32_t b0 = float_to_bits(element<float>(chunk, j, n % IN_CHUNK * 8 + lane / 4));
+          const uint32_t b1 = float_to_bits(element<float>(chunk, j + 1, n % IN_CHUNK * 8 + lane / 4));
+          if (fast)
+            multiply_add_tf32(sum, a[f], b0, b1);
+          else
+            multiply_add_exact(sum, a[f], a_low[f], b0, b1);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums[n][e] += sum[e];
       }
     }
   }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmlfast.ops import gpu
 from dmlfast.ops.cuda import library, side, stats
 
 from . import ahead, emulated
@@ -27,6 +28,7 @@ from .test_native import fields_of, fields_of_header
 
 HEADER = Path(__file__).parents[2] / "csrc" / "dmlfast_cuda.h"
 ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
+DEVICE = "cpu" if library.emulated() else "cuda"
 EMULATED = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
 BUILT = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CUDA kernels were not built")
 
@@ -117,17 +119,29 @@ def test_more_rows_than_fit_on_chip(monkeypatch, capability, d):
         assert_kernels_accurate(lifted, plain_lifted, p, kernels=("cuda",))
 
 
+@pytest.mark.skipif(gpu.why_no_cuda() is not None, reason=str(gpu.why_no_cuda()))
 @pytest.mark.parametrize("scale", [0.02, 30.0])
 def test_statistics_of_any_span(monkeypatch, scale):
     """One exponential a pair where statistics are alike, two where they are not."""
     monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
-    p = problem(200, d=16, scale=scale)
+    p = problem(200, d=16, scale=scale).on(DEVICE)
     p.rows[:20] *= 8
     options = {"kernels": ("cuda",), "distances": careful_distances}
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
     assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, **options)
-    p = problem(150, 200, 16, scale=scale, selves=True)
+    p = problem(150, 200, 16, scale=scale, selves=True).on(DEVICE)
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
+
+
+@EMULATED
+@pytest.mark.parametrize("capability", ["8", "9"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_against_many_columns(monkeypatch, capability, dtype):
+    """Sums of many weights, and rings of tiles that go round more than once."""
+    monkeypatch.setenv(CAPABILITY, capability)
+    p = problem(4, 20_000, 24, per_class=2000).to(dtype)
+    options = {"kernels": ("cuda",), "scale": -1.0, "reduce": "logsumexp"}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options)
 
 
 @EMULATED

@@ -47,7 +47,8 @@ FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
 CHUNKED = 1000  # rows from which the truth is taken chunk by chunk
 # one launch; a program for a band of rows; blocks of weights
-ROUTES = pytest.mark.parametrize(("n", "d"), [(100, 24), (150, 24), (130, 200)])
+# One launch and more on Triton's side; CUDA takes any of them in one, and streams wider ones.
+ROUTES = pytest.mark.parametrize(("n", "d"), [(100, 24), (150, 24), (130, 200), (130, 600)])
 
 
 def on_gpu(p: Problem) -> Problem:
@@ -181,7 +182,8 @@ def test_plain_tf32_where_torch_allows_it(n, d, impl):
     with matmul_precision("high"):
         found = relative_errors(results(lifted, p, impl=impl), exact)
         plain = relative_errors(results(plain_lifted, p), exact)
-    assert impl == "cuda" or max(found) > 1e-5  # a batch on chip takes differences in any case
+    on_chip = impl == "cuda" and d <= 512  # where differences are taken in any case
+    assert on_chip or max(found) > 1e-5
     for error, yard in zip(found, plain, strict=True):
         assert error < 2 * yard + 2**-10
 
@@ -294,7 +296,7 @@ def test_fresh_memory_is_poisoned():
 def test_auto_serves_a_gpu_by_its_kernels(capsys):
     dtypes = FULL, BRAIN, HALF, torch.float64
     chosen = [dispatch._choose("op", "auto", DEVICE, dtype) for dtype in dtypes]
-    kernels = "triton" if DEVICE == "cuda" else "cpu"
+    kernels = dispatch.FASTEST if DEVICE == "cuda" else "cpu"
     assert chosen == [kernels] * 3 + ["reference"]
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -437,6 +439,8 @@ def test_launches_of_a_loss_with_its_gradient(n, d, dtype, most, impl, monkeypat
     assert loss.requires_grad
     on_device = torch.autograd.DeviceType.CUDA
     names = [event.name for event in profile.events() if event.device_type == on_device]
+    if impl == "cuda" and n > 2048:
+        most = 60  # torch sorts the labels and brings statistics in order
     assert 1 <= len(names) <= most, names
 
 

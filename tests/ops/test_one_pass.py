@@ -35,7 +35,9 @@ DEVICE = "cpu" if emulated_library() else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HERE = Path(__file__).parent
 
-pytestmark = pytest.mark.skipif(gpu.why_no_cuda() is not None, reason=str(gpu.why_no_cuda()))
+pytestmark = [pytest.mark.skipif(gpu.why_no_cuda() is not None, reason=str(gpu.why_no_cuda()))]
+if DEVICE == "cuda":
+    pytestmark.append(pytest.mark.gpu)
 
 
 def one_pass(p: Problem, margin: float = 1.0, gradient: bool = True) -> Tensors:

@@ -74,7 +74,7 @@ def with_factors(*sides: Stats) -> tuple[torch.Tensor, list[Stats]]:
         stats if stats.value is None else stats._replace(factor=_factor(stats, middle))
         for stats in sides
     ]
-    return torch.stack([middle, torch.where(span <= SAFE_SPAN, 0.0, 1.0)]), found
+    return torch.stack([middle, (~(span <= SAFE_SPAN)).to(middle.dtype)]), found
 
 
 def _factor(stats: Stats, middle: torch.Tensor) -> torch.Tensor | None:
