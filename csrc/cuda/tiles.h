@@ -165,41 +165,49 @@ __device__ __forceinline__ void add_scores(Scores& scores, const char* rows, con
   for (int h = 0; h < 2; h++)
     for (int k = 0; k < K; k++) row[h][k] = to_float(element<T>(rows, row_of(h * 2), k));
   for (int f = 0; f < FRAGMENTS; f++)
-    for (int e = 0; e < 2; e++)
+    for (int e = 0; e < 2; e++) {
+      float sum[2] = {};
       for (int k = 0, j = column_of(f, e); k < K; k++) {
         const float column = to_float(element<T>(columns, j, k));
-        scores[f][e] += row[0][k] * column;
-        scores[f][e + 2] += row[1][k] * column;
+        for (int h = 0; h < 2; h++) sum[h] += row[h][k] * column;
       }
+      for (int h = 0; h < 2; h++) scores[f][e + h * 2] += sum[h];
+    }
 #else
+  constexpr int STEPS = CHUNK / (2 * UNIT);
   const int lane = lane_of();
+  uint32_t a[STEPS][4], a_low[STEPS][4];
 #pragma unroll
-  for (int step = 0; step < CHUNK / (2 * UNIT); step++) {
-    uint32_t a[4], a_low[4];
-    load_matrices(a, rows + place_of(lane % 16, step * 2 + lane / 16));
+  for (int step = 0; step < STEPS; step++) {
+    load_matrices(a[step], rows + place_of(lane % 16, step * 2 + lane / 16));
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
-      for (int k = 0; k < 4; k++) split(a[k], a_low[k]);
+      for (int k = 0; k < 4; k++) split(a[step][k], a_low[step][k]);
     }
+  }
 #pragma unroll
-    for (int pair = 0; pair < FRAGMENTS / 2; pair++) {
+  for (int pair = 0; pair < FRAGMENTS / 2; pair++) {
+    float sums[2][4] =
+        {};  // a tensor core truncates what it adds to: only the sums of a chunk are left to it
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
       uint32_t b[4];
       load_matrices(b, columns + place_of(pair * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        float (&c)[4] = scores[pair * 2 + half];
+        const uint32_t b0 = b[half * 2], b1 = b[half * 2 + 1];
         if constexpr (sizeof(T) == 2)
-          multiply_add(c, a, b[half * 2], b[half * 2 + 1], T());
+          multiply_add(sums[half], a[step], b0, b1, T());
         else if (fast)
-          multiply_add_tf32(c, a, b[half * 2], b[half * 2 + 1]);
-        else {
-          float sum[4] = {};  // a tensor core truncates what it adds to: only sums of a few are left to it
-          multiply_add_exact(sum, a, a_low, b[half * 2], b[half * 2 + 1]);
-#pragma unroll
-          for (int e = 0; e < 4; e++) c[e] += sum[e];
-        }
+          multiply_add_tf32(sums[half], a[step], b0, b1);
+        else
+          multiply_add_exact(sums[half], a[step], a_low[step], b0, b1);
       }
     }
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) scores[pair * 2 + half][e] += sums[half][e];
   }
 #endif
 }
