@@ -82,6 +82,17 @@ class Features:
             return np.arange(len(self))
         return np.flatnonzero(np.isin(self.roles, [ROLES["both"], ROLES[role]]))
 
+    def vectors(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Embeddings of some rows as they are averaged, (n, D) float64.
+
+        Scaled to length 1 where the distance is angular; zero rows stay zero.
+        """
+        vectors = self.embeddings[rows].astype(np.float64)
+        if self.distance == "angular":
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.where(norms > 0, norms, 1.0)
+        return vectors
+
 
 def _describe(array: np.ndarray) -> str:
     return f"{array.shape} {array.dtype}"

@@ -1,4 +1,4 @@
-"""How well embeddings retrieve: recall at K, MAP at R, R-precision and clustering.
+"""Retrieval: recall at K, MAP at R, R-precision and clustering.
 
 The ranking metrics are those of Musgrave, Belongie and Lim, "A Metric Learning Reality Check" (ECCV
 2020).
@@ -11,29 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dmlfast.errors import UserError
-from dmlfast.retrieval.clustering import cluster, normalized_mutual_information, pairwise_f1
+from dmlfast.retrieval.evaluation.clustering import evaluate_clustering
+from dmlfast.retrieval.evaluation.sides import Sides, match_sides
+from dmlfast.retrieval.evaluation.summary import summarize
 from dmlfast.retrieval.features import DISTANCES, Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
 
 BLOCK_NEIGHBOURS = 2**21  # neighbours held at a time: queries times their number
-SHARED = ("dataset", "model", "checkpoint_sha256", "normalized")  # must agree where known
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Who is searched for among whom.
-
-    queries: (Q,) int64 rows of the query features. gallery: the features searched, rows: (M,) int64
-    the rows of them that take part. own: (Q,) int64, for each query its own place in `rows`, or -1.
-    relevant: (Q,) int64, R, the number of gallery rows of the query's class besides itself.
-    """
-
-    queries: np.ndarray
-    gallery: Features
-    rows: np.ndarray
-    own: np.ndarray
-    relevant: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,8 @@ def evaluate(
     seed: int = 0,
     bootstrap: int = 1000,
     clustering: bool = True,
-    nmi_average: str = "arithmetic",
+    clustering_runs: int = 1,
+    kmeans: str = "auto",
     progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluates retrieval: every query of `features` against the gallery.
@@ -79,38 +64,39 @@ def evaluate(
       precision_at_1      the same as recall_at_1
       map_at_r            mean of 1/R sum of precision at i over the right ones among the R nearest
       r_precision         mean share of right ones among the R nearest
-      nmi, f1             agreement of the classes with k-means on all queries, a cluster a class
+      nmi, nmi_geometric, ami, f1     agreement of the classes with k-means on all queries, a
+                          cluster a class: the mean of `clustering_runs` runs; with more than one,
+                          NAME_std is the standard deviation
+      kmeans              "faiss" or "sklearn", what the clusters were found by
       intervals           of each ranking metric, [low, high]: 95 % percentile bootstrap of queries
       distance, dimension, seed, bootstrap     what was computed
     A value that is not defined, as all are without queries, is nan. Equal distances are ordered by
-    row. `seed` decides the clustering and the bootstrap; `nmi_average` is "arithmetic" or
-    "geometric"; `progress` draws a bar on stderr. Memory grows with the number of images, not with
-    its square.
+    row. `seed` decides the clustering (the i-th run takes seed + i) and the bootstrap; `kmeans` is
+    as in `cluster`; `progress` draws a bar on stderr. Memory grows with the number of images, not
+    with its square.
 
     Raises UserError where the two files cannot be compared, ValueError for wrong arguments.
     """
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be numbers of neighbours, each at least 1, not {list(ks)}")
+    check_ks(ks)
+    if clustering_runs < 1:
+        raise ValueError(f"clustering_runs must be at least 1, not {clustering_runs}")
     sides = match_sides(features, gallery)
     scores = score_queries(features, sides, ks, progress=progress)
-    names = [f"recall_at_{k}" for k in ks] + ["map_at_r", "r_precision"]
-    values = np.column_stack([scores.recall, scores.average_precision, scores.r_precision])
-    means = values.mean(axis=0) if len(values) else np.full(len(names), np.nan)
-
+    values = {f"recall_at_{k}": scores.recall[:, i] for i, k in enumerate(ks)}
+    values |= {"map_at_r": scores.average_precision, "r_precision": scores.r_precision}
     report: dict[str, Any] = {
         "queries": len(sides.queries),
         "lone_queries": scores.lone,
         "gallery": len(sides.rows),
         "classes": len(np.unique(features.labels[sides.queries])),
-        **dict(zip(names, means.tolist(), strict=True)),
+        **summarize(values, bootstrap, seed),
     }
     if 1 in ks:
         report["precision_at_1"] = report["recall_at_1"]
     if clustering:
-        report |= _clustering(features, sides.queries, seed, nmi_average)
-    if bootstrap:
-        intervals = bootstrap_intervals(values, bootstrap, seed).tolist()
-        report["intervals"] = dict(zip(names, intervals, strict=True))
+        report |= evaluate_clustering(
+            features, sides.queries, runs=clustering_runs, seed=seed, method=kmeans
+        )
     return report | {
         "distance": features.distance,
         "dimension": features.dimension,
@@ -119,30 +105,10 @@ def evaluate(
     }
 
 
-def match_sides(features: Features, gallery: Features | None = None) -> Sides:
-    """Says which rows search among which, and where each query stands in the gallery itself.
-
-    Raises UserError where the two cannot be compared.
-    """
-    other = features if gallery is None else gallery
-    _check_comparable(features, other)
-    queries, rows = features.rows_as("query"), other.rows_as("gallery")
-    own = np.full(len(queries), -1)
-    if gallery is None:
-        place = np.full(len(features), -1)
-        place[rows] = np.arange(len(rows))
-        own = place[queries]
-    elif gallery.paths and features.paths and _same_data_set(features, gallery):
-        places = {gallery.paths[row]: place for place, row in enumerate(rows)}
-        own = np.array([places.get(features.paths[row], -1) for row in queries], dtype=np.int64)
-
-    classes, counts = np.unique(other.labels[rows], return_counts=True)
-    labels = features.labels[queries]
-    at = np.searchsorted(classes, labels).clip(max=max(0, len(classes) - 1))
-    known = classes[at] == labels if len(classes) else np.zeros(len(labels), bool)
-    itself = (own >= 0) & (other.labels[rows[own]] == labels if len(rows) else False)
-    relevant = np.where(known, counts[at] if len(classes) else 0, 0) - itself
-    return Sides(queries, other, rows, own, relevant)
+def check_ks(ks: Sequence[int]) -> None:
+    """Raises ValueError where `ks` are no numbers of neighbours."""
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be numbers of neighbours, each at least 1, not {list(ks)}")
 
 
 def score_queries(
@@ -184,21 +150,6 @@ def score_queries(
     return Scores(sides.queries[kept], recall, r_precision, average_precision, nearest, lone)
 
 
-def bootstrap_intervals(values: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """95 % percentile intervals of the column means of (Q, m) values under resampled rows, (m, 2).
-
-    nan without rows.
-    """
-    Q, m = values.shape
-    if not Q:
-        return np.full((m, 2), np.nan)
-    generator = np.random.default_rng(seed)
-    means = np.empty((resamples, m))
-    for row in means:
-        row[:] = np.bincount(generator.integers(Q, size=Q), minlength=Q) @ values / Q
-    return np.percentile(means, [2.5, 97.5], axis=0).T
-
-
 def _blocks(relevant: np.ndarray, k: int) -> Iterator[np.ndarray]:
     """Blocks of queries whose neighbours fit in memory, those with the most to find first."""
     order = np.argsort(-relevant, kind="stable")
@@ -206,38 +157,3 @@ def _blocks(relevant: np.ndarray, k: int) -> Iterator[np.ndarray]:
         size = max(1, BLOCK_NEIGHBOURS // max(k, int(relevant[order[0]])))
         yield order[:size]
         order = order[size:]
-
-
-def _clustering(
-    features: Features, rows: np.ndarray, seed: int, nmi_average: str
-) -> dict[str, float]:
-    labels = features.labels[rows]
-    if not len(rows):
-        return {"nmi": float("nan"), "f1": float("nan")}
-    embeddings = features.embeddings[rows].astype(np.float64)
-    if features.distance == "angular":
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        embeddings /= np.where(norms > 0, norms, 1.0)
-    clusters = cluster(embeddings, len(np.unique(labels)), seed)
-    return {
-        "nmi": normalized_mutual_information(labels, clusters, nmi_average),
-        "f1": pairwise_f1(labels, clusters),
-    }
-
-
-def _check_comparable(features: Features, gallery: Features) -> None:
-    """Refuses embeddings of different networks, and classes that do not mean the same."""
-    both = f"{features.source} and {gallery.source} cannot be compared"
-    if (gallery.dimension, gallery.distance) != (features.dimension, features.distance):
-        raise UserError(
-            f"{both}: {features.dimension} dimensions, {features.distance}, and"
-            f" {gallery.dimension}, {gallery.distance}"
-        )
-    for name in SHARED:
-        ours, theirs = features.attributes.get(name), gallery.attributes.get(name)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise UserError(f"{both}: their {name} is {ours!s:.32} and {theirs!s:.32}")
-
-
-def _same_data_set(features: Features, gallery: Features) -> bool:
-    return features.attributes.get("dataset") == gallery.attributes.get("dataset")
