@@ -1,7 +1,10 @@
 """Embedding files, exact search, evaluation and pictures."""
 
 from dmlfast.retrieval.embedding_map import draw_map
-from dmlfast.retrieval.evaluation import evaluate
+from dmlfast.retrieval.evaluation import (
+    evaluate,
+    evaluate_identity_draws,
+)
 from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.montage import draw_montage
 from dmlfast.retrieval.neighbours import nearest_neighbours
@@ -13,6 +16,7 @@ __all__ = [
     "draw_map",
     "draw_montage",
     "evaluate",
+    "evaluate_identity_draws",
     "export_ann_benchmarks",
     "load_features",
     "nearest_neighbours",

@@ -1,6 +1,14 @@
-"""How well embeddings retrieve, by the protocols of the field."""
+"""How well embeddings retrieve and classify, by the protocols of the field."""
 
+from dmlfast.retrieval.evaluation.identity_draws import evaluate_identity_draws
 from dmlfast.retrieval.evaluation.ranking import Scores, evaluate, score_queries
 from dmlfast.retrieval.evaluation.sides import Sides, match_sides
 
-__all__ = ["Scores", "Sides", "evaluate", "match_sides", "score_queries"]
+__all__ = [
+    "Scores",
+    "Sides",
+    "evaluate",
+    "evaluate_identity_draws",
+    "match_sides",
+    "score_queries",
+]
