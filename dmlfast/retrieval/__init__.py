@@ -3,6 +3,7 @@
 from dmlfast.retrieval.embedding_map import draw_map
 from dmlfast.retrieval.evaluation import (
     evaluate,
+    evaluate_classification,
     evaluate_identity_draws,
 )
 from dmlfast.retrieval.features import Features
@@ -16,6 +17,7 @@ __all__ = [
     "draw_map",
     "draw_montage",
     "evaluate",
+    "evaluate_classification",
     "evaluate_identity_draws",
     "export_ann_benchmarks",
     "load_features",

@@ -75,6 +75,19 @@ def nearest_neighbours(
     return _decode(keys)
 
 
+def paired_distances(x: np.ndarray, y: np.ndarray, *, distance: str = "euclidean") -> np.ndarray:
+    """The distance of each row of x (N, D) to the same row of y (N, D), (N,) float32.
+
+    As `nearest_neighbours` gives it; both are compared in the type of x, at least float32.
+    """
+    left = _floats(x)
+    right = _floats(y).to(left)
+    if distance == "cosine":
+        left, right = _directions(left), _directions(right)
+    d2 = (left.double() - right.double()).square_().sum(1)
+    return (d2.div_(2) if distance == "cosine" else d2.sqrt_()).float().numpy()
+
+
 def _search_torch(
     x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, halve: bool
 ) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """How well embeddings retrieve and classify, by the protocols of the field."""
 
+from dmlfast.retrieval.evaluation.classification import evaluate_classification
 from dmlfast.retrieval.evaluation.identity_draws import evaluate_identity_draws
 from dmlfast.retrieval.evaluation.ranking import Scores, evaluate, score_queries
 from dmlfast.retrieval.evaluation.sides import Sides, match_sides
@@ -8,6 +9,7 @@ __all__ = [
     "Scores",
     "Sides",
     "evaluate",
+    "evaluate_classification",
     "evaluate_identity_draws",
     "match_sides",
     "score_queries",

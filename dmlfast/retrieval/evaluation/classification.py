@@ -1,0 +1,106 @@
+"""Classification of queries by embeddings whose classes are known."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dmlfast.retrieval.evaluation.class_ranks import rank_by_means, rank_by_votes
+from dmlfast.retrieval.evaluation.sides import Sides, match_sides
+from dmlfast.retrieval.evaluation.summary import summarize
+from dmlfast.retrieval.features import Features
+
+METHODS = ("nearest-centroid", "knn")
+VOTES = ("majority", "distance")
+
+
+def evaluate_classification(
+    features: Features,
+    train: Features,
+    *,
+    method: str = "nearest-centroid",
+    neighbours: int = 20,
+    vote: str = "majority",
+    shots: Sequence[int] = (20, 100),
+    seed: int = 0,
+    bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """Classifies the queries of `features` by the gallery rows of `train`.
+
+    method: "nearest-centroid", which ranks the classes by the distance of their means, or "knn",
+    by the votes of the `neighbours` nearest rows, vote "majority" or "distance" (1 / distance); the
+    ranking functions in `class_ranks` say how ties are broken. An image that both hold (same data
+    set, same path) takes no part in its own classification.
+
+    Returns plain values:
+      queries, classes              counts
+      train_images, train_classes   those of `train`
+      lone_queries                  queries whose class `train` does not have, left out
+      top_1, top_5                  share of queries whose class is the first, among the first five
+      class_average_top_1           mean over the classes of the share of their queries
+      many_shot_top_1, medium_shot_top_1, few_shot_top_1      the same over the classes of more than
+                                    shots[1] training images, of less than shots[0], and between
+      many_shot_classes, medium_shot_classes, few_shot_classes      how many those are
+      intervals                     of top_1 and top_5, as in `evaluate`
+      distance, dimension, seed, bootstrap, shots, and for "knn" neighbours, vote      what was done
+    A value that is not defined is nan.
+
+    Raises UserError where the two cannot be compared, ValueError for wrong arguments.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not '{method}'")
+    if vote not in VOTES:
+        raise ValueError(f"vote must be one of {', '.join(VOTES)}, not '{vote}'")
+    if neighbours < 1:
+        raise ValueError(f"neighbours must be at least 1, not {neighbours}")
+    few, many = shots
+    if not 1 <= few <= many:
+        raise ValueError(f"shots must be two ascending numbers of images, not {list(shots)}")
+    sides = match_sides(features, train)
+    settings: dict[str, Any] = {}
+    if method == "knn":
+        ranks = rank_by_votes(features, sides, neighbours, weighted=vote == "distance")
+        settings = {"neighbours": neighbours, "vote": vote}
+    else:
+        ranks = rank_by_means(features, sides, 5)
+    return {
+        "queries": len(sides.queries),
+        "lone_queries": len(sides.queries) - len(ranks),
+        "classes": len(np.unique(features.labels[sides.queries])),
+        "train_images": len(sides.rows),
+        "train_classes": len(np.unique(train.labels[sides.rows])),
+        **summarize({"top_1": ranks < 1, "top_5": ranks < 5}, bootstrap, seed),
+        **_by_shots(features, sides, ranks < 1, few, many),
+        "distance": features.distance,
+        "dimension": features.dimension,
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "shots": [few, many],
+        **settings,
+    }
+
+
+def _by_shots(
+    features: Features, sides: Sides, right: np.ndarray, few: int, many: int
+) -> dict[str, Any]:
+    """Accuracy averaged over the classes with many, medium and few training images."""
+    kept = sides.relevant > 0
+    labels = features.labels[sides.queries[kept]]
+    classes, index = np.unique(labels, return_inverse=True)
+    accuracy = np.bincount(index, weights=right) / np.bincount(index)
+    trained, counts = np.unique(sides.gallery.labels[sides.rows], return_counts=True)
+    images = counts[np.searchsorted(trained, classes)]
+    groups = {
+        "many_shot": images > many,
+        "medium_shot": (images >= few) & (images <= many),
+        "few_shot": images < few,
+    }
+    report: dict[str, Any] = {"class_average_top_1": _mean(accuracy)}
+    for name, members in groups.items():
+        report[f"{name}_top_1"] = _mean(accuracy[members])
+        report[f"{name}_classes"] = int(members.sum())
+    return report
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
