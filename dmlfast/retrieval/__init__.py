@@ -5,6 +5,7 @@ from dmlfast.retrieval.evaluation import (
     evaluate,
     evaluate_classification,
     evaluate_identity_draws,
+    evaluate_zero_shot,
 )
 from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.montage import draw_montage
@@ -19,6 +20,7 @@ __all__ = [
     "evaluate",
     "evaluate_classification",
     "evaluate_identity_draws",
+    "evaluate_zero_shot",
     "export_ann_benchmarks",
     "load_features",
     "nearest_neighbours",

@@ -4,6 +4,7 @@ from dmlfast.retrieval.evaluation.classification import evaluate_classification
 from dmlfast.retrieval.evaluation.identity_draws import evaluate_identity_draws
 from dmlfast.retrieval.evaluation.ranking import Scores, evaluate, score_queries
 from dmlfast.retrieval.evaluation.sides import Sides, match_sides
+from dmlfast.retrieval.evaluation.zero_shot import evaluate_zero_shot
 
 __all__ = [
     "Scores",
@@ -11,6 +12,7 @@ __all__ = [
     "evaluate",
     "evaluate_classification",
     "evaluate_identity_draws",
+    "evaluate_zero_shot",
     "match_sides",
     "score_queries",
 ]

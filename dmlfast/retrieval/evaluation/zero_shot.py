@@ -1,0 +1,62 @@
+"""Zero-shot recognition: the classes that are searched were never trained on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dmlfast.retrieval.evaluation.class_ranks import rank_by_means
+from dmlfast.retrieval.evaluation.ranking import check_ks, score_queries
+from dmlfast.retrieval.evaluation.sides import match_sides
+from dmlfast.retrieval.evaluation.summary import summarize
+from dmlfast.retrieval.features import Features
+
+CANDIDATES = ("prototypes", "images")
+
+
+def evaluate_zero_shot(
+    features: Features,
+    gallery: Features | None = None,
+    *,
+    against: str = "prototypes",
+    ks: Sequence[int] = (1, 2, 5, 10, 20),
+    seed: int = 0,
+    bootstrap: int = 1000,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluates the flat hit at K: is the class of a query among its K first candidates?
+
+    against: "prototypes", the mean embedding of each class of the gallery without the query itself
+    (one row a class in `gallery` is that class's prototype as it is), or "images", the rows of the
+    gallery, where a hit is one image of the class. Who searches among whom is as in `evaluate`.
+
+    Returns plain values: queries, classes and candidates (counts), lone_queries (with no other
+    image of their class, left out), hit_at_K, intervals, as in `evaluate`, and distance, dimension,
+    seed, bootstrap, against. nan without queries.
+
+    Raises UserError where the two files cannot be compared, ValueError for wrong arguments.
+    """
+    check_ks(ks)
+    if against not in CANDIDATES:
+        raise ValueError(f"against must be one of {', '.join(CANDIDATES)}, not '{against}'")
+    sides = match_sides(features, gallery)
+    if against == "images":
+        scores = score_queries(features, sides, ks, progress=progress)
+        values = {f"hit_at_{k}": scores.recall[:, i] for i, k in enumerate(ks)}
+        candidates = len(sides.rows)
+    else:
+        ranks = rank_by_means(features, sides, max(ks))
+        values = {f"hit_at_{k}": ranks < k for k in ks}
+        candidates = len(np.unique(sides.gallery.labels[sides.rows]))
+    return {
+        "queries": len(sides.queries),
+        "lone_queries": int((sides.relevant <= 0).sum()),
+        "classes": len(np.unique(features.labels[sides.queries])),
+        "candidates": candidates,
+        **summarize(values, bootstrap, seed),
+        "distance": features.distance,
+        "dimension": features.dimension,
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "against": against,
+    }
