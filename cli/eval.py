@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+from dmlfast.cli.eval_report import report_lines
 from dmlfast.cli.pictures import picture_path, save_picture
+from dmlfast.cli.protocols import (
+    CLASSIFICATION,
+    OPTIONS,
+    PROTOCOLS,
+    choose_protocol,
+    default_ks,
+)
+
+from dmlfast.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,32 +30,117 @@ if TYPE_CHECKING:
 MAX_RESAMPLES = 1_000_000  # minutes of work, for digits that nobody reads
 
 
-def numbers_of_neighbours(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+def numbers_of_neighbours(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> list[int] | None:
     """Reads "1,2,4,8"."""
+    return None if text is None else sorted(set(_numbers(ctx, param, text)))
+
+
+def shot_bounds(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+    """Reads "20,100"."""
+    bounds = _numbers(ctx, param, text)
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise click.BadParameter(f"'{text}' is not two ascending numbers", ctx, param)
+    return bounds
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
     try:
-        ks = sorted({int(word) for word in text.split(",")})
+        numbers = [int(word) for word in text.split(",")]
     except ValueError:
-        ks = [0]
-    if min(ks) < 1:
+        numbers = [0]
+    if min(numbers) < 1:
         raise click.BadParameter(f"'{text}' is not a list of positive numbers", ctx, param)
-    return ks
+    return numbers
 
 
-@click.command("eval")
+HELP = """Measure how well embeddings retrieve or classify, and draw them.
+
+By default every image of FEATS.h5 searches among all others, or in G.h5, or as /role of FEATS.h5
+says. Recall at K is the share of queries with an image of their class among the K nearest; MAP at R
+and R-precision look at the R nearest, R being the number of images there are to find; NMI, AMI and
+F1 compare the classes with clusters found by k-means. A query that has no image of its class to
+find is left out and counted.
+
+\b
+Protocols:
+""" + "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
+
+
+@click.command("eval", help=HELP)
 @click.argument("feats", metavar="FEATS.h5")
+@click.option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOLS)),
+    metavar="NAME",
+    help="One of those above; by default leave-one-out, or query-gallery where there is a gallery.",
+)
 @click.option("--gallery-feats", metavar="G.h5", help="Search in this file instead of FEATS.h5.")
 @click.option(
-    "--train-feats", metavar="T.h5", help="Check that no class of FEATS.h5 is also in this file."
+    "--train-feats",
+    metavar="T.h5",
+    help="Classify by this file; elsewhere, check that it shares no class with FEATS.h5.",
 )
 @click.option(
     "--ks",
-    default="1,2,4,8",
-    show_default=True,
+    "--k",
     metavar="K,K,...",
     callback=numbers_of_neighbours,
-    help="Numbers of neighbours for recall at K.",
+    help="Numbers of neighbours for recall at K; by default those that papers report on the data"
+    " set, or else 1,2,4,8.",
 )
-@click.option("--clustering/--no-clustering", default=True, help="NMI and F1 by k-means.")
+@click.option("--clustering/--no-clustering", default=True, help="NMI, AMI and F1 by k-means.")
+@click.option(
+    "--clustering-runs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs of k-means, from seeds --seed, --seed + 1, ...; mean and deviation are reported.",
+)
+@click.option(
+    "--kmeans",
+    type=click.Choice(["auto", "faiss", "sklearn"]),
+    default="auto",
+    show_default=True,
+    help="Whose k-means; auto is FAISS where it is installed and scikit-learn would take long.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Random galleries of vehicleid-reid.",
+)
+@click.option(
+    "--neighbours",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Voters of knn.",
+)
+@click.option(
+    "--vote",
+    type=click.Choice(["majority", "distance"]),
+    default="majority",
+    show_default=True,
+    help="What a neighbour's vote counts in knn: one, or one over its distance.",
+)
+@click.option(
+    "--shots",
+    default="20,100",
+    show_default=True,
+    metavar="FEW,MANY",
+    callback=shot_bounds,
+    help="A class has few shots below FEW training images, many above MANY.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["prototypes", "images"]),
+    default="prototypes",
+    show_default=True,
+    help="What zero-shot ranks: the class means, or the images.",
+)
 @click.option(
     "--bootstrap",
     type=click.IntRange(min=0, max=MAX_RESAMPLES),
@@ -57,7 +153,7 @@ def numbers_of_neighbours(ctx: click.Context, param: click.Parameter, text: str)
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the clustering, the intervals and the choice of images in pictures.",
+    help="Of clustering, intervals, random galleries and the choice of images in pictures.",
 )
 @click.option(
     "--montage",
@@ -68,63 +164,134 @@ def numbers_of_neighbours(ctx: click.Context, param: click.Parameter, text: str)
 @click.option("--map", "map_path", metavar="OUT.png", callback=picture_path, help="Draw a 2-D map.")
 @click.option("--data-dir", metavar="DIR", help="Where the data set's images are, for pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     feats: str,
+    protocol: str | None,
     gallery_feats: str | None,
     train_feats: str | None,
-    ks: list[int],
-    clustering: bool,
-    bootstrap: int,
     seed: int,
     montage: Path | None,
     map_path: Path | None,
     data_dir: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Measure how well embeddings retrieve, and draw them.
+    """Evaluates an embedding file by a protocol and prints the report."""
+    assumed = protocol or ("query-gallery" if gallery_feats else "leave-one-out")
+    check_options(ctx, assumed)
+    if assumed in CLASSIFICATION and not train_feats:
+        raise click.UsageError(f"protocol {assumed} classifies by the images of --train-feats")
 
-    Every image of FEATS.h5 searches among all others, or in G.h5. Recall at K is the share of
-    queries with an image of their class among the K nearest; MAP at R and R-precision look at the R
-    nearest, R being the number of images there are to find; NMI and F1 compare the classes with
-    clusters found by k-means. A query that has no image of its class to find is left out.
-    """
-    from dmlfast.retrieval import evaluate, load_features
+    from dmlfast.retrieval import load_features
 
     features = load_features(feats)
     gallery = load_features(gallery_feats) if gallery_feats else None
-    shared = shared_classes(features, load_features(train_feats)) if train_feats else None
+    train = load_features(train_feats) if train_feats else None
+    protocol = choose_protocol(protocol, features, gallery)
+    shared = shared_classes(features, train) if train else None
+    if protocol == "zero-shot" and shared:
+        raise UserError(f"{shared} classes of {feats} are in {train_feats} too: they were seen")
     pictures = []
     if montage:
         pictures.append((_montage(features, gallery, seed, data_dir), montage))
     if map_path:
         pictures.append((_map(features, seed, data_dir), map_path))
-    report = evaluate(
-        features,
-        gallery,
-        ks=ks,
-        seed=seed,
-        bootstrap=bootstrap,
-        clustering=clustering,
-        progress=sys.stderr.isatty(),
-    )
+    settings["ks"] = settings["ks"] or default_ks(protocol, features)
+    report = evaluate_by(protocol, features, gallery, train, seed=seed, **settings)
     if as_json:
-        result = {"features": feats, "gallery_features": gallery_feats, **report}
+        files = {"features": feats, "gallery_features": gallery_feats}
+        result = {**files, "protocol": protocol, **report}
         if train_feats:
             result |= {"train_features": train_feats, "classes_shared_with_train": shared}
         click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
     else:
-        click.echo("\n".join(_lines(features, gallery, report, ks)))
+        click.echo("\n".join(report_lines(features, gallery, protocol, report)))
         if shared is not None:
             click.echo(f"classes shared with {train_feats}: {shared}")
     for draw, path in pictures:
         save_picture(draw(), path)
 
 
+def check_options(ctx: click.Context, protocol: str) -> None:
+    """Refuses what was asked for on the command line and the protocol does not take."""
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        takers = OPTIONS.get(param.opts[0])
+        if given and takers is not None and protocol not in takers:
+            raise click.UsageError(
+                f"{param.opts[0]} does not go with protocol {protocol}, only with"
+                f" {', '.join(takers)}"
+            )
+
+
+def evaluate_by(
+    protocol: str,
+    features: "Features",
+    gallery: "Features | None",
+    train: "Features | None",
+    *,
+    ks: Sequence[int],
+    seed: int,
+    bootstrap: int,
+    clustering: bool,
+    clustering_runs: int,
+    kmeans: str,
+    draws: int,
+    neighbours: int,
+    vote: str,
+    shots: Sequence[int],
+    against: str,
+) -> dict[str, Any]:
+    """The report of a protocol, computed with those of the settings that it takes."""
+    from dmlfast.retrieval import (
+        evaluate,
+        evaluate_classification,
+        evaluate_identity_draws,
+        evaluate_zero_shot,
+    )
+
+    progress = sys.stderr.isatty()
+    if protocol == "vehicleid-reid":
+        return evaluate_identity_draws(features, ks=ks, draws=draws, seed=seed)
+    if protocol == "zero-shot":
+        return evaluate_zero_shot(
+            features,
+            gallery,
+            against=against,
+            ks=ks,
+            seed=seed,
+            bootstrap=bootstrap,
+            progress=progress,
+        )
+    if protocol in CLASSIFICATION and train is not None:
+        return evaluate_classification(
+            features,
+            train,
+            method=protocol,
+            neighbours=neighbours,
+            vote=vote,
+            shots=shots,
+            seed=seed,
+            bootstrap=bootstrap,
+        )
+    return evaluate(
+        features,
+        gallery,
+        ks=ks,
+        seed=seed,
+        bootstrap=bootstrap,
+        clustering=clustering,
+        clustering_runs=clustering_runs,
+        kmeans=kmeans,
+        progress=progress,
+    )
+
+
 def shared_classes(features: "Features", train: "Features") -> int:
     """The number of classes that are in both files; they must be of one data set."""
     import numpy as np
-
-    from dmlfast.errors import UserError
 
     names = [file.attributes.get("dataset") for file in (features, train)]
     if names[0] != names[1]:
@@ -133,39 +300,6 @@ def shared_classes(features: "Features", train: "Features") -> int:
             " their classes cannot be compared"
         )
     return len(np.intersect1d(features.labels, train.labels))
-
-
-def _lines(
-    features: "Features", gallery: "Features | None", report: dict[str, Any], ks: Sequence[int]
-) -> list[str]:
-    """The report as a person reads it."""
-    known = features.attributes
-    lines = [
-        f"{features.title}: {report['queries']:,} queries of {report['classes']:,} classes among"
-        f" {report['gallery']:,} images" + (f" of {gallery.title}" if gallery else ""),
-        f"{known.get('model', 'unknown model')}, {features.dimension} dimensions,"
-        f" {features.distance} distance",
-        "",
-    ]
-    names = {f"recall_at_{k}": f"recall at {k}" for k in ks}
-    names |= {"map_at_r": "MAP at R", "r_precision": "R-precision", "nmi": "NMI", "f1": "F1"}
-    intervals = report.get("intervals", {})
-    wide = max(map(len, names.values()))
-    if intervals:
-        lines.append(f"{'':{wide}}  {'value':>8}   95 % interval")
-    for key, name in names.items():
-        if key in report:
-            interval = " to ".join(_percent(end) for end in intervals.get(key, ()))
-            lines.append(f"{name:{wide}}  {_percent(report[key]):>8}   {interval}".rstrip())
-    if report["lone_queries"]:
-        lines += ["", f"left out: {report['lone_queries']:,} queries with nothing to find"]
-    if known.get("selected_on") == "test":
-        lines += ["", "The checkpoint was selected on the test classes: compare with care."]
-    return lines
-
-
-def _percent(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
 def _finite(value: Any) -> Any:
@@ -191,7 +325,6 @@ def _montage(
 
 def _map(features: "Features", seed: int, data_dir: str | None) -> "Callable[[], Image.Image]":
     """What draws the map, of dots where there are no images."""
-    from dmlfast.errors import UserError
     from dmlfast.retrieval import draw_map
     from dmlfast.retrieval.images import image_source
 

@@ -4,19 +4,27 @@ import h5py
 import numpy as np
 import pytest
 from dmlfast.cli.main import main
+from dmlfast.cli.protocols import PROTOCOLS
 from PIL import Image
 
 from dmlfast.data import create_dataset
-from dmlfast.retrieval import FeatureWriter, evaluate, load_features
+from dmlfast.retrieval import (
+    FeatureWriter,
+    evaluate,
+    evaluate_classification,
+    evaluate_identity_draws,
+    evaluate_zero_shot,
+    load_features,
+)
 
 
-def write(path, rows=slice(None), *, shift=0, **attributes):
+def write(path, rows=slice(None), *, shift=0, roles=None, **attributes):
     """The raw pixels of digits as an embedding file."""
     dataset = create_dataset("digits", split="test")
     attributes = {"dataset": "digits", "split": "test", "model": "raw pixels"} | attributes
     embeddings = dataset.images.flatten(1).float().numpy()[rows]
     with FeatureWriter(path, dimension=64, attributes=attributes) as writer:
-        writer.append(embeddings, dataset.labels[rows] + shift, dataset.paths[rows])
+        writer.append(embeddings, dataset.labels[rows] + shift, dataset.paths[rows], roles)
     return str(path)
 
 
@@ -36,11 +44,18 @@ def test_the_table(feats, capsys):
     output = lines(capsys)
     assert output[0] == "digits test: 300 queries of 5 classes among 300 images"
     assert output[1] == "raw pixels, 64 dimensions, euclidean distance"
-    recall = f"recall at 1   {100 * report['recall_at_1']:6.2f} %   {low:.2f} % to {high:.2f} %"
-    assert recall in output
-    names = [line.split("  ")[0] for line in output[4:]]
-    assert names == ["recall at 1", "recall at 10", "MAP at R", "R-precision", "NMI", "F1"]
-    assert f"{100 * report['nmi']:.2f} %" in output[-2]
+    assert output[2:5] == [
+        "protocol leave-one-out, checkpoint selection unknown",
+        "",
+        "retrieval, 95 % interval",
+    ]
+    recall = 100 * report["recall_at_1"]
+    assert f"  recall at 1     {recall:6.2f} %   {low:.2f} % to {high:.2f} %" in output
+    names = [line.strip().split("  ")[0] for line in output[5:]]
+    ranking = ["recall at 1", "recall at 10", "MAP at R", "R-precision"]
+    clustering = ["NMI", "NMI, geometric", "AMI", "F1"]
+    assert names == [*ranking, "", "clustering by k-means (sklearn, 1 run)", *clustering]
+    assert output[-4].endswith(f"{100 * report['nmi']:.2f} %")
 
 
 def test_json(feats, capsys):
@@ -62,7 +77,7 @@ def test_what_is_not_defined_is_null_in_json_and_named_in_the_table(tmp_path, ca
     assert result["intervals"]["map_at_r"] == [None, None]
     assert main(["eval", str(tmp_path / "f.h5"), "--bootstrap", "0"]) == 0
     output = lines(capsys)
-    assert "recall at 1       n/a" in output
+    assert "  recall at 1          n/a" in output
     assert output[-1] == "left out: 2 queries with nothing to find"
 
 
@@ -101,7 +116,169 @@ def test_classes_that_were_trained_on_are_counted(tmp_path, feats, capsys):
 def test_a_checkpoint_selected_on_the_test_classes_is_stamped(tmp_path, capsys):
     feats = write(tmp_path / "f.h5", slice(50), selected_on="test")
     assert main(["eval", feats, "--no-clustering"]) == 0
-    assert "selected on the test classes" in lines(capsys)[-1]
+    output = lines(capsys)
+    assert output[2] == "protocol leave-one-out, checkpoint SELECTED ON TEST"
+    assert "selected on the test classes" in output[-1]
+
+
+def test_the_card_says_what_the_file_knows(tmp_path, capsys):
+    card = {"weights": "imagenet1k_v2", "crop": "center", "image_size": 224, "selected_on": "val"}
+    feats = write(tmp_path / "f.h5", slice(50), model="resnet50", **card)
+    assert main(["eval", feats, "--no-clustering"]) == 0
+    assert lines(capsys)[1:4] == [
+        "resnet50, 64 dimensions, euclidean distance",
+        "weights imagenet1k_v2, image size 224, crop center",
+        "protocol leave-one-out, checkpoint selected on val",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ks"),
+    [
+        ("cub", [1, 2, 4, 8]),
+        ("cars196", [1, 2, 4, 8]),
+        ("SOP", [1, 10, 100, 1000]),
+        ("in-shop", [1, 10, 20, 30, 40, 50]),
+        ("InShop", [1, 10, 20, 30, 40, 50]),
+        ("vehicleid-800", [1, 5]),
+        ("digits", [1, 2, 4, 8]),
+    ],
+)
+def test_the_data_set_says_which_k(tmp_path, capsys, dataset, ks):
+    feats = write(tmp_path / "f.h5", slice(60), dataset=dataset)
+
+    def reported(*arguments):
+        assert main(["eval", feats, "--json", *arguments]) == 0
+        return [
+            int(name.removeprefix("recall_at_"))
+            for name in json.loads(capsys.readouterr().out)
+            if name.startswith("recall_at_")
+        ]
+
+    quick = ["--no-clustering", "--bootstrap", "0"]
+    assert reported(*quick) == ks
+    assert reported(*quick, "--k", "3") == reported(*quick, "--ks", "3") == [3]
+    assert reported(*quick, "--protocol", "vehicleid-dml") == [1, 5]
+
+
+def result_of(capsys, *arguments):
+    assert main(["eval", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_vehicleid(feats, capsys):
+    arguments = ["--protocol", "vehicleid-reid", "--draws", "4", "--seed", "2"]
+    result = result_of(capsys, feats, *arguments)
+    expected = evaluate_identity_draws(load_features(feats), draws=4, seed=2)
+    assert {name: result[name] for name in expected} == expected
+    assert result["protocol"] == "vehicleid-reid"
+    assert main(["eval", feats, *arguments]) == 0
+    output = lines(capsys)
+    assert output[0] == "digits test: 295 queries of 5 classes among 5 images"
+    mean, deviation = 100 * expected["cmc_at_1"], 100 * expected["cmc_at_1_std"]
+    assert output[-3:-1] == [
+        "identification, mean of 4 draws",
+        f"  CMC at 1   {mean:.2f} %   +- {deviation:.2f} %",
+    ]
+    whole = result_of(capsys, feats, "--protocol", "vehicleid-dml", "--no-clustering")
+    report = evaluate(load_features(feats), ks=[1, 5], clustering=False)
+    assert whole["recall_at_5"] == report["recall_at_5"]
+    assert (whole["protocol"], whole["queries"]) == ("vehicleid-dml", 300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["nearest-centroid", "--shots", "30,40"], {"shots": (30, 40)}),
+        (["knn"], {"method": "knn"}),
+        (
+            ["knn", "--neighbours", "3", "--vote", "distance", "--bootstrap", "20", "--seed", "1"],
+            {"method": "knn", "neighbours": 3, "vote": "distance", "bootstrap": 20, "seed": 1},
+        ),
+    ],
+)
+def test_classification(tmp_path, capsys, arguments, settings):
+    feats = write(tmp_path / "f.h5", slice(0, 300, 2))
+    train = write(tmp_path / "t.h5", slice(1, 300, 2))
+    arguments = ["--protocol", *arguments, "--train-feats", train]
+    result = result_of(capsys, feats, *arguments)
+    expected = evaluate_classification(load_features(feats), load_features(train), **settings)
+    shown = {name: None if value != value else value for name, value in expected.items()}
+    assert {name: result[name] for name in expected} == shown
+    assert main(["eval", feats, *arguments]) == 0
+    output = lines(capsys)
+    few, many = expected["shots"]
+    medium = expected["medium_shot_classes"]
+    assert any(line.startswith(f"  {few} to {many} images, {medium} classes") for line in output)
+    assert output[-1] == f"classes shared with {train}: 5"
+
+
+@pytest.mark.parametrize("against", ["prototypes", "images"])
+def test_zero_shot(tmp_path, feats, capsys, against):
+    arguments = ["--protocol", "zero-shot", "--against", against]
+    result = result_of(capsys, feats, *arguments)
+    expected = evaluate_zero_shot(load_features(feats), against=against)
+    assert {name: result[name] for name in expected} == expected
+    unseen = write(tmp_path / "t.h5", slice(50), shift=-5)
+    assert main(["eval", feats, *arguments, "--train-feats", unseen]) == 0
+    capsys.readouterr()
+    seen = write(tmp_path / "s.h5", slice(50))
+    assert main(["eval", feats, *arguments, "--train-feats", seen]) == 1
+    assert capsys.readouterr().err.endswith("s.h5 too: they were seen\n")
+
+
+def test_roles_decide_where_no_protocol_is_named(tmp_path, capsys):
+    roles = np.repeat(np.array([1, 2], np.uint8), [40, 60])
+    feats = write(tmp_path / "f.h5", slice(100), roles=roles)
+    quick = ["--no-clustering", "--bootstrap", "0"]
+    result = result_of(capsys, feats, *quick)
+    assert (result["protocol"], result["queries"], result["gallery"]) == ("query-gallery", 40, 60)
+    assert result == result_of(capsys, feats, *quick, "--protocol", "query-gallery")
+    for name in ("leave-one-out", "vehicleid-dml", "vehicleid-reid"):
+        assert main(["eval", feats, "--protocol", name]) == 1
+        assert "tells them apart (/role): use query-gallery" in capsys.readouterr().err
+    every = write(tmp_path / "g.h5", slice(100), roles=np.zeros(100, np.uint8))
+    assert result_of(capsys, every, *quick)["protocol"] == "leave-one-out"
+    assert main(["eval", every, "--protocol", "query-gallery"]) == 1
+    assert "needs --gallery-feats, or a /role in" in capsys.readouterr().err
+
+
+def test_runs_of_k_means(feats, capsys):
+    result = result_of(capsys, feats, "--clustering-runs", "2", "--kmeans", "sklearn")
+    expected = evaluate(load_features(feats), clustering_runs=2)
+    assert result["nmi_std"] == expected["nmi_std"] > 0
+    assert main(["eval", feats, "--clustering-runs", "2"]) == 0
+    output = lines(capsys)
+    assert "clustering by k-means (sklearn, 2 runs)" in output
+    assert output[-4].endswith(f"+- {100 * expected['nmi_std']:.2f} %")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option"),
+    [
+        ("leave-one-out", ["--draws", "3"]),
+        ("leave-one-out", ["--gallery-feats", "x.h5"]),
+        ("query-gallery", ["--vote", "distance"]),
+        ("vehicleid-reid", ["--train-feats", "x.h5"]),
+        ("vehicleid-reid", ["--bootstrap", "10"]),
+        ("vehicleid-reid", ["--no-clustering"]),
+        ("nearest-centroid", ["--neighbours", "3"]),
+        ("knn", ["--ks", "1"]),
+        ("knn", ["--gallery-feats", "x.h5"]),
+        ("zero-shot", ["--shots", "1,2"]),
+        ("zero-shot", ["--kmeans", "faiss"]),
+        ("knn", ["--montage", "x.png"]),
+        (None, ["--against", "images"]),
+    ],
+)
+def test_an_option_that_a_protocol_does_not_take(feats, capsys, protocol, option):
+    named = ["--protocol", protocol] if protocol else []
+    assert main(["eval", feats, *named, *option]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    name = option[0].replace("--no-", "--")
+    assert error.startswith(
+        f"Error: {name} does not go with protocol {protocol or 'leave-one-out'}"
+    )
 
 
 def test_pictures(tmp_path, feats, capsys):
@@ -135,6 +312,11 @@ def test_pictures_without_images(tmp_path, capsys):
         (["--seed", "-1"], "--seed"),
         (["--bootstrap", "-1"], "--bootstrap"),
         (["--bootstrap", "9999999999999999"], "not in the range 0<=x<=1000000"),
+        (["--protocol", "loo"], "'loo' is not one of 'leave-one-out', "),
+        (["--protocol", "knn"], "protocol knn classifies by the images of --train-feats"),
+        (["--shots", "100,20"], "'100,20' is not two ascending numbers"),
+        (["--shots", "20"], "'20' is not two ascending numbers"),
+        (["--shots", "0,20"], "'0,20' is not a list of positive numbers"),
         (["--montage", "feats.h5"], "'feats.h5' must end in one of .png"),
         (["--map", "/nowhere/map.png"], "the folder of '/nowhere/map.png' does not exist"),
         (["--map", "/proc/map.png"], "'--map': cannot write /proc/map.png: "),
@@ -167,3 +349,10 @@ def test_files_that_are_wrong(tmp_path, feats, capsys):
             assert message in output.err
             assert name in output.err
             assert output.err.count("\n") == 1
+
+
+def test_help_lists_the_protocols(capsys):
+    assert main(["eval", "--help"]) == 0
+    output = lines(capsys)
+    for name, protocol in PROTOCOLS.items():
+        assert f"    {name:17} {protocol.summary}" in output

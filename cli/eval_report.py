@@ -1,0 +1,132 @@
+"""The report of `dmlfast eval` as a person reads it."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmlfast.retrieval import Features
+
+CARD = (  # what comparisons of embeddings depend on, where the file knows it
+    "weights",
+    "pooling",
+    "image_size",
+    "crop",
+    "loss",
+    "batch_size",
+    "images_per_class",
+    "epochs",
+    "step",
+)
+NAMES = {
+    "map_at_r": "MAP at R",
+    "r_precision": "R-precision",
+    "nmi": "NMI",
+    "nmi_geometric": "NMI, geometric",
+    "ami": "AMI",
+    "f1": "F1",
+    "top_1": "top-1",
+    "top_5": "top-5",
+    "class_average_top_1": "class average",
+}
+CLUSTERING = ("nmi", "nmi_geometric", "ami", "f1")
+
+
+def report_lines(
+    features: "Features", gallery: "Features | None", protocol: str, report: dict[str, Any]
+) -> list[str]:
+    """What was compared how, the numbers in groups, and what to be careful with."""
+    lines = [*_card(features, gallery, protocol, report), ""]
+    groups = {title: rows for title, rows in _groups(report).items() if rows}
+    wide = max(len(name) for rows in groups.values() for name in rows)
+    for title, rows in groups.items():
+        lines.append(title)
+        for name, key in rows.items():
+            value, spread = _percent(report[key]), _spread(report, key)
+            lines.append(f"  {name:{wide}}  {value:>8}   {spread}".rstrip())
+        lines.append("")
+    return [*lines[:-1], *_warnings(features, report)]
+
+
+def _card(
+    features: "Features", gallery: "Features | None", protocol: str, report: dict[str, Any]
+) -> Iterator[str]:
+    known = features.attributes
+    among = f"{report['gallery']:,} images" if "gallery" in report else ""
+    if "train_images" in report:
+        among = f"{report['train_classes']:,} classes of {report['train_images']:,} training images"
+    if "candidates" in report:
+        among = f"{report['candidates']:,} {report['against']}"
+    yield (
+        f"{features.title}: {report['queries']:,} queries of {report['classes']:,} classes among"
+        f" {among}" + (f" of {gallery.title}" if gallery else "")
+    )
+    yield (
+        f"{known.get('model', 'unknown model')}, {features.dimension} dimensions,"
+        f" {features.distance} distance"
+    )
+    details = [f"{name.replace('_', ' ')} {known[name]}" for name in CARD if name in known]
+    if details:
+        yield ", ".join(details)
+    yield f"protocol {protocol}, checkpoint {_selection(known.get('selected_on'))}"
+
+
+def _selection(selected_on: Any) -> str:
+    if selected_on == "test":
+        return "SELECTED ON TEST"
+    return f"selected on {selected_on}" if selected_on else "selection unknown"
+
+
+def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Titles of groups, each with its rows: what to call a value, and its key in the report."""
+    interval = ", 95 % interval" if report.get("intervals") else ""
+    groups: dict[str, dict[str, str]] = {
+        f"retrieval{interval}": _numbered(report, "recall_at_", "recall at")
+        | _named(report, ("map_at_r", "r_precision")),
+        f"identification, mean of {report.get('draws')} draws": _numbered(
+            report, "cmc_at_", "CMC at"
+        ),
+        f"zero-shot{interval}": _numbered(report, "hit_at_", "hit at"),
+        f"classification{interval}": _named(report, ("top_1", "top_5")),
+    }
+    runs = report.get("clustering_runs", 1)
+    title = f"clustering by k-means ({report.get('kmeans', 'no rows')}, {runs} run"
+    groups[title + ("s)" if runs > 1 else ")")] = _named(report, CLUSTERING)
+    if "shots" in report:
+        few, many = report["shots"]
+        shots = {
+            "many_shot": f"more than {many} images",
+            "medium_shot": f"{few} to {many} images",
+            "few_shot": f"fewer than {few} images",
+        }
+        rows = _named(report, ("class_average_top_1",))
+        for name, text in shots.items():
+            rows[f"{text}, {report[name + '_classes']:,} classes"] = f"{name}_top_1"
+        groups["top-1 averaged over classes, by their training images"] = rows
+    return groups
+
+
+def _named(report: dict[str, Any], keys: tuple[str, ...]) -> dict[str, str]:
+    return {NAMES[key]: key for key in keys if key in report}
+
+
+def _numbered(report: dict[str, Any], prefix: str, name: str) -> dict[str, str]:
+    ends = [key.removeprefix(prefix) for key in report if key.startswith(prefix)]
+    return {f"{name} {end}": prefix + end for end in ends if end.isdigit()}
+
+
+def _spread(report: dict[str, Any], key: str) -> str:
+    if f"{key}_std" in report:
+        return f"+- {_percent(report[f'{key}_std'])}"
+    return " to ".join(_percent(end) for end in report.get("intervals", {}).get(key, ()))
+
+
+def _warnings(features: "Features", report: dict[str, Any]) -> Iterator[str]:
+    if report.get("lone_queries"):
+        yield from ("", f"left out: {report['lone_queries']:,} queries with nothing to find")
+    if features.attributes.get("selected_on") == "test":
+        yield from ("", "The checkpoint was selected on the test classes: compare with care.")
+
+
+def _percent(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{100 * value:.2f} %"
