@@ -12,6 +12,7 @@ CARD = (  # what comparisons of embeddings depend on, where the file knows it
     "pooling",
     "image_size",
     "crop",
+    "crop_pct",
     "loss",
     "batch_size",
     "images_per_class",
