@@ -1,6 +1,22 @@
 """Networks that map images to embeddings, and their files."""
 
+from dmlfast.models.backbone import Preprocessing
 from dmlfast.models.checkpoint import load_model, save_model
-from dmlfast.models.model import EmbeddingModel, create_model, model_names
+from dmlfast.models.model import (
+    EmbeddingModel,
+    backbone_preprocessing,
+    create_model,
+    has_default_weights,
+    model_names,
+)
 
-__all__ = ["EmbeddingModel", "create_model", "load_model", "model_names", "save_model"]
+__all__ = [
+    "EmbeddingModel",
+    "Preprocessing",
+    "backbone_preprocessing",
+    "create_model",
+    "has_default_weights",
+    "load_model",
+    "model_names",
+    "save_model",
+]

@@ -50,7 +50,7 @@ def load_model(folder: str | Path) -> EmbeddingModel:
     except SafetensorError as error:
         raise UserError(f"{tensors_path} is damaged or not a model's: {error}") from error
     try:
-        model = create_model(**spec)
+        model = create_model(**{**spec, "weights": "none"})
     except Exception as error:  # whatever the numbers and types of a foreign file lead to
         reason = str(error).partition("\n")[0]
         raise UserError(f"{spec_path} does not describe a model: {reason}") from error

@@ -1,16 +1,22 @@
 """Embedding models: preprocessing, a backbone and a linear head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.models import googlenet, zoo
+from dmlfast.models.backbone import Backbone, Preprocessing
 from dmlfast.models.convnet import ConvNet
+from dmlfast.models.googlenet import BVLCGoogLeNet
+from dmlfast.models.weights import load_weights
 
-_BACKBONES = {"convnet": ConvNet}
+NAMES = ("bvlc-googlenet", "convnet", "timm/NAME", "torchvision/NAME")
 
 
 class Preprocess(nn.Module):
@@ -35,26 +41,78 @@ class Preprocess(nn.Module):
 
 
 class EmbeddingModel(nn.Module):
-    """Maps images to embeddings. Made by `create_model`, which takes `spec` as its arguments."""
+    """Maps images to embeddings. Made by `create_model`, which takes `spec` as its arguments.
+
+    What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training and not part of
+    `spec`.
+    """
 
     def __init__(
-        self, preprocess: Preprocess, backbone: ConvNet, head: nn.Linear, spec: dict[str, Any]
+        self, preprocess: Preprocess, backbone: nn.Module, head: nn.Linear, spec: dict[str, Any]
     ) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.backbone = backbone
+        self.dropout = nn.Dropout(spec["dropout"])
         self.head = head
         self.spec = spec
+        self._frozen: tuple[type[nn.Module], ...] = ()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), uint8 or float in [0, 1] -> (B, embedding_dim)."""
-        embeddings = self.head(self.backbone(self.preprocess(images)))
+        embeddings = self.head(self.dropout(self.backbone(self.preprocess(images))))
         return F.normalize(embeddings) if self.spec["normalize"] else embeddings
+
+    def train(self, mode: bool = True) -> "EmbeddingModel":
+        """Switches to training or eval mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, self._frozen):
+                module.training = False
+        return self
+
+    def freeze_batch_norm(self) -> None:
+        """Fixes the backbone's batch norms: running statistics, scales and shifts."""
+        self._freeze(_BatchNorm)
+
+    def freeze_backbone(self) -> None:
+        """Fixes all of the backbone, running statistics too."""
+        self._freeze(nn.Module)
+
+    def _freeze(self, kind: type[nn.Module]) -> None:
+        self._frozen += (kind,)
+        for module in self.backbone.modules():
+            if isinstance(module, kind):
+                module.requires_grad_(False)
+        self.train(self.training)
 
 
 def model_names() -> list[str]:
-    """The names that `create_model` knows."""
-    return sorted(_BACKBONES)
+    """The names that `create_model` knows; NAME stands for any of the library's own names."""
+    return list(NAMES)
+
+
+def backbone_preprocessing(name: str) -> Preprocessing:
+    """How images are prepared for the backbone of that name and its usual weights.
+
+    Raises:
+        UserError: for an unknown name, and where its library is not installed.
+    """
+    library, _, rest = name.partition("/")
+    if library == "timm" and rest:
+        return zoo.timm_preprocessing(rest)
+    if library == "torchvision" and rest:
+        return zoo.torchvision_preprocessing(rest)
+    if name == "bvlc-googlenet":
+        return googlenet.PREPROCESSING
+    if name == "convnet":
+        return Preprocessing()
+    raise unknown_name("backbone", name, NAMES)
+
+
+def has_default_weights(name: str) -> bool:
+    """Whether the library of the backbone offers pretrained weights."""
+    return "/" in name
 
 
 def create_model(
@@ -63,41 +121,81 @@ def create_model(
     embedding_dim: int = 64,
     *,
     normalize: bool = False,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    dropout: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    transform: Mapping[str, Any] | None = None,
+    weights: str | Path = "none",
     **options: Any,
 ) -> EmbeddingModel:
-    """A new model with random weights, drawn from torch's global generator.
+    """A new model; its head and what no file gives are drawn from torch's global generator.
 
     Args:
         name: of the backbone, one of `model_names()`.
         channels: of the images.
         embedding_dim: of the embeddings.
         normalize: scale every embedding to length 1.
-        mean: subtracted from the images in [0, 1]; one number for each channel, or one for all.
+        dropout: the share of the features that training leaves out before the head.
+        mean: subtracted from the images in [0, 1]; one number for each channel, or one for all; by
+            default that of the backbone's usual weights.
         std: what they are then divided by, likewise.
-        options: of the backbone; "convnet" takes `widths`.
+        transform: the arguments of `dmlfast.data.create_transform` by which pictures become the
+            images this model takes; None where images go in as they are. Kept in the spec.
+        weights: of the backbone: "none", "default" for those of its library, or a file. Not in the
+            spec: a model that is rebuilt from it gets its tensors from its own file.
+        options: of the backbone; "convnet" takes `widths`, networks of timm and torchvision that
+            are made for one size of images take `image_size`.
 
     Raises:
-        UserError: for an unknown name and for numbers that make no model.
+        UserError: for an unknown name, for numbers that make no model, for weights that cannot be
+            had or are another network's, and where the backbone's library is not installed.
     """
-    if name not in _BACKBONES:
-        raise unknown_name("model", name, _BACKBONES)
+    preprocessing = backbone_preprocessing(name)
     if channels < 1 or embedding_dim < 1:
         raise UserError(
             f"channels and embedding_dim must be at least 1, not {channels} and {embedding_dim}"
         )
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")
+    mean = _of_channels(preprocessing.mean, channels) if mean is None else mean
+    std = _of_channels(preprocessing.std, channels) if std is None else std
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or 0 in std:
         raise UserError(f"mean and std must be 1 or {channels} numbers, and no std 0")
-    backbone = _BACKBONES[name](channels, **options)
+    pretrained = str(weights) == "default"
+    if pretrained and not has_default_weights(name):
+        raise UserError(f"{name} has no default weights: give a file, --weights PATH")
+    backbone = _create_backbone(name, channels, pretrained, options)
+    if str(weights) not in ("none", "default"):
+        load_weights(backbone.network, weights, backbone.classifier)
     spec = {
         "name": name,
         "channels": channels,
         "embedding_dim": embedding_dim,
         "normalize": normalize,
+        "dropout": dropout,
         "mean": list(mean),
         "std": list(std),
+        "transform": None if transform is None else dict(transform),
         **backbone.options,
     }
     head = nn.Linear(backbone.out_features, embedding_dim)
-    return EmbeddingModel(Preprocess(mean, std), backbone, head, spec)
+    return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec)
+
+
+def _create_backbone(
+    name: str, channels: int, pretrained: bool, options: dict[str, Any]
+) -> Backbone:
+    library, _, rest = name.partition("/")
+    if library == "timm":
+        return zoo.timm_backbone(rest, channels, pretrained, **options)
+    if library == "torchvision":
+        return zoo.torchvision_backbone(rest, channels, pretrained, **options)
+    if name == "bvlc-googlenet":
+        return Backbone(BVLCGoogLeNet(channels, **options), googlenet.OUT_FEATURES)
+    network = ConvNet(channels, **options)
+    return Backbone(network, network.out_features, network.options)
+
+
+def _of_channels(numbers: Sequence[float], channels: int) -> Sequence[float]:
+    """The numbers where they fit the channels, else their mean for all channels."""
+    return numbers if len(numbers) in (1, channels) else [sum(numbers) / len(numbers)]

@@ -103,7 +103,7 @@ def test_a_damaged_spec(folder, text):
         {"embedding_dim": 0},
         {"embedding_dim": 10**15},
         {"embedding_dim": 10**30},
-        {"mean": None},
+        {"mean": 0.5},
         {"mean": ["grey"]},
         {"name": ["convnet"]},
     ],
@@ -118,7 +118,7 @@ def test_a_spec_of_no_model(folder, change):
 def test_an_unknown_backbone(folder):
     path = folder / "model.json"
     path.write_text(path.read_text().replace("convnet", "covnet"))
-    assert "unknown model 'covnet': did you mean 'convnet'?" in load_error(folder)
+    assert "unknown backbone 'covnet': did you mean 'convnet'?" in load_error(folder)
 
 
 @pytest.mark.parametrize("change", [{"embedding_dim": 17}, {"channels": 3}, {"widths": [8] * 5}])

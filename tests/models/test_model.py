@@ -80,8 +80,8 @@ def test_a_spec_makes_the_same_model(arguments):
 
 
 def test_names():
-    assert model_names() == ["convnet"]
-    with pytest.raises(UserError, match="unknown model 'convet': did you mean 'convnet'"):
+    assert model_names() == ["bvlc-googlenet", "convnet", "timm/NAME", "torchvision/NAME"]
+    with pytest.raises(UserError, match="unknown backbone 'convet': did you mean 'convnet'"):
         create_model("convet")
 
 
@@ -100,3 +100,50 @@ def test_numbers_that_make_no_model(arguments):
     with pytest.raises(UserError) as error:
         create_model("convnet", **arguments)
     assert "\n" not in str(error.value)
+
+
+def trained_a_step(model):
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([w for w in model.parameters() if w.requires_grad], lr=1.0)
+    model(images(4, 1, 16, 16)).square().sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def of_batch_norms(model):
+    prefixes = [
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+    ]
+    return {name for name in model.state_dict() if name.startswith(tuple(prefixes))}
+
+
+def test_frozen_batch_norms_stay_as_they_are():
+    model = create_model("convnet")
+    everything = set(model.state_dict())
+    assert trained_a_step(model) == everything
+    model.freeze_batch_norm()
+    assert trained_a_step(model) == everything - of_batch_norms(model)
+    assert model.training
+    assert all(not m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_a_frozen_backbone_stays_as_it_is():
+    model = create_model("convnet")
+    model.freeze_backbone()
+    assert trained_a_step(model) == {"head.weight", "head.bias"}
+
+
+def test_dropout_is_for_training_alone():
+    model = create_model("convnet", dropout=0.5)
+    batch = images(4, 1, 16, 16)
+    model.freeze_batch_norm()
+    assert not torch.equal(model(batch), model(batch))
+    model.eval()
+    assert torch.equal(model(batch), model(batch))
+    assert model.spec["dropout"] == 0.5
+    with pytest.raises(UserError, match="dropout must be at least 0 and below 1, not 1"):
+        create_model("convnet", dropout=1)
