@@ -1,0 +1,187 @@
+"""Images that are made when they are asked for, and the processes that do it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from dmlfast.data.transforms import Transform
+from dmlfast.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Pictures(Protocol):
+    """A data set of pictures of any size: `Dataset`, and data sets whose pictures are files."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def paths(self) -> list[str]: ...
+    @property
+    def class_names(self) -> list[str]: ...
+    def __len__(self) -> int: ...
+    def image(self, index: int, /) -> Image.Image:
+        """Picture `index`."""
+        ...
+
+
+class Images(Protocol):
+    """A data set whose images are of one size, as a network takes them."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def paths(self) -> list[str]: ...
+    @property
+    def class_names(self) -> list[str]: ...
+    @property
+    def channels(self) -> int: ...
+    def __len__(self) -> int: ...
+    def take(self, indices: Sequence[int] | np.ndarray, /) -> Batch:
+        """The images (B, C, H, W) uint8 and labels (B,) int64 at `indices`, in that order."""
+        ...
+
+
+class TransformedImages:
+    """The pictures of a data set as a network takes them.
+
+    Args:
+        pictures: the data set.
+        transform: makes an image of a picture.
+    """
+
+    channels = 3
+
+    def __init__(self, pictures: Pictures, transform: Transform) -> None:
+        self.pictures = pictures
+        self.transform = transform
+        self.name, self.split = pictures.name, pictures.split
+        self.labels, self.paths = pictures.labels, pictures.paths
+        self.class_names = pictures.class_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        generators: Sequence[np.random.Generator] | None = None,
+    ) -> Batch:
+        """Images (B, 3, size, size) uint8, and labels (B,) int64.
+
+        `generators`, one for each image, give the random numbers of a transform for training.
+        """
+        size = self.transform.size
+        images = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            generator = None if generators is None else generators[row]
+            images[row] = self.transform(self.pictures.image(int(index)), generator)
+        labels = torch.from_numpy(np.asarray(self.labels[np.asarray(indices)], dtype=np.int64))
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+
+
+class RowBatches(TorchDataset[Batch]):
+    """The images of a data set in its order, `batch_size` at a time."""
+
+    def __init__(self, images: Images, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        start = number * self.batch_size
+        return self.images.take(np.arange(start, min(start + self.batch_size, len(self.images))))
+
+
+class Loader:
+    """Batches in a given order, made by other processes ahead of time.
+
+    It can be gone through again and again, with the same processes.
+
+    Args:
+        batches: by number; each is made in one process.
+        order: the numbers of the batches, in the order in which they come.
+        workers: how many processes; with 0 this one makes each batch when it is asked for.
+        pin_memory: put batches where a GPU reads them without waiting.
+        start_worker: called first in each process, with its number.
+    """
+
+    def __init__(
+        self,
+        batches: TorchDataset[Batch],
+        order: Sequence[int],
+        *,
+        workers: int = 0,
+        pin_memory: bool = False,
+        start_worker: Callable[[int], None] | None = None,
+    ) -> None:
+        self.workers = workers
+        self.loader: DataLoader[Any] = DataLoader(
+            _Guarded(batches),
+            sampler=order,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=start_worker,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Guarded(TorchDataset[Any]):
+    """Hands a `UserError` on as a value, since processes hand on the text of their traceback."""
+
+    def __init__(self, batches: TorchDataset[Batch]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self.batches[number]
+        except UserError as error:
+            return error
+
+
+def load_rows(
+    images: Images,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+    start_worker: Callable[[int], None] | None = None,
+) -> Loader:
+    """The images of a data set in its order, as (B, C, H, W) uint8 and labels (B,) int64.
+
+    Args:
+        images: the data set.
+        batch_size: B; the last batch may be smaller.
+        workers: processes that make images; data sets in memory need none and get none.
+        pin_memory, start_worker: as of `Loader`.
+    """
+    batches = RowBatches(images, batch_size)
+    return Loader(
+        batches,
+        range(len(batches)),
+        workers=workers if isinstance(images, TransformedImages) else 0,
+        pin_memory=pin_memory,
+        start_worker=start_worker,
+    )
