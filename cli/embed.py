@@ -9,18 +9,21 @@ from typing import Any
 import click
 from torch import nn
 
-from dmlfast.data import Dataset
+from dmlfast.data import prepare_images
+from dmlfast.data.loading import Images
 from dmlfast.errors import UserError
 from dmlfast.files import TEMPORARY_PREFIX, write_error
-from dmlfast.models import load_model
+from dmlfast.models import EmbeddingModel, load_model
 from dmlfast.retrieval import export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
 from dmlfast.training import (
     RunFolder,
+    image_transform,
     load_split,
     newest_run,
     resolve_device,
     seeded_model,
+    starting_weights,
 )
 
 
@@ -59,6 +62,16 @@ from dmlfast.training import (
     show_default=True,
     help="Images that go through the network at a time.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0, max=1024),
+    default=0,
+    show_default=True,
+    help="Processes that decode and transform images; data sets in memory need none.",
+)
+@click.option(
+    "--cache-images", metavar="DIR", help="Read decoded and resized images from DIR, made once."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -73,6 +86,8 @@ def command(
     float16: bool,
     layout: str,
     batch_size: int,
+    workers: int,
+    cache_images: str | None,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -92,20 +107,30 @@ def command(
     if not run:
         click.echo(f"embedding with the newest run, {folder}", err=True)
     config = folder.config
+    dataset = load_split(config, split)
     if raw_pixels:
         model: nn.Module = RawPixels()
         source: dict[str, Any] = {"model": "raw pixels"}
-    elif untrained:
-        model, source = untrained_model(folder, checkpoint)
+        transform = image_transform(config, dataset)
     else:
-        model, source = trained_model(folder, checkpoint)
+        make = untrained_model if untrained else trained_model
+        model, source = make(folder, checkpoint)
+        transform = model.spec["transform"]
+    images_of_split = prepare_images(
+        dataset,
+        transform=transform,
+        cache_dir=cache_images,
+        workers=workers,
+        progress=sys.stderr.isatty(),
+    )
     attributes = {**source, "run": str(folder)}
     write = embed if layout == "features" else embed_for_ann_benchmarks
     images = write(
         model.to(place),
-        load_split(config, split),
+        images_of_split,
         out,
         batch_size=batch_size,
+        workers=workers,
         device=place,
         dtype="float16" if float16 else "float32",
         normalize=normalize,
@@ -123,7 +148,7 @@ def command(
 
 
 def embed_for_ann_benchmarks(
-    model: nn.Module, dataset: Dataset, out: str, *, overwrite: bool, **settings: Any
+    model: nn.Module, dataset: Images, out: str, *, overwrite: bool, **settings: Any
 ) -> int:
     """Embeds into an embedding file that is thrown away, and exports what it holds to `out`."""
     if Path(out).exists() and not overwrite:
@@ -139,7 +164,7 @@ def embed_for_ann_benchmarks(
     return images
 
 
-def trained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]:
+def trained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:
     """The network of a checkpoint, and where its embeddings come from as attributes of the file."""
     checkpoint, config = run.checkpoint(name), run.config
     source = {
@@ -155,7 +180,8 @@ def trained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]
     return load_model(checkpoint.folder), source
 
 
-def untrained_model(run: RunFolder, name: str) -> tuple[nn.Module, dict[str, Any]]:
+def untrained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:
     """The network as the run started with it, and where its embeddings come from."""
     spec, config = load_model(run.checkpoint(name).folder).spec, run.config
-    return seeded_model(config.seed, **spec), {"model": f"{config.backbone}, untrained", "step": 0}
+    model = seeded_model(config.seed, weights=starting_weights(config), **spec)
+    return model, {"model": f"{config.backbone}, untrained", "step": 0}

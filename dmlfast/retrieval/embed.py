@@ -1,6 +1,6 @@
 """From images to embeddings, batch by batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dmlfast.data import Dataset
+from dmlfast.data.loading import Batch, Images, load_rows
 from dmlfast.errors import UserError
 from dmlfast.retrieval.store import FeatureWriter
 
@@ -24,37 +24,47 @@ class RawPixels(nn.Module):
 
 def embed_batches(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images,
     *,
     batch_size: int = 256,
+    batches: Iterable[Batch] | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
     """Yields embeddings (B, D) float32, labels (B,) int64 and paths (B,), in the data set's order.
 
     The model is in eval mode while a batch goes through it, and then again in the mode it was in.
+
+    Args:
+        model: (B, C, H, W) uint8 -> (B, D), on `device`.
+        dataset: its images, in its order.
+        batch_size: images that go through the model at a time.
+        batches: the images and labels as `dmlfast.data.loading.load_rows` gives them; by default
+            they are loaded here, `batch_size` at a time.
+        device: where the model is.
     """
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
-        images, labels = dataset.take(rows)
-        paths = [dataset.paths[row] for row in rows]
-        yield _embed_images(model, images, device), labels.numpy(), paths
+    start = 0
+    for images, labels in load_rows(dataset, batch_size) if batches is None else batches:
+        end = start + len(labels)
+        yield _embed_images(model, images, device), labels.numpy(), dataset.paths[start:end]
+        start = end
 
 
 def _embed_images(model: nn.Module, images: Tensor, device: torch.device | str) -> np.ndarray:
     training = model.training
     model.eval()
     with torch.inference_mode():
-        embeddings = model(images.to(device)).float().cpu()
+        embeddings = model(images.to(device, non_blocking=True)).float().cpu()
     model.train(training)
     return embeddings.numpy()
 
 
 def embed(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images,
     path: str | Path,
     *,
     batch_size: int = 256,
+    workers: int = 0,
     device: torch.device | str = "cpu",
     dtype: str = "float32",
     normalize: bool = False,
@@ -69,6 +79,7 @@ def embed(
         dataset: its images, in its order.
         path: the HDF5 file, which appears when it is whole.
         batch_size: images that go through the model, and are in memory, at a time.
+        workers: processes that make images of pictures; data sets in memory need none.
         device: where the model is.
         dtype: "float32" or "float16", of the embeddings in the file.
         normalize: scale every embedding to length 1.
@@ -93,8 +104,14 @@ def embed(
     )
     bar = tqdm(total=len(dataset), unit="image", leave=False, nrows=24, disable=not progress)
     with writer, bar:
+        batches = load_rows(
+            dataset,
+            batch_size,
+            workers=workers,
+            pin_memory=torch.device(device).type == "cuda",
+        )
         for embeddings, labels, paths in embed_batches(
-            model, dataset, batch_size=batch_size, device=device
+            model, dataset, batches=batches, device=device
         ):
             if normalize:
                 embeddings = nn.functional.normalize(torch.from_numpy(embeddings)).numpy()

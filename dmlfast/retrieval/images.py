@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import normalize
 
-from dmlfast.data import Dataset, create_dataset
+from dmlfast.data import Dataset, create_dataset, create_transform
 from dmlfast.errors import UserError
 from dmlfast.models import load_model
 from dmlfast.retrieval.drawing import ImageOf
@@ -45,9 +45,10 @@ def embed_picture(
 ) -> np.ndarray:
     """Embeds an image file with the network that made `features`, (1, D) float32.
 
-    The picture is scaled to fit the data set's image size, the rest filled with black; `invert`
-    swaps dark and light before that. Raises UserError where the picture cannot be read, or where
-    the network is missing or not the one that made the embeddings.
+    The picture becomes an image as those of the data set did: by the network's transform, or else
+    scaled to fit the data set's image size, the rest filled with black. `invert` swaps dark and
+    light before that. Raises UserError where the picture cannot be read, or where the network is
+    missing or not the one that made the embeddings.
     """
     image = open_picture(picture)
     checkpoint = features.attributes.get("checkpoint")
@@ -61,15 +62,15 @@ def embed_picture(
     if made_by and hashlib.sha256(weights.read_bytes()).hexdigest() != made_by:
         raise UserError(f"{weights} has changed since {features.source} was made with it")
 
-    dataset = _data_set(features, data_dir)[0]
-    image = image.convert("L" if dataset.channels == 1 else "RGB")
-    image = ImageOps.invert(image) if invert else image
-    height, width = dataset.image_size
-    if image.size != (width, height):
-        image = ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image)).view(1, height, width, dataset.channels)
+    if model.spec["transform"]:
+        image = image.convert("RGB")
+        transform = create_transform(**model.spec["transform"])
+        pixels = transform(ImageOps.invert(image) if invert else image)
+    else:
+        pixels = _fitted(image, _data_set(features, data_dir)[0], invert)
+    images = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
-        embedding = model(pixels.permute(0, 3, 1, 2).contiguous())
+        embedding = model(images)
     if features.attributes.get("normalized"):
         embedding = normalize(embedding)
     if embedding.shape[1] != features.dimension:
@@ -79,6 +80,16 @@ def embed_picture(
         )
     result: np.ndarray = embedding.float().numpy()
     return result
+
+
+def _fitted(image: Image.Image, dataset: Dataset, invert: bool) -> np.ndarray:
+    """The picture as an image of the data set's size, (H, W, C) uint8."""
+    image = image.convert("L" if dataset.channels == 1 else "RGB")
+    image = ImageOps.invert(image) if invert else image
+    height, width = dataset.image_size
+    if image.size != (width, height):
+        image = ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(height, width, dataset.channels)
 
 
 def open_picture(path: str | Path) -> Image.Image:

@@ -5,6 +5,7 @@ from dmlfast.training.config import TrainConfig
 from dmlfast.training.distributed import is_main_process, resolve_device
 from dmlfast.training.interrupt import Interrupted
 from dmlfast.training.loop import load_split, seeded_model, train
+from dmlfast.training.preparation import image_transform, starting_weights
 from dmlfast.training.run_folder import RunFolder, newest_run
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "Interrupted",
     "RunFolder",
     "TrainConfig",
+    "image_transform",
     "is_main_process",
     "load_split",
     "newest_run",
     "resolve_device",
     "seeded_model",
+    "starting_weights",
     "train",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dmlfast.data import transform_names
 from dmlfast.errors import UserError
 
 
@@ -65,10 +66,49 @@ class TrainConfig:
         256, DATA, "Images in a step, the global batch: divided over the processes.", minimum=1
     )
     images_per_class: int = setting(4, DATA, "Images of each class in a batch.", minimum=1)
-    augment: bool = setting(True, DATA, "Vary the images in the way that suits the data set.")
+    augment: bool = setting(True, DATA, "Vary the images: crop at random, mirror, jitter.")
+    transform: str = setting(
+        "auto",
+        DATA,
+        "How pictures become images: as the backbone's weights or a paper have it.",
+        choices=("auto", "none", *transform_names()),
+    )
+    image_size: int | None = setting(
+        None,
+        DATA,
+        "Height and width of the images in pixels; the transform's own by default.",
+        minimum=1,
+        maximum=8192,
+    )
+    cache_images: str | None = setting(
+        None,
+        DATA,
+        "Folder for decoded and resized images, each made once and then read from there.",
+        resumable=True,
+    )
 
-    backbone: str = setting("convnet", MODEL, "Network below the embedding.")
+    backbone: str = setting(
+        "convnet",
+        MODEL,
+        "Network below the embedding: convnet, bvlc-googlenet, timm/NAME or torchvision/NAME.",
+    )
+    weights: str | None = setting(
+        None,
+        MODEL,
+        "Weights the backbone starts from: a file, default (its library's) or none; the library's "
+        "where it has any, by default.",
+    )
     embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1, maximum=65536)
+    head_dropout: float = setting(
+        0.0,
+        MODEL,
+        "Share of the features that training leaves out before the embedding.",
+        minimum=0,
+        below=1,
+    )
+    freeze_bn: bool = setting(
+        False, MODEL, "Fix the backbone's batch norms: statistics, scales and shifts."
+    )
 
     loss: str = setting("lifted", LOSS, "Loss to train with.")
     margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
@@ -97,6 +137,20 @@ class TrainConfig:
         None,
         OPTIMISATION,
         "Peak learning rate of the loss's own weights; --lr by default.",
+        minimum=0,
+        maximum=1000,
+    )
+    backbone_lr_multiplier: float = setting(
+        1.0,
+        OPTIMISATION,
+        "Learning rate of the backbone as a multiple of --lr; 0 freezes it.",
+        minimum=0,
+        maximum=1000,
+    )
+    head_lr_multiplier: float = setting(
+        1.0,
+        OPTIMISATION,
+        "Learning rate of the embedding layer as a multiple of --lr.",
         minimum=0,
         maximum=1000,
     )

@@ -1,10 +1,10 @@
 """The processes of a run. One process is a world of size 1."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmlfast.errors import UserError, unknown_name
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class World:
         flags = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags)
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns; the main process calls it before all others do."""
+        value = make() if self.is_main else None
+        self.any(False)
+        return make() if value is None else value
 
     def from_main(self, value: Any) -> Any:
         """The value that the main process gives."""

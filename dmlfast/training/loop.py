@@ -1,19 +1,23 @@
 """The training loop. Everything random in a step depends on the settings and the step alone."""
 
 import math
+import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast import __version__
 from dmlfast.data import ClassBalancedSampler, Dataset, create_augmentation, create_dataset
+from dmlfast.data.loading import Batch, Images, Loader, TransformedImages, load_rows
+from dmlfast.data.prepare import prepare_images
 from dmlfast.errors import UserError
 from dmlfast.losses import create_loss
 from dmlfast.models import EmbeddingModel, create_model
@@ -24,8 +28,11 @@ from dmlfast.training.config import TrainConfig
 from dmlfast.training.curves import draw_curves
 from dmlfast.training.distributed import World, join_world
 from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_signals, stop_on_signals
+from dmlfast.training.preparation import image_transform, model_arguments
 from dmlfast.training.progress import Progress
 from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
+
+EVAL_BATCH_SIZE = 256
 
 
 def train(
@@ -100,13 +107,26 @@ class Trainer:
             )
         self.sampler = sampler.shard(world.rank, world.size)
         self.total_steps = config.total_steps(sampler.steps_per_epoch)
-        self.augment = create_augmentation(config.dataset) if config.augment else None
-        self.model = seeded_model(
-            config.seed,
-            name=config.backbone,
-            channels=self.dataset.channels,
-            embedding_dim=config.embedding_dim,
-        ).to(world.device)
+        transform = image_transform(config, self.dataset)
+        prepare = partial(
+            prepare_images,
+            transform=transform,
+            cache_dir=config.cache_images,
+            workers=config.workers,
+            progress=world.is_main and sys.stderr.isatty(),
+        )
+        self.images = world.main_first(partial(prepare, self.dataset, train=config.augment))
+        self.eval_images = world.main_first(partial(prepare, self.eval_dataset))
+        self.eval_rows = load_rows(
+            self.eval_images,
+            EVAL_BATCH_SIZE,
+            workers=config.workers if world.is_main else 0,
+            pin_memory=world.device.type == "cuda",
+            start_worker=ignore_signals,
+        )
+        augmenting = config.augment and transform is None
+        self.augment = create_augmentation(config.dataset) if augmenting else None
+        self.model = build_model(config, self.images.channels, transform).to(world.device)
         self.loss_fn = build_loss(config, world.device)
         self.optimizer = build_optimizer(config, self.model, self.loss_fn)
         self.network = world.wrap(self.model, compile=config.compile)
@@ -142,13 +162,13 @@ class Trainer:
         """Trains to the last step, or to the end of the step in which a stop is requested."""
         with ExitStack() as stack:
             progress = stack.enter_context(self.progress(run)) if self.world.is_main else None
-            for images, labels in self.batches():
+            for wait_seconds, (images, labels) in timed(self.batches()):
                 lr = self.set_learning_rate()
                 loss, loss_seconds = self.train_step(images, labels)
                 self.step += 1
                 stopping = self.world.any(bool(stop))
                 if progress is not None:
-                    progress.add(loss, loss_seconds)
+                    progress.add(loss, loss_seconds, wait_seconds)
                     self.record(run, progress, lr, stopping)
                     progress.start_clock()
                 if stopping and self.step < self.total_steps:
@@ -210,15 +230,15 @@ class Trainer:
         run.link(self.step, self.best_step)
         run.prune(self.config.keep_checkpoints, self.best_step)
 
-    def batches(self) -> "DataLoader[tuple[Tensor, Tensor]]":
+    def batches(self) -> Loader:
         """This process's share of the batches from the present step to the last."""
-        return DataLoader(
-            StepBatches(self.dataset, self.sampler),
-            sampler=range(self.step, self.total_steps),
-            batch_size=None,
-            num_workers=self.config.workers,
+        first = self.world.rank * self.config.batch_size // self.world.size
+        return Loader(
+            StepBatches(self.images, self.sampler, self.config.seed, first),
+            range(self.step, self.total_steps),
+            workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
-            worker_init_fn=ignore_signals,
+            start_worker=ignore_signals,
         )
 
     def set_learning_rate(self) -> float:
@@ -277,7 +297,11 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Retrieval within the split that checkpoints are selected on."""
-        parts = list(embed_batches(self.model, self.eval_dataset, device=self.world.device))
+        parts = list(
+            embed_batches(
+                self.model, self.eval_images, batches=self.eval_rows, device=self.world.device
+            )
+        )
         embeddings = np.concatenate([embeddings for embeddings, _, _ in parts])
         report = evaluate(
             Features(embeddings, self.eval_dataset.labels), clustering=False, bootstrap=0
@@ -285,15 +309,39 @@ class Trainer:
         return {name: float(report[name]) for name in ("recall_at_1", "map_at_r")}
 
 
-class StepBatches(TorchDataset[tuple[Tensor, Tensor]]):
-    """The batches of a run by step."""
+class StepBatches(TorchDataset[Batch]):
+    """The batches of a run by step.
 
-    def __init__(self, dataset: Dataset, sampler: ClassBalancedSampler):
-        self.dataset, self.sampler = dataset, sampler
+    Args:
+        images: the training split.
+        sampler: of this process's rows of the batches.
+        seed: with the step and the place in the batch of all processes it determines an image.
+        first: the place of this process's first row in that batch.
+    """
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __init__(self, images: Images, sampler: ClassBalancedSampler, seed: int, first: int = 0):
+        self.images, self.sampler, self.seed, self.first = images, sampler, seed, first
+
+    def __getitem__(self, step: int) -> Batch:
         """Images (B, C, H, W) uint8 and labels (B,) int64 of a step."""
-        return self.dataset.take(self.sampler.batch(step))
+        rows = self.sampler.batch(step)
+        if not isinstance(self.images, TransformedImages):
+            return self.images.take(rows)
+        places = range(self.first, self.first + len(rows))
+        generators = [np.random.default_rng((self.seed, 2, step, place)) for place in places]
+        return self.images.take(rows, generators)
+
+
+def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:
+    """Yields each batch with the seconds that it was waited for."""
+    iterator = iter(batches)
+    while True:
+        started = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        yield time.perf_counter() - started, batch
 
 
 def load_split(config: TrainConfig, split: str) -> Dataset:
@@ -313,6 +361,18 @@ def seeded_model(seed: int, **spec: Any) -> EmbeddingModel:
     return create_model(**spec)
 
 
+def build_model(
+    config: TrainConfig, channels: int, transform: dict[str, Any] | None
+) -> EmbeddingModel:
+    """The network as a run with these settings starts with, and frozen where they say so."""
+    model = seeded_model(config.seed, **model_arguments(config, channels, transform))
+    if config.freeze_bn:
+        model.freeze_batch_norm()
+    if not config.backbone_lr_multiplier:
+        model.freeze_backbone()
+    return model
+
+
 def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
     """The loss of the settings, tried once: a `UserError` says why it cannot be had there."""
     margin = {} if config.margin is None else {"margin": config.margin}
@@ -327,20 +387,25 @@ def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
 
 
 def build_optimizer(
-    config: TrainConfig, model: nn.Module, loss_fn: nn.Module
+    config: TrainConfig, model: EmbeddingModel, loss_fn: nn.Module
 ) -> torch.optim.Optimizer:
-    """AdamW with a group each for matrices, for vectors, which do not decay, and for the loss."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss_lr = config.lr if config.loss_lr is None else config.loss_lr
-    groups = [
-        ([weight for weight in weights if weight.ndim > 1], config.lr, config.weight_decay),
-        ([weight for weight in weights if weight.ndim <= 1], config.lr, 0.0),
-        (list(loss_fn.parameters()), loss_lr, 0.0),
+    """AdamW with a group for each learning rate and decay; vectors and the loss do not decay."""
+    parts = [
+        (model.backbone, config.backbone_lr_multiplier),
+        (model.head, config.head_lr_multiplier),
     ]
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for decays in (True, False):
+        for part, multiplier in parts:
+            key = (config.lr * multiplier, config.weight_decay if decays else 0.0)
+            weights = [weight for weight in part.parameters() if weight.requires_grad]
+            groups.setdefault(key, []).extend(w for w in weights if (w.ndim > 1) == decays)
+    loss_lr = config.lr if config.loss_lr is None else config.loss_lr
+    settings = [*groups.items(), ((loss_lr, 0.0), list(loss_fn.parameters()))]
     return torch.optim.AdamW(
         [
             {"params": params, "peak_lr": peak_lr, "weight_decay": weight_decay}
-            for params, peak_lr, weight_decay in groups
+            for (peak_lr, weight_decay), params in settings
             if params
         ]
     )

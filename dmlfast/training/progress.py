@@ -9,6 +9,8 @@ from tqdm import tqdm
 from dmlfast.training.events import EventFile
 from dmlfast.training.run_folder import RunFolder
 
+WORTH_SHOWING = 0.1  # share of the time spent on waiting for images
+
 
 class Progress:
     """Collects what steps report and writes it out as rows. To be used in a `with` block.
@@ -62,25 +64,36 @@ class Progress:
 
     def _reset(self) -> None:
         self.steps, self.loss_sum, self.seconds, self.loss_seconds = 0, 0.0, 0.0, 0.0
+        self.wait_seconds = 0.0
 
     def start_clock(self) -> None:
         """Starts the time of the next step: what came since the last one is not counted."""
         self.started = time.perf_counter()
 
-    def add(self, loss: float, loss_seconds: float) -> None:
-        """Takes in a step: its loss and how long that took, forward and backward."""
+    def add(self, loss: float, loss_seconds: float, wait_seconds: float = 0.0) -> None:
+        """Takes in a step.
+
+        Args:
+            loss: of the step.
+            loss_seconds: how long it took, forward and backward.
+            wait_seconds: how long the step waited for its images.
+        """
         self.seconds += time.perf_counter() - self.started
         self.start_clock()
         self.step += 1
         self.steps += 1
         self.loss_sum += loss
         self.loss_seconds += loss_seconds
-        rate = self.steps * self.batch_size / self.seconds
-        share = self.loss_seconds / self.seconds
-        self.bar.set_postfix_str(
-            f"loss {loss:.3f}, {rate:.0f} images/s, {share:.0%} in the loss", refresh=False
-        )
+        self.wait_seconds += wait_seconds
+        self.bar.set_postfix_str(self._postfix(loss), refresh=False)
         self.bar.update()
+
+    def _postfix(self, loss: float) -> str:
+        """What the bar says of the steps since the last row."""
+        rate = self.steps * self.batch_size / self.seconds
+        share, waiting = self.loss_seconds / self.seconds, self.wait_seconds / self.seconds
+        text = f"loss {loss:.3f}, {rate:.0f} images/s, {share:.0%} in the loss"
+        return f"{text}, {waiting:.0%} waiting for images" if waiting >= WORTH_SHOWING else text
 
     def write_row(self, lr: float, metrics: dict[str, float] | None) -> None:
         """Writes what came in since the last row, and the values of an evaluation, if any."""

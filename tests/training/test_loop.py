@@ -87,7 +87,7 @@ def test_every_step_process_and_seed_draws_something_else():
 
 def test_loading_processes_change_nothing(finished, tmp_path):
     for workers in (0, 2):
-        assert loop.Trainer(tiny_config(workers=workers), ALONE).batches().num_workers == workers
+        assert loop.Trainer(tiny_config(workers=workers), ALONE).batches().workers == workers
     run = train(tiny_config(workers=2, max_steps=8), tmp_path / "run")
     assert weights(run) == weights(finished)
 

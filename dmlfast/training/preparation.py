@@ -1,0 +1,59 @@
+"""What the settings of a run say about its images and its network's beginning."""
+
+from typing import Any
+
+from dmlfast.data import Dataset
+from dmlfast.data.loading import Pictures
+from dmlfast.data.transforms import transform_size
+from dmlfast.models import backbone_preprocessing, has_default_weights
+from dmlfast.training.config import TrainConfig
+
+SIZE_OF_ANY = 64  # pixels, of images for a backbone that is made for no size
+
+
+def image_transform(config: TrainConfig, dataset: Pictures) -> dict[str, Any] | None:
+    """The arguments of `dmlfast.data.create_transform` that a run's pictures become images by.
+
+    None stands for images that go in as they are: those of a data set in memory, where neither the
+    backbone nor the settings ask for a size.
+    """
+    preprocessing = backbone_preprocessing(config.backbone)
+    name = config.transform
+    if name == "none":
+        return None
+    if name == "auto":
+        sizes = (preprocessing.image_size, config.image_size)
+        if isinstance(dataset, Dataset) and sizes == (None, None):
+            return None
+        name = "weights"
+    if name != "weights":
+        return {"name": name, "size": config.image_size or transform_size(name)}
+    return {
+        "name": name,
+        "size": config.image_size or preprocessing.image_size or SIZE_OF_ANY,
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
+    }
+
+
+def model_arguments(
+    config: TrainConfig, channels: int, transform: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The arguments of `dmlfast.models.create_model` for a run's network."""
+    sized = transform is not None and "/" in config.backbone
+    return {
+        "name": config.backbone,
+        "channels": channels,
+        "embedding_dim": config.embedding_dim,
+        "dropout": config.head_dropout,
+        "transform": transform,
+        "weights": starting_weights(config),
+        **({"image_size": transform["size"]} if sized and transform else {}),
+    }
+
+
+def starting_weights(config: TrainConfig) -> str:
+    """What the run's backbone starts from: "none", "default" or a file."""
+    if config.weights is not None:
+        return config.weights
+    return "default" if has_default_weights(config.backbone) else "none"
