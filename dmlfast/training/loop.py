@@ -387,19 +387,16 @@ def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
 
 
 def build_optimizer(
-    config: TrainConfig, model: EmbeddingModel, loss_fn: nn.Module
+    config: TrainConfig, model: nn.Module, loss_fn: nn.Module
 ) -> torch.optim.Optimizer:
     """AdamW with a group for each learning rate and decay; vectors and the loss do not decay."""
-    parts = [
-        (model.backbone, config.backbone_lr_multiplier),
-        (model.head, config.head_lr_multiplier),
-    ]
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for decays in (True, False):
-        for part, multiplier in parts:
-            key = (config.lr * multiplier, config.weight_decay if decays else 0.0)
-            weights = [weight for weight in part.parameters() if weight.requires_grad]
-            groups.setdefault(key, []).extend(w for w in weights if (w.ndim > 1) == decays)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    for name, weight in sorted(named, key=lambda item: item[1].ndim <= 1):  # matrices first
+        in_head = name.startswith("head.")
+        multiplier = config.head_lr_multiplier if in_head else config.backbone_lr_multiplier
+        decay = config.weight_decay if weight.ndim > 1 else 0.0
+        groups.setdefault((config.lr * multiplier, decay), []).append(weight)
     loss_lr = config.lr if config.loss_lr is None else config.loss_lr
     settings = [*groups.items(), ((loss_lr, 0.0), list(loss_fn.parameters()))]
     return torch.optim.AdamW(

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 from dmlfast.cli.main import main
 
-from dmlfast.data import create_dataset
+from dmlfast.data import create_dataset, prepare_images
 from dmlfast.models import create_model, load_model
 from dmlfast.retrieval import load_features
 from dmlfast.training import RunFolder, TrainConfig, train
@@ -187,3 +188,38 @@ def test_ann_benchmarks_refusals(run, tmp_path, monkeypatch, capsys, words, code
     assert embed(str(run), *words, "--layout", "ann-benchmarks") == code
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there.h5"]
+
+
+def test_pictures_become_images_as_in_training(tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, transform="reality-check", image_size=16)
+    run = train(config, tmp_path / "run")
+    out, cached = tmp_path / "f.h5", tmp_path / "cached.h5"
+    assert embed(str(run), "--out", str(out)) == 0
+    words = ["--workers", "2", "--cache-images", str(tmp_path / "cache")]
+    assert embed(str(run), "--out", str(cached), *words) == 0
+    dataset = create_dataset("digits", split="test", seed=3)
+    model = load_model(run.checkpoint("best").folder)
+    images, _ = prepare_images(dataset, model.spec["transform"]).take(range(len(dataset)))
+    with torch.no_grad():
+        expected = model(images).numpy()
+    found = load_features(out).embeddings
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(load_features(cached).embeddings, found)
+    pixels = tmp_path / "pixels.h5"
+    assert embed(str(run), "--out", str(pixels), "--raw-pixels") == 0
+    assert load_features(pixels).embeddings.shape == (len(dataset), 3 * 16 * 16)
+    capsys.readouterr()
+
+
+def test_untrained_is_what_training_started_from(run, tmp_path, capsys):
+    weights = run.checkpoint("last").folder / "model.safetensors"
+    other = train(dataclasses.replace(CONFIG, weights=str(weights)), tmp_path / "run")
+    assert embed(str(other), "--untrained", "--out", str(tmp_path / "f.h5")) == 0
+    torch.manual_seed(3)
+    model = create_model("convnet", 1, 8, weights=weights).eval()
+    dataset = create_dataset("digits", split="test", seed=3)
+    with torch.no_grad():
+        expected = model(dataset.images).numpy()
+    found = load_features(tmp_path / "f.h5").embeddings
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    capsys.readouterr()

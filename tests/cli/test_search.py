@@ -6,7 +6,7 @@ import torch
 from dmlfast.cli.main import main
 from PIL import Image, ImageOps
 
-from dmlfast.data import create_dataset
+from dmlfast.data import create_dataset, prepare_images
 from dmlfast.models import create_model, save_model
 from dmlfast.retrieval import FeatureWriter
 
@@ -166,3 +166,21 @@ def test_networks_that_are_not_the_one(tmp_path, feats, dataset, capsys):
     save_model(create_model("convnet", embedding_dim=4, widths=WIDTHS), tmp_path / "small")
     small = embed(tmp_path, dataset, checkpoint=str(tmp_path / "small"))
     assert "makes 4 dimensions" in fails([small, *query], capsys)
+
+
+def test_a_picture_becomes_an_image_by_the_networks_transform(tmp_path, dataset, capsys):
+    """Of a data set whose pictures are not as the network takes them, nothing is asked."""
+    transform = {"name": "lifted", "size": 24}
+    model = create_model("convnet", 3, 8, widths=WIDTHS, transform=transform).eval()
+    save_model(model, tmp_path / "model")
+    images = prepare_images(dataset, transform)
+    with torch.no_grad():
+        embeddings = model(images.take(range(100))[0])
+    attributes = {"dataset": "digits", "split": "test", "checkpoint": str(tmp_path / "model")}
+    path = tmp_path / "feats.h5"
+    with FeatureWriter(path, dimension=8, attributes=attributes) as writer:
+        writer.append(embeddings, dataset.labels[:100], dataset.paths[:100])
+    dataset.image(42).save(tmp_path / "photo.png")
+    assert main(["search", str(path), "--query", str(tmp_path / "photo.png"), "--json"]) == 0
+    first = results(capsys)[0]
+    assert (first["index"], first["distance"]) == (42, pytest.approx(0, abs=1e-3))
