@@ -45,7 +45,8 @@ def embed_batches(
     start = 0
     for images, labels in load_rows(dataset, batch_size) if batches is None else batches:
         end = start + len(labels)
-        yield _embed_images(model, images, device), labels.numpy(), dataset.paths[start:end]
+        paths = [dataset.paths[row] for row in range(start, end)]
+        yield _embed_images(model, images, device), labels.numpy(), paths
         start = end
 
 

@@ -33,6 +33,7 @@ from dmlfast.training.progress import Progress
 from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
 
 EVAL_BATCH_SIZE = 256
+RGB = 3  # channels of what transforms make
 
 
 def train(
@@ -108,6 +109,21 @@ class Trainer:
         self.sampler = sampler.shard(world.rank, world.size)
         self.total_steps = config.total_steps(sampler.steps_per_epoch)
         transform = image_transform(config, self.dataset)
+        augmenting = config.augment and transform is None
+        self.augment = create_augmentation(config.dataset) if augmenting else None
+        channels = self.dataset.channels if transform is None else RGB
+        self.model = build_model(config, channels, transform).to(world.device)
+        self.loss_fn = build_loss(config, world.device)
+        self.load_images(transform)
+        self.optimizer = build_optimizer(config, self.model, self.loss_fn)
+        self.network = world.wrap(self.model, compile=config.compile)
+        self.criterion = world.wrap(self.loss_fn)
+        self.step = self.saved_step = 0
+        self.best: dict[str, Any] | None = None
+
+    def load_images(self, transform: dict[str, Any] | None) -> None:
+        """Makes what is trained and evaluated on of the data sets, and fills their caches."""
+        config, world = self.config, self.world
         prepare = partial(
             prepare_images,
             transform=transform,
@@ -124,15 +140,6 @@ class Trainer:
             pin_memory=world.device.type == "cuda",
             start_worker=ignore_signals,
         )
-        augmenting = config.augment and transform is None
-        self.augment = create_augmentation(config.dataset) if augmenting else None
-        self.model = build_model(config, self.images.channels, transform).to(world.device)
-        self.loss_fn = build_loss(config, world.device)
-        self.optimizer = build_optimizer(config, self.model, self.loss_fn)
-        self.network = world.wrap(self.model, compile=config.compile)
-        self.criterion = world.wrap(self.loss_fn)
-        self.step = self.saved_step = 0
-        self.best: dict[str, Any] | None = None
 
     def resume(self, run: RunFolder, report: Report) -> None:
         """Takes up the newest whole checkpoint and puts the folder back to where it was then."""
