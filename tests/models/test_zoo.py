@@ -167,3 +167,20 @@ def test_neither_library_is_imported_before_it_is_needed():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_default_weights_are_loaded_without_auxiliary_heads(monkeypatch):
+    needs("torchvision/")
+    models = optional.import_torchvision().models
+    whole = models.googlenet(init_weights=False)
+    weights = models.get_model_weights("googlenet")
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **kwargs: whole.state_dict())
+    model = create_model("torchvision/googlenet", 3, 8, weights="default").eval()
+    tensors = model.backbone.state_dict()
+    assert not any(name.startswith(("aux", "fc")) for name in tensors)
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in tensors.items())
+    again = create_model(**model.spec).eval()
+    again.load_state_dict(model.state_dict())
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
