@@ -9,7 +9,7 @@ from typing import Any
 import click
 from torch import nn
 
-from dmlfast.data import Dataset
+from dmlfast.data import AnyDataset
 from dmlfast.errors import UserError
 from dmlfast.files import TEMPORARY_PREFIX, write_error
 from dmlfast.models import load_model
@@ -123,7 +123,7 @@ def command(
 
 
 def embed_for_ann_benchmarks(
-    model: nn.Module, dataset: Dataset, out: str, *, overwrite: bool, **settings: Any
+    model: nn.Module, dataset: AnyDataset, out: str, *, overwrite: bool, **settings: Any
 ) -> int:
     """Embeds into an embedding file that is thrown away, and exports what it holds to `out`."""
     if Path(out).exists() and not overwrite:

@@ -34,6 +34,7 @@ COUNTS = {
     "places-lt": {"train": (62500, 365), "val": (7300, 365), "test": (36500, 365)},
 }
 TRAIN, VAL, TEST = 0, 1, 2  # the values of `Listing.parts`
+PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dmlfast.data import Dataset
+from dmlfast.data import AnyDataset
 from dmlfast.errors import UserError
 from dmlfast.retrieval.store import FeatureWriter
 
@@ -24,7 +24,7 @@ class RawPixels(nn.Module):
 
 def embed_batches(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -36,7 +36,7 @@ def embed_batches(
     for start in range(0, len(dataset), batch_size):
         rows = np.arange(start, min(start + batch_size, len(dataset)))
         images, labels = dataset.take(rows)
-        paths = [dataset.paths[row] for row in rows]
+        paths = [dataset.paths[row] for row in rows.tolist()]
         yield _embed_images(model, images, device), labels.numpy(), paths
 
 
@@ -51,7 +51,7 @@ def _embed_images(model: nn.Module, images: Tensor, device: torch.device | str) 
 
 def embed(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: AnyDataset,
     path: str | Path,
     *,
     batch_size: int = 256,

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast import __version__
-from dmlfast.data import ClassBalancedSampler, Dataset, create_augmentation, create_dataset
+from dmlfast.data import AnyDataset, ClassBalancedSampler, create_augmentation, create_dataset
 from dmlfast.errors import UserError
 from dmlfast.losses import create_loss
 from dmlfast.models import EmbeddingModel, create_model
@@ -288,7 +288,7 @@ class Trainer:
 class StepBatches(TorchDataset[tuple[Tensor, Tensor]]):
     """The batches of a run by step."""
 
-    def __init__(self, dataset: Dataset, sampler: ClassBalancedSampler):
+    def __init__(self, dataset: AnyDataset, sampler: ClassBalancedSampler):
         self.dataset, self.sampler = dataset, sampler
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -296,7 +296,7 @@ class StepBatches(TorchDataset[tuple[Tensor, Tensor]]):
         return self.dataset.take(self.sampler.batch(step))
 
 
-def load_split(config: TrainConfig, split: str) -> Dataset:
+def load_split(config: TrainConfig, split: str) -> AnyDataset:
     """The split of the data set that a run with these settings uses."""
     return create_dataset(
         config.dataset,
