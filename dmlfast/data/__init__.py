@@ -9,6 +9,7 @@ from dmlfast.data.registry import (
     create_dataset,
     dataset_names,
     dataset_notes,
+    parse_options,
 )
 from dmlfast.data.sampler import ClassBalancedSampler
 
@@ -22,4 +23,5 @@ __all__ = [
     "create_dataset",
     "dataset_names",
     "dataset_notes",
+    "parse_options",
 ]

@@ -131,6 +131,23 @@ def create_dataset(
     return dataset.with_rows(rows, split)
 
 
+def parse_options(text: str | None) -> dict[str, Any]:
+    """The options in "crop=true,subset=1600", as `create_dataset` takes them.
+
+    Raises:
+        UserError: for a part that is not NAME=VALUE, or names another argument.
+    """
+    options: dict[str, Any] = {}
+    for part in text.split(",") if text else []:
+        name, equals, value = part.strip().partition("=")
+        if not (name and equals and value):
+            raise UserError(f"data set options are NAME=VALUE,NAME=VALUE, which '{part}' is not")
+        if name in inspect.signature(create_dataset).parameters:
+            raise UserError(f"'{name}' is not among the data set options, but a setting of its own")
+        options[name.replace("-", "_")] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
+
+
 def _check_options(name: str, entry: _Entry, options: dict[str, Any]) -> None:
     for option, value in options.items():
         if option not in entry.options:
@@ -191,7 +208,7 @@ def _hold_out_classes(
     if size >= len(classes):
         raise UserError(f"a val_fraction of {val_fraction} leaves no class to train on")
     held_out = np.random.default_rng(seed).permutation(classes)[:size]
-    return np.isin(labels, held_out) & training
+    return np.isin(labels, held_out)
 
 
 def _hold_out_images(

@@ -13,7 +13,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast import __version__
-from dmlfast.data import AnyDataset, ClassBalancedSampler, create_augmentation, create_dataset
+from dmlfast.data import (
+    AnyDataset,
+    ClassBalancedSampler,
+    create_augmentation,
+    create_dataset,
+    parse_options,
+)
 from dmlfast.errors import UserError
 from dmlfast.losses import create_loss
 from dmlfast.models import EmbeddingModel, create_model
@@ -304,6 +310,7 @@ def load_split(config: TrainConfig, split: str) -> AnyDataset:
         data_dir=config.data_dir,
         val_fraction=config.val_fraction,
         seed=config.seed,
+        **parse_options(config.dataset_options),
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmlfast.data import create_augmentation, create_dataset
+from dmlfast.data import create_augmentation, create_dataset, parse_options
 from dmlfast.data.listing import TEST, TRAIN, VAL
 from dmlfast.data.registry import split_rows
 from dmlfast.errors import UserError
@@ -118,6 +118,24 @@ def test_wrong_arguments(arguments, message):
         create_dataset(**{"name": "digits", **arguments})
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_options_as_text():
+    options = {"crop": True, "on_error": "skip", "subset": "1600", "test_classes": "a=b.txt"}
+    assert parse_options("crop=True, on-error=skip,subset=1600,test_classes=a=b.txt") == options
+    assert parse_options("crop=false") == {"crop": False}
+    assert parse_options(None) == parse_options("") == {}
+
+
+@pytest.mark.parametrize("text", ["crop", "crop=", "=true", "crop=true,"])
+def test_what_is_no_options(text):
+    with pytest.raises(UserError, match="data set options are NAME=VALUE,NAME=VALUE, which '"):
+        parse_options(text)
+
+
+def test_settings_are_no_options():
+    with pytest.raises(UserError, match="'seed' is not among the data set options"):
+        parse_options("seed=3")
 
 
 def test_unknown_augmentation():

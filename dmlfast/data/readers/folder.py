@@ -89,24 +89,27 @@ def _list_images(root: Path, folders: Sequence[tuple[str, str]]) -> tuple[PathLi
 
 def _files(root: Path, folder: str) -> list[str]:
     with os.scandir(root / folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
-        )
+        return sorted(entry.name for entry in entries if _is_image(entry.name))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _folders(root: Path) -> list[str]:
-    """The class folders in `root` in the order of their names, each below it in truth."""
+    """The folders in `root` with images, in the order of their names, each below it in truth."""
     with os.scandir(root) as entries:
         names = sorted(
             entry.name
             for entry in entries
             if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()
         )
-    for name in names:
-        check_inside(root, name)
-    return names
+    return [name for name in names if _has_images(check_inside(root, name))]
+
+
+def _has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(_is_image(entry.name) for entry in entries)
 
 
 def _read_class_lists(root: Path, *files: str) -> list[list[str]]:

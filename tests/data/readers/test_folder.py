@@ -24,6 +24,7 @@ def root(tmp_path, write_image):
         (tmp_path / "images" / junk).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / junk).write_bytes(b"junk")
     (tmp_path / "images/cat/.DS_Store").touch()
+    (tmp_path / "images/aardvark").mkdir()
     return tmp_path / "images"
 
 
@@ -35,6 +36,14 @@ def test_the_first_half_in_the_order_of_the_names_trains(root):
     assert test.labels.tolist() == [2, 2, 3, 3]
     assert train.class_names == ["Ape", "bear", "cat", "zebra"]
     assert train[3][0].shape == (3, 6, 8)
+
+
+def test_what_to_do_about_damaged_images(root):
+    for file in ("Ape/1.PNG", "Ape/2.jpg"):
+        (root / file).write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"Ape/1\.PNG is not an image"):
+        load(root, "train")[0]
+    assert load(root, "train", on_error="skip")[0][1] == 1
 
 
 def test_photos_are_turned(root, write_image):
@@ -55,7 +64,8 @@ def test_splits_of_ones_own(tmp_path, write_image, caplog):
     ]
     assert [split.labels.tolist() for split in splits] == [[0, 1], [3], [2, 4]]
     assert splits[0].class_names == ["a", "b", "b2", "c", "d"]
-    assert not splits[2].closed_set
+    (tmp_path / "test/a").mkdir()  # has no images
+    assert not load(tmp_path, "test").closed_set
     assert not caplog.records
 
 

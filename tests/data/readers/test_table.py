@@ -1,6 +1,7 @@
 """Images listed in a CSV file as open-metric-learning does."""
 
 import pytest
+from PIL import Image
 
 from dmlfast.data import create_dataset
 from dmlfast.errors import UserError
@@ -51,6 +52,13 @@ def test_boxes(table):
     train = load(table, "train", crop=True)
     assert train.boxes.tolist() == [[0, 0, 0, 0], [1, 2, 4, 6], [1, 2, 4, 6]]
     assert [train.image(i).size for i in range(3)] == [(8, 6), (3, 4), (3, 4)]
+
+
+def test_photos_are_turned(table, write_image):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_image("a/1.jpg", exif=exif)
+    assert load(table, "train")[0][0].shape == (3, 8, 6)
 
 
 def test_fewer_columns_and_names_for_labels(table):
