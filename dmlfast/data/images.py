@@ -195,12 +195,23 @@ def open_image(path: str | Path, *, upright: bool = False) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+            return _to_rgb(ImageOps.exif_transpose(image) if upright else image)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image") from None
     except Exception as error:  # a damaged file can fail anywhere in a decoder
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot read {path}: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB; of 16 bits the upper 8, which Pillow would clip instead."""
+    if image.mode == "F":
+        raise UserError("holds floating-point numbers, of which the range is not known")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _crop(picture: Image.Image, box: np.ndarray, path: Path) -> Image.Image:

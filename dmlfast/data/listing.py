@@ -52,7 +52,7 @@ def find_root(name: str, data_dir: str | None, markers: Sequence[str], folder: s
     for root in (given, given / folder):
         if any((root / marker).exists() for marker in markers):
             return root
-    raise missing_file(name, given, " or ".join(markers) + (f", also in {folder}" * bool(folder)))
+    raise missing_file(name, given, " or ".join(markers), folder)
 
 
 def existing_path(name: str, data_dir: str | None) -> Path:
@@ -75,11 +75,12 @@ def find_file(name: str, root: Path, *places: str) -> Path:
     raise missing_file(name, root, " or ".join(places))
 
 
-def missing_file(name: str, root: Path, expected: str) -> UserError:
-    """The error for what a folder should have, telling what it has."""
+def missing_file(name: str, root: Path, expected: str, folder: str = "") -> UserError:
+    """The error for what `root`, or its subfolder, should have, telling what it has."""
     found = names_in(root)
     shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-    return UserError(f"{name} needs {expected} in {root}, which holds {shown or 'nothing'}")
+    places = f"{root} or {root / folder}" if folder else root
+    return UserError(f"{name} needs {expected} in {places}; {root} holds {shown or 'nothing'}")
 
 
 def names_in(folder: Path) -> list[str]:

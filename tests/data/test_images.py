@@ -109,6 +109,19 @@ def test_every_mode_becomes_rgb(write_image, mode, suffix):
     assert picture.getpixel((4, 3)) == WHITE
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_of_16_bits_the_upper_8_are_read(tmp_path, dtype):
+    pixels = np.array([[0, 255, 256, 32768, 65535]], dtype=dtype)
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    assert np.asarray(open_image(tmp_path / "x.tif"))[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_floating_point_is_refused(tmp_path):
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"x\.tif holds floating-point numbers"):
+        open_image(tmp_path / "x.tif")
+
+
 def test_photos_are_turned_only_where_that_is_asked(write_image):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side

@@ -99,9 +99,12 @@ def test_wrong_count(tmp_path, images, write_image, set_counts, pack):
 
 
 def test_no_pack(tmp_path, images):
-    message = "cars196 needs cars_annos.mat or devkit or anno_train.csv, also in stanford_cars in"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         create_dataset("cars196", "train", str(tmp_path))
+    assert str(error.value) == (
+        f"cars196 needs cars_annos.mat or devkit or anno_train.csv in {tmp_path} or "
+        f"{tmp_path}/stanford_cars; {tmp_path} holds nothing"
+    )
 
 
 def test_test_annotations_without_classes(tmp_path, images, write_image):

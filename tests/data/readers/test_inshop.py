@@ -100,9 +100,7 @@ def test_unknown_status(root):
 
 def test_no_images(root):
     (root / "img").rename(root / "images")
-    with pytest.raises(
-        UserError, match=r"inshop needs img or Img/img or .* which holds Anno, Eval"
-    ):
+    with pytest.raises(UserError, match=r"inshop needs img or Img/img or .*; .* holds Anno, Eval"):
         create_dataset("inshop", "test", str(root))
 
 
