@@ -76,7 +76,7 @@ class ImageDataset:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Image `index`, (3, H, W) uint8, and its label; as it is where there is no transform."""
-        picture, row = self._read(index)
+        picture, row = self.read(index)
         return _to_tensor([self._pixels(picture, None)])[0], int(self.labels[row])
 
     def image(self, index: int) -> Image.Image:
@@ -87,8 +87,35 @@ class ImageDataset:
             return picture
         return _crop(picture, self.boxes[index], path)
 
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """Image `index` and that index, or an image that stands in for it and its index.
+
+        Only where "skip" is chosen does one stand in: the next of its class that can be read, or
+        of any class where none can.
+        """
+        for row in self._stand_ins(index):
+            picture = self.try_image(row)
+            if picture is not None:
+                return picture, row
+        raise UserError(f"none of the {len(self)} images of {self.name} can be read")
+
+    def try_image(self, index: int) -> Image.Image | None:
+        """Image `index`, or None where it cannot be read and "skip" is chosen."""
+        if index in self.unreadable:
+            return None
+        try:
+            return self.image(index)
+        except UserError as error:
+            if self.on_error == "stop":
+                raise
+            self.unreadable[index] = str(error)
+            logger.warning("%s: skipped, number %d of %s", error, len(self.unreadable), self.name)
+            return None
+
     def take(
-        self, indices: Sequence[int] | np.ndarray, generator: np.random.Generator | None = None
+        self,
+        indices: Sequence[int] | np.ndarray,
+        generators: Sequence[np.random.Generator] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The images (B, 3, H, W) uint8 and labels (B,) int64 at `indices`, in that order.
 
@@ -97,16 +124,16 @@ class ImageDataset:
 
         Args:
             indices: (B,) integers.
-            generator: what the transform draws from, image after image.
+            generators: what the transform draws from, one for each image; none in evaluation.
 
         Raises:
             UserError: where there is no transform, or an image cannot be read.
         """
         self._check_transform()
         pixels, rows = [], []
-        for index in indices:
-            picture, row = self._read(int(index))
-            pixels.append(self._pixels(picture, generator))
+        for place, index in enumerate(indices):
+            picture, row = self.read(int(index))
+            pixels.append(self._pixels(picture, generators[place] if generators else None))
             rows.append(row)
         return _to_tensor(pixels), torch.from_numpy(self.labels[rows])
 
@@ -120,7 +147,7 @@ class ImageDataset:
         self._check_transform()
         pixels, rows = [], []
         for index in indices:
-            picture = self._try(int(index))
+            picture = self.try_image(int(index))
             if picture is not None:
                 pixels.append(self._pixels(picture, None))
                 rows.append(int(index))
@@ -154,33 +181,12 @@ class ImageDataset:
     def _pixels(self, picture: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
         return self.transform(picture, generator) if self.transform else np.asarray(picture)
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        """A picture and the index it is of: `index` itself, or one that stands in for it."""
-        for row in self._stand_ins(index):
-            picture = self._try(row)
-            if picture is not None:
-                return picture, row
-        raise UserError(f"none of the {len(self)} images of {self.name} can be read")
-
     def _stand_ins(self, index: int) -> Iterator[int]:
         """`index`, then the others of its class, then all, each time going round from there."""
         yield index
         rows = np.flatnonzero(self.labels == self.labels[index])
         yield from np.roll(rows, -np.searchsorted(rows, index, side="right")).tolist()
         yield from (row % len(self) for row in range(index + 1, index + len(self)))
-
-    def _try(self, index: int) -> Image.Image | None:
-        """The picture, or None where it cannot be read and that is to be skipped."""
-        if index in self.unreadable:
-            return None
-        try:
-            return self.image(index)
-        except UserError as error:
-            if self.on_error == "stop":
-                raise
-            self.unreadable[index] = str(error)
-            logger.warning("%s: skipped, number %d of %s", error, len(self.unreadable), self.name)
-            return None
 
 
 def open_image(path: str | Path, *, upright: bool = False) -> Image.Image:

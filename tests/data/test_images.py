@@ -74,12 +74,14 @@ def test_batches(dataset):
     assert dataset.take(np.array([], dtype=np.int64))[0].shape[:2] == (0, 3)
 
 
-def test_the_generator_goes_from_image_to_image(dataset):
+def test_every_image_has_its_generator(dataset):
     dataset.transform = shrink
-    first, _ = dataset.take([3, 3], np.random.default_rng(0))
-    again, _ = dataset.take([3, 3], np.random.default_rng(0))
-    assert torch.equal(first, again)
-    assert not torch.equal(first[0], first[1])
+
+    def take(*seeds):
+        return dataset.take([3] * len(seeds), [np.random.default_rng(seed) for seed in seeds])[0]
+
+    assert torch.equal(take(0, 1), torch.cat([take(0), take(1)]))
+    assert not torch.equal(take(0), take(1))
 
 
 def test_a_batch_needs_a_transform(dataset):
