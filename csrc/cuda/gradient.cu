@@ -42,10 +42,9 @@ int dml_cuda_gradient(const dml_side* x, const dml_side* r, const dml_task* task
   if (fits_sm90(pairs)) return gradient_sm90(pairs, weights, scale, out, stream);
   return by_dtype(task->dtype, [&](auto zero) {
     using T = decltype(zero);
-    constexpr int KEPT = std::is_same_v<T, bfloat16> ? 4 : 2;  // as many as registers hold
     const auto chosen = x->chunks == 1   ? gradient<T, 1, 1>
                         : x->chunks == 2 ? gradient<T, 2, 2>
-                                         : gradient<T, 0, KEPT>;
+                                         : gradient<T, 0, 2>;
     return chosen(pairs, weights, scale, out, stream);
   });
 }

@@ -7,7 +7,7 @@ namespace dml {
 namespace {
 
 template <class T, int WHOLE>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     reduce_kernel(DML_ARGUMENT Pairs pairs, float* tops, float* totals) {
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   Stream<T, WHOLE, 0> columns(pairs, blockIdx.x, tiles.first, tiles.end);
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     positives_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT dml_stats xs, DML_ARGUMENT dml_stats rs,
                      float* squares, int* counts, float* grad) {
   const BandRows rows(pairs.x, blockIdx.x);
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     bias_gradient_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT Weigher weigh, float* out) {
   const BandRows rows(pairs.x, blockIdx.x);
   float sum[2] = {};

@@ -57,7 +57,10 @@ class Dataset:
 
     def with_classes(self, classes: np.ndarray, split: str) -> "Dataset":
         """The images whose labels are among `classes`, as the split of that name."""
-        rows = np.flatnonzero(np.isin(self.labels, classes))
+        return self.with_rows(np.flatnonzero(np.isin(self.labels, classes)), split)
+
+    def with_rows(self, rows: np.ndarray, split: str) -> "Dataset":
+        """The images at `rows`, as the split of that name."""
         return Dataset(
             name=self.name,
             split=split,

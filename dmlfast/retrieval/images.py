@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import normalize
 
-from dmlfast.data import Dataset, create_dataset, create_transform
+from dmlfast.data import AnyDataset, create_dataset, create_transform
 from dmlfast.errors import UserError
 from dmlfast.models import load_model
 from dmlfast.retrieval.drawing import ImageOf
@@ -21,7 +21,7 @@ def image_source(*files: Features, data_dir: str | None = None) -> ImageOf:
     Raises UserError where a file does not say which data set that is, the data set cannot be had or
     does not hold every path.
     """
-    places: dict[str, tuple[Dataset, int]] = {}
+    places: dict[str, tuple[AnyDataset, int]] = {}
     for features in files:
         for part in _data_set(features, data_dir):
             places |= {path: (part, i) for i, path in enumerate(part.paths)}
@@ -82,7 +82,7 @@ def embed_picture(
     return result
 
 
-def _fitted(image: Image.Image, dataset: Dataset, invert: bool) -> np.ndarray:
+def _fitted(image: Image.Image, dataset: AnyDataset, invert: bool) -> np.ndarray:
     """The picture as an image of the data set's size, (H, W, C) uint8."""
     image = image.convert("L" if dataset.channels == 1 else "RGB")
     image = ImageOps.invert(image) if invert else image
@@ -105,7 +105,7 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"cannot read {path}: {reason}") from error
 
 
-def _data_set(features: Features, data_dir: str | None) -> list[Dataset]:
+def _data_set(features: Features, data_dir: str | None) -> list[AnyDataset]:
     """The data set's parts that together hold the split; how "val" was cut off does not matter."""
     name, split = features.attributes.get("dataset"), features.attributes.get("split")
     if not name or not split:

@@ -59,6 +59,9 @@ class TrainConfig:
     data_dir: str | None = setting(
         None, DATA, "Folder of the data set's files, where it has any.", resumable=True
     )
+    dataset_options: str | None = setting(
+        None, DATA, "What the data set takes besides, such as crop=true,subset=1600."
+    )
     val_fraction: float = setting(
         0.1, DATA, "Share of the training classes held out for validation.", minimum=0, below=1
     )

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast import __version__
-from dmlfast.data import ClassBalancedSampler, Dataset, create_augmentation, create_dataset
+from dmlfast.data import (
+    AnyDataset,
+    ClassBalancedSampler,
+    create_augmentation,
+    create_dataset,
+    parse_options,
+)
 from dmlfast.data.loading import Batch, Images, Loader, TransformedImages, load_rows
 from dmlfast.data.prepare import prepare_images
 from dmlfast.errors import UserError
@@ -351,7 +357,7 @@ def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:
         yield time.perf_counter() - started, batch
 
 
-def load_split(config: TrainConfig, split: str) -> Dataset:
+def load_split(config: TrainConfig, split: str) -> AnyDataset:
     """The split of the data set that a run with these settings uses."""
     return create_dataset(
         config.dataset,
@@ -359,6 +365,7 @@ def load_split(config: TrainConfig, split: str) -> Dataset:
         data_dir=config.data_dir,
         val_fraction=config.val_fraction,
         seed=config.seed,
+        **parse_options(config.dataset_options),
     )
 
 

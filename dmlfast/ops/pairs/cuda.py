@@ -12,7 +12,7 @@ from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.pairs.term import PairTerm
 
 LN2 = 0.6931471805599453
-KEPT = 4  # chunks of a gradient that a block of threads makes at a time
+KEPT = 2  # chunks of a gradient that a block of threads makes at a time
 
 
 @on_its_device
