@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast.data.paths import PathList, check_inside
 from dmlfast.errors import UserError
@@ -17,6 +19,7 @@ BOTH, QUERY, GALLERY = 0, 1, 2  # the values of `role`
 
 Transform = Callable[[Image.Image, np.random.Generator | None], np.ndarray]
 
+NAMED = 3  # files that a warning names
 logger = logging.getLogger(__name__)
 
 
@@ -154,6 +157,20 @@ class ImageDataset:
         kept = np.array(rows, dtype=np.int64)
         return _to_tensor(pixels), torch.from_numpy(self.labels[kept]), kept
 
+    def readable(self, workers: int = 0) -> "ImageDataset":
+        """The images that can be read. Each is decoded once to find out, by this process or by
+        ``workers`` others; one warning counts those that are left out and names some.
+        """
+        found = DataLoader(_Faults(self), batch_size=None, num_workers=workers)
+        faults = {row: fault for row, fault in enumerate(found) if fault}
+        if not faults:
+            return self
+        some = "; ".join(list(faults.values())[:NAMED])
+        text = "%d of the %d images of %s (%s) are left out: %s"
+        logger.warning(text, len(faults), len(self), self.name, self.split, some)
+        rows = np.setdiff1d(np.arange(len(self)), list(faults))
+        return self.with_rows(rows, self.split)
+
     def with_classes(self, classes: np.ndarray, split: str) -> "ImageDataset":
         """The images whose labels are among `classes`, as the split of that name."""
         return self.with_rows(np.flatnonzero(np.isin(self.labels, classes)), split)
@@ -235,3 +252,20 @@ def _to_tensor(pixels: list[np.ndarray]) -> torch.Tensor:
     """(B, 3, H, W) from B arrays (H, W, 3), whose size is 0 x 0 where there are none."""
     batch = np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
     return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+
+
+class _Faults(TorchDataset[str]):
+    """What is wrong with each image; nothing where it can be read."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.dataset.image(index)
+        except UserError as error:
+            return str(error)
+        return ""

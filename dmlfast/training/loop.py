@@ -18,6 +18,7 @@ from dmlfast import __version__
 from dmlfast.data import (
     AnyDataset,
     ClassBalancedSampler,
+    ImageDataset,
     create_augmentation,
     create_dataset,
     parse_options,
@@ -358,8 +359,11 @@ def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:
 
 
 def load_split(config: TrainConfig, split: str) -> AnyDataset:
-    """The split of the data set that a run with these settings uses."""
-    return create_dataset(
+    """The split of the data set that a run with these settings uses.
+
+    Where files that cannot be read are skipped, they are found here, before anything is trained.
+    """
+    dataset = create_dataset(
         config.dataset,
         split=split,
         data_dir=config.data_dir,
@@ -367,6 +371,9 @@ def load_split(config: TrainConfig, split: str) -> AnyDataset:
         seed=config.seed,
         **parse_options(config.dataset_options),
     )
+    if isinstance(dataset, ImageDataset) and dataset.on_error == "skip":
+        return dataset.readable(config.workers)
+    return dataset
 
 
 def seeded_model(seed: int, **spec: Any) -> EmbeddingModel:

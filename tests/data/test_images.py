@@ -228,3 +228,19 @@ def test_goes_to_other_processes(dataset):
     dataset.transform = shrink
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy.take([2])[0], dataset.take([2])[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_read_is_found_at_once(dataset, caplog, workers):
+    dataset.on_error = "skip"
+    assert dataset.readable(workers) is dataset
+    damage(dataset, 0, 2)
+    found = dataset.readable(workers)
+    kept = [row for row in range(len(dataset)) if row not in (0, 2)]
+    assert list(found.paths) == [dataset.paths[row] for row in kept]
+    assert found.labels.tolist() == dataset.labels[kept].tolist()
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert f"2 of the {len(dataset)} images of" in message
+    assert dataset.paths[0] in message
+    assert dataset.paths[2] in message
