@@ -18,6 +18,7 @@ from dmlfast.retrieval import export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
 from dmlfast.training import (
     RunFolder,
+    TrainConfig,
     image_transform,
     load_split,
     newest_run,
@@ -123,7 +124,7 @@ def command(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    attributes = {**source, "run": str(folder)}
+    attributes = {**source, **preparation(config, transform), "run": str(folder)}
     write = embed if layout == "features" else embed_for_ann_benchmarks
     images = write(
         model.to(place),
@@ -164,12 +165,23 @@ def embed_for_ann_benchmarks(
     return images
 
 
+def preparation(config: TrainConfig, transform: dict[str, Any] | None) -> dict[str, Any]:
+    """How the images were chosen and prepared, as attributes of the file."""
+    names = {"crop": "name", "image_size": "size", "crop_pct": "crop_pct"}
+    found = {name: transform.get(key) for name, key in names.items()} if transform else {}
+    found["dataset_options"] = config.dataset_options
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def trained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:
     """The network of a checkpoint, and where its embeddings come from as attributes of the file."""
     checkpoint, config = run.checkpoint(name), run.config
     source = {
         "model": config.backbone,
+        "weights": config.weights,
         "loss": config.loss,
+        "batch_size": config.batch_size,
+        "images_per_class": config.images_per_class,
         "checkpoint": str(checkpoint.folder),
         "checkpoint_sha256": checkpoint.model_sha256,
         "step": checkpoint.step,

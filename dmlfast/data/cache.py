@@ -36,6 +36,7 @@ class CachedPictures:
         self.name, self.split = pictures.name, pictures.split
         self.labels, self.paths = pictures.labels, pictures.paths
         self.class_names = pictures.class_names
+        self.role = getattr(pictures, "role", None)
 
     def __reduce__(self) -> tuple[type["CachedPictures"], tuple[Pictures, Path]]:
         return CachedPictures, (self.pictures, self.folder)  # and not what is mapped

@@ -62,6 +62,9 @@ class TransformedImages:
     Args:
         pictures: the data set.
         transform: makes an image of a picture.
+
+    Attributes:
+        role: (N,) uint8 as in embedding files, where the data set has queries and a gallery.
     """
 
     channels = 3
@@ -72,6 +75,7 @@ class TransformedImages:
         self.name, self.split = pictures.name, pictures.split
         self.labels, self.paths = pictures.labels, pictures.paths
         self.class_names = pictures.class_names
+        self.role = getattr(pictures, "role", None)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -93,6 +93,7 @@ def embed(
     """
     if not len(dataset):
         raise UserError(f"the {dataset.split} split of {dataset.name} is empty")
+    roles, done = getattr(dataset, "role", None), 0
     one_image, _ = dataset.take([0])
     writer = FeatureWriter(
         path,
@@ -116,6 +117,8 @@ def embed(
         ):
             if normalize:
                 embeddings = nn.functional.normalize(torch.from_numpy(embeddings)).numpy()
-            writer.append(embeddings, labels, paths)
+            rows = slice(done, done + len(labels))
+            writer.append(embeddings, labels, paths, None if roles is None else roles[rows])
+            done += len(labels)
             bar.update(len(labels))
     return len(dataset)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import normalize
 
-from dmlfast.data import AnyDataset, create_dataset, create_transform
+from dmlfast.data import AnyDataset, create_dataset, create_transform, parse_options
 from dmlfast.errors import UserError
 from dmlfast.models import load_model
 from dmlfast.retrieval.drawing import ImageOf
@@ -111,4 +111,5 @@ def _data_set(features: Features, data_dir: str | None) -> list[AnyDataset]:
     if not name or not split:
         raise UserError(f"{features.source} does not say which data set and split it is of")
     splits = [split] if split == "test" else ["train", "val"]
-    return [create_dataset(str(name), split=part, data_dir=data_dir) for part in splits]
+    options = parse_options(features.attributes.get("dataset_options"))
+    return [create_dataset(str(name), part, data_dir, **options) for part in splits]

@@ -205,6 +205,9 @@ def test_pictures_become_images_as_in_training(tmp_path, capsys):
     found = load_features(out).embeddings
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(load_features(cached).embeddings, found)
+    attributes = load_features(out).attributes
+    wanted = {"crop": "reality-check", "image_size": 16, "batch_size": config.batch_size}
+    assert wanted.items() <= attributes.items()
     pixels = tmp_path / "pixels.h5"
     assert embed(str(run), "--out", str(pixels), "--raw-pixels") == 0
     assert load_features(pixels).embeddings.shape == (len(dataset), 3 * 16 * 16)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from dmlfast.data import create_dataset
+from dmlfast.data import ImageDataset, create_dataset, prepare_images
+from dmlfast.data.paths import PathList
 from dmlfast.errors import UserError
 from dmlfast.models import create_model
 from dmlfast.retrieval import load_features
@@ -41,6 +43,29 @@ def test_rows_are_those_of_the_data_set_in_order(model, dataset, tmp_path):
     wanted = {"dataset": "digits", "split": "val", "model": "convnet", "step": 3}
     assert wanted.items() <= features.attributes.items()
     assert not features.attributes["normalized"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_queries_and_gallery_are_kept_apart(tmp_path, cached):
+    sizes = {"a.png": 9, "b.png": 10, "c.png": 8, "d.png": 12, "e.png": 7}
+    for path, size in sizes.items():
+        Image.new("RGB", (size, size), (size, 0, 0)).save(tmp_path / path)
+    role = np.array([1, 2, 2, 1, 2], dtype=np.uint8)
+    files = ImageDataset(
+        name="pairs",
+        split="test",
+        root=tmp_path,
+        labels=np.array([0, 0, 1, 1, 1]),
+        paths=PathList(sizes),
+        class_names=["x", "y"],
+        role=role,
+    )
+    folder = tmp_path / "cache" if cached else None
+    images = prepare_images(files, {"name": "padded", "size": 8}, cache_dir=folder)
+    embed(RawPixels(), images, tmp_path / "f.h5", batch_size=2)
+    found = load_features(tmp_path / "f.h5")
+    np.testing.assert_array_equal(found.roles, role)
+    assert found.paths == list(sizes)
 
 
 def test_batches_stream_and_leave_the_mode_alone(dataset):
