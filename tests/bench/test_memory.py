@@ -15,8 +15,9 @@ def test_peak_sees_what_is_freed_before_the_end() -> None:
 
 
 def test_each_peak_starts_from_the_present_level() -> None:
-    peak_growth(lambda: torch.ones(64 * MIB // 4))
-    assert peak_growth(lambda: torch.ones(16 * MIB // 4)) == pytest.approx(16 * MIB, rel=0.1)
+    """Both blocks are too large for malloc to make of memory that it has kept."""
+    peak_growth(lambda: torch.ones(128 * MIB // 4))
+    assert peak_growth(lambda: torch.ones(48 * MIB // 4)) == pytest.approx(48 * MIB, rel=0.1)
 
 
 def test_memory_in_a_fresh_process() -> None:
