@@ -17,6 +17,7 @@ from dmlfast.bench.report import Row, read_csv
 from dmlfast.ops import fastest
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
+MODE = "forward+backward"
 PROVIDERS = {"dmlfast-triton": "triton", "dmlfast-cuda": "cuda"}
 
 
@@ -24,7 +25,8 @@ def winners(rows: Iterable[Row]) -> dict[tuple[str, str, int, int], str]:
     """The faster of both backends, where both were measured."""
     times: dict[tuple[str, str, int, int], dict[str, float]] = defaultdict(dict)
     for row in rows:
-        if row.provider in PROVIDERS and row.median_ms is not None:
+        measured = row.mode == MODE and row.median_ms is not None
+        if row.provider in PROVIDERS and measured:
             times[row.op, row.dtype, row.n, row.d][PROVIDERS[row.provider]] = row.median_ms
     return {
         size: min(found, key=lambda impl: found[impl])

@@ -17,12 +17,14 @@ from .helpers import (
     CAPABILITY,
     assert_kernels_accurate,
     careful_distances,
+    direct_distances,
     lifted,
     pair_reduce,
     plain_lifted,
     plain_pair_reduce,
     problem,
     results,
+    with_duplicates,
 )
 from .test_native import fields_of, fields_of_header
 
@@ -130,6 +132,16 @@ def test_statistics_of_any_span(monkeypatch, scale):
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
     assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, **options)
     p = problem(150, 200, 16, scale=scale, selves=True).on(DEVICE)
+    assert_kernels_accurate(lifted, plain_lifted, p, **options)
+
+
+@EMULATED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-2])
+def test_near_rows_where_a_batch_does_not_fit_on_chip(monkeypatch, dtype, noise):
+    monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
+    p = with_duplicates(problem(150, d=24, per_class=4, seed=3), noise=noise).to(dtype)
+    options = {"kernels": ("cuda",), "distances": direct_distances}
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
 
 

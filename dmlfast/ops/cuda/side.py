@@ -10,11 +10,8 @@ from dmlfast.ops.cuda.library import DTYPES, Rows, address, emulated, launch
 from dmlfast.ops.native import REDUCTIONS, SCORES, SELECTIONS
 from dmlfast.ops.pairs.term import PairTerm
 
-BAND, TILE, CHUNK = (
-    128,
-    64,
-    128,
-)  # rows of a band and of a tile, bytes of a chunk: csrc/cuda/tiles.h
+# As in csrc/cuda/tiles.h: rows of a band and of a tile, bytes of a chunk.
+BAND, TILE, CHUNK = 128, 64, 128
 LOG2E = 1.4426950408889634
 
 
@@ -108,13 +105,13 @@ class Pairs(NamedTuple):
     dtype: torch.dtype
     term: PairTerm
 
-    def task(self, splits: int = 1, select: str | None = None) -> TaskStruct:
+    def task(self, splits: int = 1) -> TaskStruct:
         term, unit = self.term, unit_of(self.term)
         return TaskStruct(
             DTYPES[self.dtype],
             _is_fast(self.dtype),
             SCORES[term.score],
-            SELECTIONS[select or term.select],
+            SELECTIONS[term.select],
             REDUCTIONS[term.reduce],
             term.scale * unit,
             term.offset * unit,

@@ -6,12 +6,11 @@ import torch
 
 from dmlfast.ops.cuda import stats
 from dmlfast.ops.cuda.library import address, launch
-from dmlfast.ops.cuda.side import BAND, Pairs, Side, near_of, pairs_of
+from dmlfast.ops.cuda.side import BAND, LOG2E, Pairs, Side, near_of, pairs_of
 from dmlfast.ops.cuda.stats import NO_STATS, Stats
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.pairs.term import PairTerm
 
-LN2 = 0.6931471805599453
 KEPT = 2  # chunks of a gradient that a block of threads makes at a time
 
 
@@ -35,7 +34,7 @@ def reduce_block(
     found = total.sum(0)
     if exponential:
         found = stats.combined(top, total)
-        found = torch.where(found > stats.NOTHING / 2, found * LN2, -torch.inf)
+        found = torch.where(found > stats.NOTHING / 2, found / LOG2E, -torch.inf)
     return pairs.x.by_row(found) + pairs.poison
 
 
