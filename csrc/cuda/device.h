@@ -1,5 +1,5 @@
 // What the kernels take from CUDA: launches, barriers, shared memory, number formats. With DML_EMULATED they
-// are compiled for the CPU, by tests: emulation.h stands in for CUDA.
+// are compiled for the CPU, by tests: tests/ops/emulation stands in for CUDA.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 #include <utility>
 
 #ifdef DML_EMULATED
-#include "emulation.h"
+#include "matrices.h"
 #else
 #include <cooperative_groups.h>
 #include <cuda_fp16.h>

@@ -43,11 +43,10 @@ inline void arrive_expecting(Phases& phases, int bytes) {
   emulation::arrive(phases.phases, 1, 0);
 }
 inline void await(Phases& phases, int parity) {
-  while ((phases.phases.phase & 1) == parity) emulation::yield();
+  emulation::await(phases.phases, parity);
 }
 inline void copy(char* shared, const char* global, int bytes, Phases& phases) {
-  std::memcpy(shared, global, size_t(bytes));
-  emulation::arrive(phases.phases, 0, bytes);
+  emulation::copy(shared, global, bytes, phases.phases);
 }
 inline void meet(int barrier, int threads) {
   emulation::wait(emulation::named(barrier, threads));
@@ -132,12 +131,16 @@ __device__ __forceinline__ void begin_products() {
 #endif
 }
 __device__ __forceinline__ void end_products() {
-#ifndef DML_EMULATED
+#ifdef DML_EMULATED
+  emulation::me().products.end_group();
+#else
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void await_products() {
-#ifndef DML_EMULATED
+#ifdef DML_EMULATED
+  emulation::me().products.await(0);
+#else
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #endif
 }
@@ -159,20 +162,8 @@ __device__ __forceinline__ void hold(float (&sums)[N][4]) {
 template <bool ALONG>
 __device__ __forceinline__ void multiply_add(float (&sums)[8][4], const uint32_t (&a)[4], const Operand& b) {
 #ifdef DML_EMULATED
-  emulation::showing(a, [&] {
-    for (int f = 0; f < 8; f++)
-      for (int e = 0; e < 4; e++)
-        for (int k = 0; k < 16; k++) {
-          const auto& theirs = emulation::shown_by<uint32_t[4]>(lane_of() / 4 * 4 + k % 8 / 2);
-          const uint32_t both = theirs[k / 8 * 2 + e / 2];
-          const int n = column_of(f, e), row = ALONG ? k : n, component = ALONG ? n : k;
-          const uintptr_t linear =
-              uintptr_t(b.start) + uintptr_t(component / 64 * b.leading + row / 8 * b.stride +
-                                             row % 8 * CHUNK + component % 64 * 2);
-          const bfloat16 value = *reinterpret_cast<const bfloat16*>(linear ^ (linear >> 7 & 7) << 4);
-          sums[f][e] += bits_to_float(k % 2 ? both & 0xffff0000u : both << 16) * to_float(value);
-        }
-    return 0;
+  emulation::me().products.push([&sums, rows = std::array<uint32_t, 4>{a[0], a[1], a[2], a[3]}, b] {
+    emulation::multiply_add_shared(sums, rows, b.start, b.leading, b.stride, ALONG);
   });
 #else
 #define DML_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])

@@ -44,7 +44,7 @@ __device__ __forceinline__ T element(const char* chunk, int row, int k) {
 
 #ifdef DML_EMULATED
 inline void copy_unit(char* shared, const char* global) {
-  emulation::me().copies.push(shared, global, UNIT);
+  emulation::me().copies.push([=] { std::memcpy(shared, global, UNIT); });
 }
 inline void end_copies() {
   emulation::me().copies.end_group();
@@ -52,6 +52,21 @@ inline void end_copies() {
 template <int LATER>
 void await_copies() {
   emulation::me().copies.await(LATER);
+}
+inline void load_matrices(uint32_t (&to)[4], const char* from) {
+  emulation::load_matrices(to, from, false);
+}
+inline void load_transposed(uint32_t (&to)[4], const char* from) {
+  emulation::load_matrices(to, from, true);
+}
+inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bfloat16) {
+  emulation::multiply_add<2>(c, a, b0, b1, emulation::bfloat16_to_float);
+}
+inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float16) {
+  emulation::multiply_add<2>(c, a, b0, b1, emulation::half_to_float);
+}
+inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::multiply_add<1>(c, a, b0, b1, emulation::tf32_to_float);
 }
 #else
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -104,6 +119,7 @@ __device__ __forceinline__ void multiply_add_tf32(float (&c)[4], const uint32_t 
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+#endif
 
 // What a float is beyond its tf32.
 __device__ __forceinline__ void split(uint32_t& high, uint32_t& low) {
@@ -122,6 +138,7 @@ __device__ __forceinline__ void multiply_add_exact(float (&c)[4], const uint32_t
   multiply_add_tf32(c, a, b0_low, b1_low);
   multiply_add_tf32(c, a, b0, b1);
 }
+
 // The weights of eight columns as the first operand of a tf32 product, whose k-th and (k + 4)-th columns are
 // here the columns 2k and 2k + 1.
 __device__ __forceinline__ void weights_of_eight(uint32_t (&a)[4], const float (&weights)[4]) {
@@ -153,27 +170,11 @@ __device__ __forceinline__ void multiply_add_weighted(float (&c)[4], const float
                       float_to_bits(to_float(float16{uint16_t(b >> 16)})));
   }
 }
-#endif
 
 // Adds to scores the products of a chunk of the warp's rows, which begin at `rows`, with that of a tile of
 // columns. fast: take float32 as tf32.
 template <class T>
 __device__ __forceinline__ void add_scores(Scores& scores, const char* rows, const char* columns, bool fast) {
-#ifdef DML_EMULATED
-  constexpr int K = components_of_chunk<T>;
-  float row[2][K];
-  for (int h = 0; h < 2; h++)
-    for (int k = 0; k < K; k++) row[h][k] = to_float(element<T>(rows, row_of(h * 2), k));
-  for (int f = 0; f < FRAGMENTS; f++)
-    for (int e = 0; e < 2; e++) {
-      float sum[2] = {};
-      for (int k = 0, j = column_of(f, e); k < K; k++) {
-        const float column = to_float(element<T>(columns, j, k));
-        for (int h = 0; h < 2; h++) sum[h] += row[h][k] * column;
-      }
-      for (int h = 0; h < 2; h++) scores[f][e + h * 2] += sum[h];
-    }
-#else
   constexpr int STEPS = CHUNK / (2 * UNIT);
   const int lane = lane_of();
   uint32_t a[STEPS][4], a_low[STEPS][4];
@@ -209,7 +210,6 @@ __device__ __forceinline__ void add_scores(Scores& scores, const char* rows, con
 #pragma unroll
       for (int e = 0; e < 4; e++) scores[pair * 2 + half][e] += sums[half][e];
   }
-#endif
 }
 
 // A weight as it enters a product. float16 rows meet weights of tf32, which have the range of float32.
@@ -225,20 +225,6 @@ template <class T, int N>
 __device__ __forceinline__ void add_weighted(float (&sums)[N][4], const Scores& weights, const char* columns,
                                              bool fast) {
   constexpr int IN_CHUNK = components_of_chunk<T> / 8;
-#ifdef DML_EMULATED
-  emulation::showing(weights, [&] {
-    for (int j = 0; j < TILE; j++) {
-      const float (&w)[4] = emulation::shown_by<Scores>(lane_of() / 4 * 4 + j % 8 / 2)[j / 8];
-      for (int n = 0; n < N; n++)
-        for (int e = 0; e < 2; e++) {
-          const T component = element<T>(columns + n / IN_CHUNK * TILE_CHUNK, j, column_of(n % IN_CHUNK, e));
-          sums[n][e] += w[j % 2] * to_float(component);
-          sums[n][e + 2] += w[j % 2 + 2] * to_float(component);
-        }
-    }
-    return 0;
-  });
-#else
   const int lane = lane_of();
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
@@ -283,7 +269,6 @@ __device__ __forceinline__ void add_weighted(float (&sums)[N][4], const Scores& 
       }
     }
   }
-#endif
 }
 
 }  // namespace dml

@@ -1,4 +1,4 @@
-"""The CUDA kernels as a library for the CPU: their own sources, compiled against emulation.h.
+"""The CUDA kernels as a library for the CPU: their own sources, compiled against emulation/.
 
     python -m tests.ops.emulated [flag of g++ ...]
 
@@ -22,13 +22,14 @@ FLAGS = (
     "-Wall",
     "-Wno-unknown-pragmas",
 )
-FLAGS += ("-ftls-model=initial-exec", "-I", str(Path(__file__).parent))
+HEADERS = Path(__file__).with_name("emulation")
+FLAGS += ("-ftls-model=initial-exec", "-I", str(HEADERS))
 
 
 def build(*flags: str) -> Path:
     """The library, compiled with further flags."""
     flags = (*FLAGS, *(flags or ("-O2",)))
-    read = [*SOURCES, *(ROOT / "csrc").rglob("*.h"), Path(__file__).with_name("emulation.h")]
+    read = [*SOURCES, *(ROOT / "csrc").rglob("*.h"), *HEADERS.glob("*.h")]
     state = hashlib.sha256("\0".join(flags).encode())
     for path in sorted(read):
         state.update(path.read_bytes())

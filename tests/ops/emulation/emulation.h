@@ -1,10 +1,9 @@
 // Runs CUDA kernels on the CPU, for tests: a thread is a fiber, and a block has memory of its own that starts
 // full of NaN. device.h includes this file in place of CUDA's own where DML_EMULATED is defined. A warp runs
 // as far as it can before the next one does, in ascending order or, with DML_EMULATED_REVERSE set, in
-// descending order: what depends on the order lacks a barrier.
+// descending order: what depends on the order lacks a barrier. Copies and products that go on in the
+// background are made as late as they may be, when they are waited for, or, in descending order, at once.
 #pragma once
-
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +15,8 @@
 #include <map>
 #include <memory>
 #include <vector>
+
+#include "fiber.h"
 
 #define __global__
 #define __host__
@@ -30,43 +31,52 @@ struct dim3 {
 
 namespace emulation {
 
-constexpr size_t STACK = 256 * 1024, SHARED_ALIGNMENT = 1024;
+constexpr size_t SHARED_ALIGNMENT = 1024;
 constexpr int WARP = 32;
+
+inline bool in_reverse() {
+  static const bool reverse = std::getenv("DML_EMULATED_REVERSE") != nullptr;
+  return reverse;
+}
+
+inline void fail(const char* what) {
+  std::fprintf(stderr, "emulation: %s\n", what);
+  std::abort();
+}
 
 struct Barrier {
   int expected = 0, arrived = 0;
   unsigned generation = 0;
 };
 
-// Copies to shared memory that go on in the background, made only when they are waited for.
-class Copies {
+// What goes on in the background, in groups that are waited for in turn.
+class Background {
  public:
-  void push(char* to, const char* from, size_t bytes) { groups_.back().push_back({to, from, bytes}); }
+  void push(std::function<void()> work) {
+    if (in_reverse())
+      work();
+    else
+      groups_.back().push_back(std::move(work));
+  }
   void end_group() { groups_.emplace_back(); }
   void await(size_t later) {
     for (; groups_.size() > later + 1; groups_.erase(groups_.begin()))
-      for (const Copy& copy : groups_.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+      for (const auto& work : groups_.front()) work();
   }
 
  private:
-  struct Copy {
-    char* to;
-    const char* from;
-    size_t bytes;
-  };
-  std::vector<std::vector<Copy>> groups_{1};
+  std::vector<std::vector<std::function<void()>>> groups_{1};
 };
 
 struct Block;
 
 struct Thread {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[STACK]};
+  Fiber fiber;
   int index = 0;
   bool done = false;
-  void* shown = nullptr;
+  void* brought = nullptr;
   Block* block = nullptr;
-  Copies copies;
+  Background copies, products;
 };
 
 struct Block {
@@ -74,6 +84,7 @@ struct Block {
   std::vector<Thread*> threads;
   std::vector<Barrier> warps;
   std::map<int, Barrier> named;
+  std::map<void*, Background> copies;  // by the barrier that they arrive at
   Barrier all;
   std::unique_ptr<char, decltype(&std::free)> shared{nullptr, std::free};
 };
@@ -86,15 +97,15 @@ struct Machine {
   Barrier everyone;
   std::map<int, Barrier> clusters;
   int cluster = 1;
-  ucontext_t scheduler;
   Thread* current = nullptr;
   const std::function<void()>* body = nullptr;
   uint64_t progress = 0;
 };
 
 inline Machine& machine() {
-  static thread_local Machine the_machine;
-  return the_machine;
+  static thread_local std::unique_ptr<Machine> mine;  // whose memory a library's share of a thread has not
+  if (!mine) mine = std::make_unique<Machine>();
+  return *mine;
 }
 
 inline Thread& me() {
@@ -102,7 +113,7 @@ inline Thread& me() {
 }
 
 inline void yield() {
-  swapcontext(&me().context, &machine().scheduler);
+  me().fiber.leave();
 }
 
 inline void release(Barrier& barrier) {
@@ -152,6 +163,25 @@ inline void arrive(Phases& phases, int count, int bytes) {
   phases.phase++;
 }
 
+// Copies in the background, which a phase waits for.
+inline void copy(char* to, const char* from, int bytes, Phases& phases) {
+  Background& copies = me().block->copies[&phases];
+  copies.push([to, from, bytes, &phases] {
+    std::memcpy(to, from, size_t(bytes));
+    arrive(phases, 0, bytes);
+  });
+  copies.end_group();
+}
+
+// Waits for the end of a phase of a parity.
+inline void await(Phases& phases, int parity) {
+  me().block->copies[&phases].await(0);
+  while ((phases.phase & 1) == parity) {
+    yield();
+    me().block->copies[&phases].await(0);
+  }
+}
+
 inline void leave(Barrier& barrier) {
   barrier.expected--;
   release(barrier);
@@ -163,6 +193,7 @@ inline void enter() {
   thread.done = true;
   machine().progress++;
   leave(thread.block->all);
+  if (thread.block->warps[thread.index / WARP].arrived) fail("a thread ends that its warp waits for");
   leave(thread.block->warps[thread.index / WARP]);
   leave(cluster_of(*thread.block));
   leave(machine().everyone);
@@ -182,11 +213,6 @@ inline Gpu gpu() {
   const char* const capability = std::getenv("DML_EMULATED_CAPABILITY");
   return capability && std::atoi(capability) == 8 ? Gpu{8, 4, 99 * 1024} : Gpu{9, 24, 99 * 1024};
 #endif
-}
-
-inline void fail(const char* what) {
-  std::fprintf(stderr, "emulation: %s\n", what);
-  std::abort();
 }
 
 // Runs blocks [first, first + count) of the grid side by side.
@@ -215,17 +241,13 @@ inline void run(int first, int count, size_t shared) {
       thread.index = t;
       thread.done = false;
       thread.block = &block;
-      thread.copies = Copies();
+      thread.copies = thread.products = Background();
       block.threads.push_back(&thread);
       block.warps[t / WARP].expected++;
-      getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = thread.stack.get();
-      thread.context.uc_stack.ss_size = STACK;
-      thread.context.uc_link = nullptr;
-      makecontext(&thread.context, enter, 0);
+      thread.fiber.begin(enter);
     }
   }
-  static const bool reverse = std::getenv("DML_EMULATED_REVERSE") != nullptr;
+  const bool reverse = in_reverse();
   const int warps = (threads + WARP - 1) / WARP, all = count * warps;
   int left = count * threads;
   const auto run_warp = [&](Block& block, int warp) {
@@ -233,7 +255,7 @@ inline void run(int first, int count, size_t shared) {
     for (int k = 0; k < size; k++) {
       m.current = block.threads[warp * WARP + (reverse ? size - 1 - k : k)];
       if (m.current->done) continue;
-      swapcontext(&m.scheduler, &m.current->context);
+      m.current->fiber.enter();
       left -= m.current->done;
     }
   };
@@ -266,20 +288,16 @@ inline Barrier& my_warp() {
   return me().block->warps[me().index / WARP];
 }
 
-// What a thread of the same warp has shown to the others, until they meet again.
-template <class T>
-const T& shown_by(int lane) {
-  return *static_cast<const T*>(me().block->threads[me().index / WARP * WARP + lane]->shown);
-}
-
-// Calls f while all threads of the warp show a value of theirs.
+// Has all threads of the warp bring something, and calls f(of) once, of(lane) being what that thread brought.
 template <class T, class F>
-auto showing(const T& mine, F&& f) {
-  me().shown = const_cast<void*>(static_cast<const void*>(&mine));
-  wait(my_warp());
-  auto found = f();
-  wait(my_warp());
-  return found;
+void together(T& mine, const F& f) {
+  Barrier& warp = my_warp();
+  me().brought = &mine;
+  if (warp.arrived + 1 == warp.expected) {
+    Thread* const* const threads = &me().block->threads[me().index / WARP * WARP];
+    f([&](int lane) -> T& { return *static_cast<T*>(threads[lane]->brought); });
+  }
+  wait(warp);
 }
 
 inline const std::vector<float> HALVES = [] {
@@ -326,7 +344,15 @@ inline void __syncwarp(unsigned = ~0u) {
 
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
-  return emulation::showing(value, [&] { return emulation::shown_by<T>(lane); });
+  struct Shuffle {
+    T value;
+    int from;
+    T found;
+  } mine{value, lane % emulation::WARP, {}};
+  emulation::together(mine, [](const auto& of) {
+    for (int lane = 0; lane < emulation::WARP; lane++) of(lane).found = of(of(lane).from).value;
+  });
+  return mine.found;
 }
 
 template <class T>
@@ -335,12 +361,16 @@ T __shfl_xor_sync(unsigned mask, T value, int by) {
 }
 
 inline unsigned __ballot_sync(unsigned, bool predicate) {
-  return emulation::showing(predicate, [] {
+  struct Ballot {
+    bool predicate;
+    unsigned found;
+  } mine{predicate, 0};
+  emulation::together(mine, [](const auto& of) {
     unsigned found = 0;
-    for (int lane = 0; lane < emulation::WARP; lane++)
-      found |= unsigned(emulation::shown_by<bool>(lane)) << lane;
-    return found;
+    for (int lane = 0; lane < emulation::WARP; lane++) found |= unsigned(of(lane).predicate) << lane;
+    for (int lane = 0; lane < emulation::WARP; lane++) of(lane).found = found;
   });
+  return mine.found;
 }
 
 inline bool __any_sync(unsigned mask, bool predicate) {
