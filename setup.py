@@ -1,14 +1,15 @@
 """Builds csrc/ into plain shared libraries that need neither torch nor Python to compile.
 
 The CUDA kernels are built where nvcc is found (on the PATH, or in CUDA_HOME), whether or not there
-is a GPU; DMLFAST_CUDA=0 leaves them out, and DMLFAST_CUDA_ARCHITECTURES, "80,90a,100" where it is
-not set, says for which GPUs. DMLFAST_REQUIRE_NATIVE, a list such as "cpu,cuda", turns
-a library that could not be built into an error; without it the package installs and `dmlfast info`
+is a GPU; DMLFAST_CUDA=0 leaves them out, and DMLFAST_CUDA_ARCHITECTURES, where it is set, says for
+which GPUs: a list such as "80,90a". DMLFAST_REQUIRE_NATIVE, a list such as "cpu,cuda", turns a
+library that could not be built into an error; without it the package installs and `dmlfast info`
 says what is missing.
 """
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -31,22 +32,53 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
 
-# Machine code for the GPUs with code of their own, and PTX for those that come after the last.
-CUDA_ARCHITECTURES = (os.environ.get("DMLFAST_CUDA_ARCHITECTURES") or "80,90a,100").split(",")
+CUDA_ARCHITECTURES = "80,90a,100"
 CUDA_FLAGS = ["-std=c++17", "-O3", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-for number in CUDA_ARCHITECTURES[:-1]:
-    CUDA_FLAGS.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-for number in CUDA_ARCHITECTURES[-1:]:
-    CUDA_FLAGS.append(f"-gencode=arch=compute_{number},code=[sm_{number},compute_{number}]")
 CUDA_JOB_BYTES = 2 << 30  # that one run of nvcc may take
+LIBRARIES = ("cpu", "cuda")
 
 
-def nvcc() -> str | None:
-    """Where the compiler of CUDA is, if it is there and wanted."""
+def required() -> list[str]:
+    """The libraries that have to be built."""
+    names = list(filter(None, os.environ.get("DMLFAST_REQUIRE_NATIVE", "").split(",")))
+    if unknown := sorted(set(names) - set(LIBRARIES)):
+        sys.exit(
+            f"DMLFAST_REQUIRE_NATIVE has '{unknown[0]}'; it is a list of {', '.join(LIBRARIES)}"
+        )
+    return names
+
+
+def nvcc() -> str:
+    """Where the compiler of CUDA is."""
     if os.environ.get("DMLFAST_CUDA") == "0":
-        return None
+        raise RuntimeError("DMLFAST_CUDA is 0")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
+    if found is None:
+        raise RuntimeError(f"nvcc is neither on the PATH nor in {home}/bin")
+    return found
+
+
+def architectures(compiler: str) -> list[str]:
+    """Those asked for, or of the usual ones those that this nvcc knows."""
+    asked = os.environ.get("DMLFAST_CUDA_ARCHITECTURES")
+    if asked:
+        return asked.split(",")
+    known = printed(compiler, "--list-gpu-code").replace("sm_", "").split()
+    return [number for number in CUDA_ARCHITECTURES.split(",") if number.rstrip("a") in known]
+
+
+def code_flags(numbers: list[str]) -> list[str]:
+    """Machine code for these GPUs, and PTX for those that come after the last one whose PTX serves
+    any later one."""
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+    for number in [number for number in numbers if number.isdigit()][-1:]:
+        flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def printed(*command: str) -> str:
+    return subprocess.run(command, check=True, text=True, capture_output=True).stdout
 
 
 def jobs() -> int:
@@ -74,7 +106,8 @@ class BuildNative(build_ext):
             else:
                 self.build_cpu(ext, target)
         except Exception as error:
-            if name in os.environ.get("DMLFAST_REQUIRE_NATIVE", "").split(","):
+            target.unlink(missing_ok=True)  # what is there from before may not fit the rest
+            if name in required():
                 raise
             ext.optional = True  # an editable install looks for the library otherwise
             print(f"dmlfast: the {name} kernels were not built: {error}", file=sys.stderr)
@@ -108,24 +141,31 @@ class BuildNative(build_ext):
         Objects are kept from one installation to the next, which has a `build_temp` of its own.
         """
         compiler = nvcc()
-        if compiler is None:
-            raise RuntimeError("there is no nvcc, or DMLFAST_CUDA=0")
-        folder = Path("build", "cuda", "-".join(CUDA_ARCHITECTURES))
+        numbers = architectures(compiler)
+        flags = [*CUDA_FLAGS, *code_flags(numbers)]
+        release = re.search(r"release ([\d.]+)", printed(compiler, "--version"))
+        folder = Path("build", "cuda", f"{release[1] if release else ''}-{'-'.join(numbers)}")
         folder.mkdir(parents=True, exist_ok=True)
         newest = max(Path(path).stat().st_mtime for path in [*ext.depends, "setup.py"])
 
+        def make(whole: Path, *options: str | Path) -> None:
+            part = whole.with_name(f"{whole.name}.part")
+            subprocess.run([compiler, *flags, *options, "-o", part], check=True)
+            part.replace(whole)
+
         def compiled(source: str) -> Path:
-            made = folder / f"{Path(source).stem}.o"
+            code = folder / f"{Path(source).stem}.o"
             changed = max(newest, Path(source).stat().st_mtime)
-            if self.force or not made.exists() or made.stat().st_mtime < changed:
-                subprocess.run([compiler, *CUDA_FLAGS, "-c", source, "-o", made], check=True)
-            return made
+            if self.force or not code.exists() or code.stat().st_mtime < changed:
+                make(code, "-c", source)
+            return code
 
         with ThreadPoolExecutor(jobs()) as pool:
             objects = list(pool.map(compiled, ext.sources))
-        subprocess.run([compiler, *CUDA_FLAGS, "-shared", *objects, "-o", target], check=True)
+        make(target, "-shared", *objects)
 
 
+required()
 setup(
     package_dir={"dmlfast.cli": "cli", "dmlfast.bench": "bench"},
     packages=[

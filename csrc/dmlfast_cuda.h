@@ -23,8 +23,8 @@ struct dml_rows {
 // Whether the GPU at hand can take a batch of n rows of d components at once, 1 or 0.
 DML_API int dml_cuda_one_pass_fits(int64_t n, int64_t d);
 
-// How many floats of scratch memory that takes.
-DML_API int64_t dml_cuda_one_pass_scratch(int64_t n, int64_t d);
+// How many floats of scratch memory a batch of n rows takes.
+DML_API int64_t dml_cuda_one_pass_scratch(int64_t n);
 
 // The lifted structured loss of a batch with labels (n,), and its gradient (n, d) where that is not NULL, in
 // one launch. The scratch memory starts at a multiple of 16 bytes.
@@ -42,6 +42,7 @@ struct dml_side {
   const float* bias;    // (n,), in the unit of terms, or NULL
   void* rows;           // prepared: tiles of 64 rows by chunks of 128 bytes, see csrc/cuda/tiles.h
   float* norm;          // (padded,): squared lengths of the prepared rows
+  float* largest;       // (1,): the largest of these, 0 before
   int64_t padded;
   int32_t chunks;  // of a prepared row
 };
@@ -68,9 +69,14 @@ struct dml_stats {
 DML_API int dml_cuda_prepare(const struct dml_side*, const struct dml_task*, const float* centre,
                              void* stream);
 
-// Partial statistics exp2(top) total of the rows of x over each part of the columns r, (splits, padded).
+// How many slots, (padded,) each, the statistics of rows that face themselves are added up in; 0 where they
+// are made another way.
+DML_API int dml_cuda_reduce_slots(const struct dml_side* x, const struct dml_side* r, const struct dml_task*);
+
+// The statistics of the rows of x over the columns r, (padded,). parts: (2, splits, padded), for what each
+// part of the columns has. slots: zeros, or NULL where there are none.
 DML_API int dml_cuda_reduce(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
-                            float* top, float* total, void* stream);
+                            float* parts, float* slots, float* values, void* stream);
 
 // Over the positive pairs of x and r, with the statistics of the lifted loss: for each row the sum of
 // hinge^2, the number of pairs, and the sum of hinge * dJ / dL_i, (padded,) each.
@@ -91,6 +97,9 @@ DML_API int dml_cuda_gradient(const struct dml_side* x, const struct dml_side* r
 DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
                                    const struct dml_stats* xs, const struct dml_stats* rs, float* out,
                                    void* stream);
+
+// 0 where the driver knows this runtime and the library has code for the GPU at hand, else a status.
+DML_API int dml_cuda_find_code(void);
 
 DML_API const char* dml_cuda_error(int status);  // in words
 

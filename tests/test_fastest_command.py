@@ -18,7 +18,15 @@ def test_the_table_follows_from_the_results(monkeypatch, tmp_path):
 
 def test_the_faster_is_taken_where_both_were_measured(monkeypatch, tmp_path):
     def row(provider, n, milliseconds):
-        return replace(ROW, provider=provider, n=n, d=64, dtype="bfloat16", median_ms=milliseconds)
+        return replace(
+            ROW,
+            machine="A-GPU",
+            provider=provider,
+            n=n,
+            d=64,
+            dtype="bfloat16",
+            median_ms=milliseconds,
+        )
 
     monkeypatch.setattr(fastest, "TABLE", tmp_path / "fastest.csv")
     results = tmp_path / "gpu.csv"
@@ -32,7 +40,7 @@ def test_the_faster_is_taken_where_both_were_measured(monkeypatch, tmp_path):
     command.main([str(results)])
     op = ROW.op
     assert fastest.TABLE.read_text().split() == [
-        "op,dtype,n,d,impl",
-        f"{op},bfloat16,128,64,cuda",
-        f"{op},bfloat16,4096,64,triton",
+        "gpu,op,dtype,n,d,impl",
+        f"A-GPU,{op},bfloat16,128,64,cuda",
+        f"A-GPU,{op},bfloat16,4096,64,triton",
     ]

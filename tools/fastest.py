@@ -1,9 +1,8 @@
-"""Writes dmlfast/ops/fastest.csv: the fastest backend for GPUs at each size, by bench/results.
+"""Writes dmlfast/ops/fastest.csv: the fastest backend at each size on each GPU, by bench/results.
 
     python tools/fastest.py [bench/results/GPU.csv ...]
 
-Without files, all results that were taken on GPUs count. Where two of them disagree, the last file
-in alphabetical order does.
+Without files, all results that were taken on GPUs count.
 """
 
 import csv
@@ -21,13 +20,18 @@ MODE = "forward+backward"
 PROVIDERS = {"dmlfast-triton": "triton", "dmlfast-cuda": "cuda"}
 
 
-def winners(rows: Iterable[Row]) -> dict[tuple[str, str, int, int], str]:
+Size = tuple[str, str, str, int, int]  # as in fastest.FIELDS
+
+
+def winners(rows: Iterable[Row]) -> dict[Size, str]:
     """The faster of both backends, where both were measured."""
-    times: dict[tuple[str, str, int, int], dict[str, float]] = defaultdict(dict)
+    times: dict[Size, dict[str, float]] = defaultdict(dict)
     for row in rows:
         measured = row.mode == MODE and row.median_ms is not None
         if row.provider in PROVIDERS and measured:
-            times[row.op, row.dtype, row.n, row.d][PROVIDERS[row.provider]] = row.median_ms
+            times[row.machine, row.op, row.dtype, row.n, row.d][PROVIDERS[row.provider]] = (
+                row.median_ms
+            )
     return {
         size: min(found, key=lambda impl: found[impl])
         for size, found in sorted(times.items())
@@ -36,7 +40,7 @@ def winners(rows: Iterable[Row]) -> dict[tuple[str, str, int, int], str]:
 
 
 def main(files: list[str]) -> None:
-    found: dict[tuple[str, str, int, int], str] = {}
+    found: dict[Size, str] = {}
     for path in files or sorted(RESULTS.glob("*.csv")):
         if path in files or "provider" in Path(path).read_text(encoding="utf-8").split("\n", 1)[0]:
             found |= winners(read_csv(path))

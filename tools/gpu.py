@@ -227,7 +227,7 @@ def build() -> int:
     """Builds the library and installs the package in place, unless that is done already."""
     files = [ROOT / "setup.py", ROOT / "pyproject.toml", *sorted((ROOT / "csrc").rglob("*.*"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
-    digest.update(sys.prefix.encode())
+    digest.update(f"{sys.prefix} {architecture()}".encode())
     stamp, library = FOLDER / "built", ROOT / "dmlfast" / "ops" / "libdmlfast_cpu.so"
     installed = library.exists() and importlib.util.find_spec("dmlfast.bench") is not None
     if installed and stamp.exists() and stamp.read_text() == digest.hexdigest():

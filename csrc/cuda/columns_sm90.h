@@ -30,10 +30,18 @@ __device__ __forceinline__ void let_in(int group) {
 template <int CHUNKS>
 class HopperColumns {
  public:
-  __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, const dml_side& x, const Tiles& tiles)
-      : stages_(stages), group_(warp_of() / GROUP), tiles_(tiles.end - tiles.first) {
+  // tiles: how many there will be.
+  __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, int tiles)
+      : stages_(stages), group_(warp_of() / GROUP), tiles_(tiles) {
+    if (group_ == 1 && tiles) let_in(0);
+  }
+
+  __device__ __forceinline__ int group() const { return group_; }
+
+  // Takes the rows of a band for the tiles that come next.
+  __device__ __forceinline__ void take(const dml_side& x, int band) {
     const char* const tile =
-        static_cast<const char*>(x.rows) + (int64_t(blockIdx.x) * GROUPS + group_) * CHUNKS * TILE_CHUNK;
+        static_cast<const char*>(x.rows) + (int64_t(band) * GROUPS + group_) * CHUNKS * TILE_CHUNK;
     const int row = warp_of() % GROUP * WARP_ROWS;
 #pragma unroll
     for (int step = 0; step < CHUNKS * 4; step++)
@@ -42,7 +50,6 @@ class HopperColumns {
         const int place = place_of(row + row_of(k % 2 * 2), step % 4 * 2 + k / 2) + lane_of() % 4 * 4;
         rows_[step][k] = *reinterpret_cast<const uint32_t*>(tile + step / 4 * TILE_CHUNK + place);
       }
-    if (group_ == 1 && tiles.first < tiles.end) let_in(0);
   }
 
   // The products with the tile at hand, whose columns are not needed any more if it is `released`.
@@ -129,22 +136,34 @@ class HopperColumns {
   uint32_t rows_[CHUNKS * 4][4];
 };
 
-// Has the copy engine fetch the tiles, each when the stage that it goes to is empty.
+// Has the copy engine fetch tiles, each when the stage that it goes to is empty.
 template <int CHUNKS>
-__device__ __forceinline__ void fetch(Stages<CHUNKS>& stages, const dml_side& r, const Tiles& tiles) {
-  constexpr int BYTES = CHUNKS * TILE_CHUNK;
-  for (int k = 0; k < tiles.end - tiles.first; k++) {
-    const int stage = k % STAGES;
-    await(stages.empty[stage], k / STAGES % 2 ^ 1);
-    arrive_expecting(stages.full[stage], BYTES);
-    copy(stages.tiles[stage], static_cast<const char*>(r.rows) + int64_t(tiles.first + k) * BYTES, BYTES,
-         stages.full[stage]);
-  }
-}
+class Fetcher {
+ public:
+  __device__ __forceinline__ Fetcher(Stages<CHUNKS>& stages, const dml_side& r) : stages_(stages), r_(r) {}
 
-// Calls work(columns) in the threads of the groups, while the other warps fetch tiles.
-template <int CHUNKS, class Work>
-__device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& tiles, const Work& work) {
+  __device__ __forceinline__ void operator()(const Tiles& tiles) {
+    constexpr int BYTES = CHUNKS * TILE_CHUNK;
+    for (int tile = tiles.first; tile < tiles.end; tile++, count_++) {
+      const int stage = count_ % STAGES;
+      await(stages_.empty[stage], count_ / STAGES % 2 ^ 1);
+      arrive_expecting(stages_.full[stage], BYTES);
+      copy(stages_.tiles[stage], static_cast<const char*>(r_.rows) + int64_t(tile) * BYTES, BYTES,
+           stages_.full[stage]);
+    }
+  }
+
+ private:
+  Stages<CHUNKS>& stages_;
+  const dml_side& r_;
+  int count_ = 0;
+};
+
+// Calls work(columns) in the threads of the groups, and fetch(fetcher) in one of the other warps, which
+// fetches the tiles.
+template <int CHUNKS, class Fetch, class Work>
+__device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, const Fetch& fetch,
+                                             const Work& work) {
   auto& stages = *reinterpret_cast<Stages<CHUNKS>*>(shared_memory());
   if (threadIdx.x == 0) {
     for (int k = 0; k < STAGES; k++) begin(stages.full[k], 1), begin(stages.empty[k], GROUPS * GROUP);
@@ -153,12 +172,25 @@ __device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& ti
   __syncthreads();
   if (warp_of() >= GROUPS * GROUP) {
     leave_registers<24>();
-    if (threadIdx.x == GROUPS * GROUP * WARP) fetch(stages, pairs.r, tiles);
+    if (threadIdx.x != GROUPS * GROUP * WARP) return;
+    Fetcher<CHUNKS> fetcher(stages, pairs.r);
+    fetch(fetcher);
   } else {
     take_registers<240>();
-    HopperColumns<CHUNKS> columns(stages, pairs.x, tiles);
+    HopperColumns<CHUNKS> columns(stages, tiles);
     work(columns);
   }
+}
+
+// The same for a band, which the block has its number of.
+template <int CHUNKS, class Work>
+__device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& tiles, const Work& work) {
+  with_columns<CHUNKS>(
+      pairs, tiles.end - tiles.first, [&](auto& fetch) { fetch(tiles); },
+      [&](auto& columns) {
+        columns.take(pairs.x, blockIdx.x);
+        work(columns);
+      });
 }
 #endif
 

@@ -26,7 +26,10 @@
 
 namespace dml {
 
-constexpr int WARP = 32;
+constexpr int WARP = 32, WARPS = 8, THREADS = WARPS * WARP;  // of a block
+constexpr float LN2 = 0.6931471805599453f, LOG2E = 1.4426950408889634f;
+constexpr float NOTHING =
+    -1e30f;  // the logarithm of an empty sum: differences are defined, unlike those of -inf
 constexpr unsigned ALL_LANES = ~0u;
 
 struct bfloat16 {
@@ -208,6 +211,11 @@ template <class... Parameters>
 bool cluster_fits(void (*)(Parameters...), const Launch&) {
   return true;
 }
+
+template <class... Parameters>
+Status find_code(void (*)(Parameters...)) {
+  return 0;
+}
 #else
 using Status = cudaError_t;
 constexpr Status INVALID = cudaErrorInvalidValue;
@@ -288,6 +296,15 @@ bool cluster_fits(void (*kernel)(Parameters...), const Launch& how) {
     status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &configuration.config);
   if (status != cudaSuccess) cudaGetLastError();  // which would remain as that of a later call
   return clusters > 0;
+}
+
+// Whether there is a driver that knows this runtime, and code of a kernel for the GPU at hand.
+template <class... Parameters>
+Status find_code(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes found;
+  const Status status = cudaFuncGetAttributes(&found, kernel);
+  if (status != cudaSuccess) cudaGetLastError();
+  return status;
 }
 #endif
 

@@ -115,40 +115,33 @@ class Gradient {
 
   // Turns scores, all of which are selected, into weights by one exponential; returns which pairs are near.
   __device__ __forceinline__ uint32_t weigh_all(Scores& scores, int tile, const float (&factor)[2]) const {
-    const bool distance = pairs_.task.score == DML_DISTANCE,
-               exponential = pairs_.task.reduce == DML_LOGSUMEXP;
+    const bool exponential = pairs_.task.reduce == DML_LOGSUMEXP;
     const float middle = exponential ? w_.middle[0] : 0.0f;
-    uint32_t near = 0;
-    each([&](int f, int e) {
-      const int j = tile * TILE + column_of(f, e);
-      const Row& row = rows_[e / 2];
-      float score = scores[f][e], inverse = 1.0f;
-      if (distance) {
-        if (is_near(score, row, j)) near |= 1u << (f * 4 + e);
-        inverse = share_of(score);
-        score *= inverse;
-      }
-      float weight = (factor[e / 2] + factor_of(w_.weigh.rs, j)) * inverse;
-      if (exponential) weight *= exp2(pairs_.term(score, row.position, j) - middle);
-      scores[f][e] = near >> (f * 4 + e) & 1 ? 0.0f : weight;
+    return weigh(scores, tile, [&](float score, int h, int j) {
+      const float weight = factor[h] + factor_of(w_.weigh.rs, j);
+      return exponential ? weight * exp2(pairs_.term(score, rows_[h].position, j) - middle) : weight;
     });
-    return near;
   }
 
   // The same for scores of which some are selected, and for statistics of any span.
   __device__ __forceinline__ uint32_t weigh_some(Scores& scores, int tile) const {
+    return weigh(scores, tile,
+                 [&](float score, int h, int j) { return w_.weigh(score, pairs_, rows_[h], j); });
+  }
+
+  template <class WeightOf>
+  __device__ __forceinline__ uint32_t weigh(Scores& scores, int tile, const WeightOf& weight_of) const {
     const bool distance = pairs_.task.score == DML_DISTANCE;
     uint32_t near = 0;
     each([&](int f, int e) {
       const int j = tile * TILE + column_of(f, e);
-      const Row& row = rows_[e / 2];
       float score = scores[f][e], inverse = 1.0f;
       if (distance) {
-        if (is_near(score, row, j)) near |= 1u << (f * 4 + e);
+        if (is_near(score, rows_[e / 2], j)) near |= 1u << (f * 4 + e);
         inverse = share_of(score);
         score *= inverse;
       }
-      const float weight = w_.weigh(score, pairs_, row, j) * inverse;
+      const float weight = weight_of(score, e / 2, j) * inverse;
       scores[f][e] = near >> (f * 4 + e) & 1 ? 0.0f : weight;
     });
     return near;

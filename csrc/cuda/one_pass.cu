@@ -11,23 +11,18 @@
 // Both passes over the rows take differences, so that nothing cancels where rows nearly coincide.
 #include <atomic>
 
-#include "../dmlfast_cuda.h"
-#include "device.h"
 #include "rows.h"
 
 namespace dml {
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / WARP;
 constexpr int PARTS = 8;            // threads that share a column, a quad each of every chunk
-constexpr int CHUNK = 4 * PARTS;    // components
+constexpr int SPAN = 4 * PARTS;     // components that they take at a time
 constexpr int COLUMNS = 4;          // that a thread has in registers
 constexpr int STEP = WARP / PARTS;  // columns from one of them to the next
-constexpr int WARP_TILE = COLUMNS * STEP, TILE = WARPS * WARP_TILE;  // columns at a time
+constexpr int WARP_SWEEP = COLUMNS * STEP, SWEEP = WARPS * WARP_SWEEP;  // columns at a time
 constexpr int SUMS = 3;  // the most that are taken over a row at once
 constexpr int MAX_CLUSTER = 16, MAX_GPUS = 64, MAX_N = 2048, MAX_D = 512;
-constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
-constexpr float NOTHING = -1e30f;  // the logarithm of an empty sum
 
 __host__ __device__ constexpr int rounded_up(int size, int unit) {
   return (size + unit - 1) / unit * unit;
@@ -69,7 +64,7 @@ struct Shared {
   int width, columns, padded, strip_columns;
 
   __host__ __device__ Shared(int n, int d)
-      : width(rounded_up(d, CHUNK)),
+      : width(rounded_up(d, SPAN)),
         columns(rounded_up(n, 4)),
         padded(rounded_up(n, COLUMNS * (THREADS / quads_of(d)))),
         strip_columns(padded > 4 * THREADS ? padded : 4 * THREADS) {}
@@ -153,7 +148,7 @@ __device__ void keep_distances(const Batch<X>& batch, const Shared<ROWS>& shared
   constexpr int KEPT = ROWS / PARTS;
   using T = typename X::T;
   const X& x = batch.x;
-  const int lane = threadIdx.x % WARP, warp_column = threadIdx.x / WARP * WARP_TILE;
+  const int lane = threadIdx.x % WARP, warp_column = threadIdx.x / WARP * WARP_SWEEP;
   const int own_row = lane % PARTS * KEPT, own_k = lane % PARTS * 4;
   int64_t label[KEPT];
   for (int r = 0; r < KEPT; r++) label[r] = batch.labels[x.clamped(first + own_row + r)];
@@ -170,22 +165,22 @@ __device__ void keep_distances(const Batch<X>& batch, const Shared<ROWS>& shared
   };
   start(warp_column + lane / PARTS);
   __syncthreads();
-  for (int tile = warp_column; tile < x.n; tile += TILE) {
-    const int j = tile + lane / PARTS;
+  for (int sweep = warp_column; sweep < x.n; sweep += SWEEP) {
+    const int j = sweep + lane / PARTS;
     float squared[COLUMNS][ROWS] = {};
 #pragma unroll 2
-    for (int chunk = 0; chunk < shared.width; chunk += CHUNK) {
+    for (int span = 0; span < shared.width; span += SPAN) {
       Quad<float> column[COLUMNS];
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) column[c] = to_float(coming[c]);
-      if (chunk + CHUNK < shared.width)
-        load(chunk + CHUNK + own_k);
+      if (span + SPAN < shared.width)
+        load(span + SPAN + own_k);
       else
-        start(j + TILE);
+        start(j + SWEEP);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         const auto own =
-            *reinterpret_cast<const Quad<float>*>(shared.own() + r * shared.width + chunk + own_k);
+            *reinterpret_cast<const Quad<float>*>(shared.own() + r * shared.width + span + own_k);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++)
 #pragma unroll
@@ -457,7 +452,7 @@ int dml_cuda_one_pass_fits(int64_t n, int64_t d) {
   return !dml::find_gpu(gpu) && dml::rows_of_block(n, d, gpu) != 0;
 }
 
-int64_t dml_cuda_one_pass_scratch(int64_t n, int64_t d) {
+int64_t dml_cuda_one_pass_scratch(int64_t n) {
   return n * (sizeof(dml::Summary) / sizeof(float) + 1);
 }
 

@@ -1,7 +1,7 @@
 // What a pair is: selected or not, its score, its term, its weight in the gradient.
 #pragma once
 
-#include "../dmlfast_cuda.h"
+#include "rows.h"
 #include "tiles.h"
 
 namespace dml {
@@ -14,17 +14,12 @@ Status by_dtype(int dtype, const F& f) {
   return f(0.0f);
 }
 
-constexpr float NOTHING = -1e30f;  // stands for -inf: its differences are defined
-constexpr float LN2 = 0.6931471805599453f;
 // |x|^2 + |r|^2 - 2 <x, r> loses a squared distance below this share of the norms to cancellation: such pairs
 // are close, and computed from the differences of the rows as given.
 constexpr float CLOSE = 1.0f / 1024;
 
-__device__ __forceinline__ float component(const dml_rows& rows, int64_t row, int64_t k) {
-  const int64_t at = row * rows.row_stride + k * rows.column_stride;
-  if (rows.dtype == DML_FLOAT32) return static_cast<const float*>(rows.data)[at];
-  if (rows.dtype == DML_FLOAT16) return to_float(static_cast<const float16*>(rows.data)[at]);
-  return to_float(static_cast<const bfloat16*>(rows.data)[at]);
+__host__ __device__ __forceinline__ int tiles_of(const dml_side& side) {
+  return int((side.given.n + TILE - 1) / TILE);
 }
 
 __device__ __forceinline__ int64_t given_row(const dml_side& side, int position) {

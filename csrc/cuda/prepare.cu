@@ -36,7 +36,11 @@ __global__ void prepare_kernel(DML_ARGUMENT dml_side side, bool fast, const floa
     for (int e = 0; e < IN_UNIT; e++) reinterpret_cast<T*>(place)[e] = values[e];
   }
   for (int by = 1; by < WARP; by *= 2) norm += __shfl_xor_sync(ALL_LANES, norm, by);
-  if (lane_of() == 0) side.norm[position] = norm;
+  if (lane_of() != 0) return;
+  side.norm[position] = norm;
+  // of a number that is not negative the bits are in its order, those of NaN above all
+  if (!(norm <= *side.largest))
+    atomicMax(reinterpret_cast<int*>(side.largest), int(float_to_bits(norm) & 0x7fffffffu));
 }
 
 template <class T>
@@ -52,4 +56,8 @@ int dml_cuda_prepare(const dml_side* side, const dml_task* task, const float* ce
   using namespace dml;
   return by_dtype(task->dtype,
                   [&](auto zero) { return prepare<decltype(zero)>(*side, *task, centre, stream); });
+}
+
+int dml_cuda_find_code(void) {
+  return dml::find_code(dml::prepare_kernel<float>);
 }

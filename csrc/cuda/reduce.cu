@@ -1,17 +1,53 @@
 // What is added up over the columns of each row: terms, the hinges of positive pairs, weights.
-#include "reduce.h"
-
 #include "columns_sm90.h"
+#include "triangle.h"
 
 namespace dml {
 namespace {
 
 template <class T, int WHOLE>
 __global__ void __launch_bounds__(THREADS, 1)
-    reduce_kernel(DML_ARGUMENT Pairs pairs, float* tops, float* totals) {
+    reduce_kernel(DML_ARGUMENT Pairs pairs, bool far_only, float* tops, float* totals) {
+  if (far_only && Reach(pairs).is_short()) return;
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   Stream<T, WHOLE, 0> columns(pairs, blockIdx.x, tiles.first, tiles.end);
   reduce_band(pairs, columns, tiles, tops, totals);
+}
+
+template <class T, int WHOLE>
+__global__ void __launch_bounds__(THREADS, 1) triangle_kernel(DML_ARGUMENT Pairs pairs, float* slots) {
+  using Columns = Stream<T, WHOLE, 0>;
+  const Reach reach(pairs);
+  if (!reach.is_short()) return;
+  auto& sums = *reinterpret_cast<Sums<WARPS>*>(shared_memory() + Columns::SHARED);
+  slots += int64_t(blockIdx.x) * pairs.x.padded;
+  Triangle(pairs).each_run([&](int band, const Tiles& tiles) {
+    Columns columns(pairs, band, tiles.first, tiles.end);
+    add_run(pairs, columns, band, tiles, reach.high, sums, slots, [] { __syncthreads(); });
+    columns.end();
+  });
+}
+
+// Statistics of what all parts and slots have.
+__global__ void combine_kernel(DML_ARGUMENT Pairs pairs, const float* tops, const float* totals,
+                               const float* slots, int count, float* values) {
+  const int64_t position = int64_t(blockIdx.x) * THREADS + threadIdx.x, padded = pairs.x.padded;
+  if (position >= padded) return;
+  float top = 0.0f, total = 0.0f;
+  if (slots && Reach(pairs).is_short()) {
+    top = Reach(pairs).high;
+    for (int k = 0; k < count; k++) total += slots[k * padded + position];
+  } else {
+    const bool exponential = pairs.task.reduce == DML_LOGSUMEXP;
+    if (exponential) top = NOTHING;
+    for (int k = 0; k < pairs.task.splits && exponential; k++) top = max(top, tops[k * padded + position]);
+    for (int k = 0; k < pairs.task.splits; k++) {
+      const int64_t at = k * padded + position;
+      total += exponential ? totals[at] * exp2(tops[at] - top) : totals[at];
+    }
+  }
+  if (pairs.task.reduce == DML_LOGSUMEXP) total = total > 0.0f ? top + log2(total) : NOTHING;
+  values[position] = total;
 }
 
 template <class T>
@@ -69,11 +105,26 @@ Launch how(const Pairs& pairs, void* stream) {
   return {grid, dim3{THREADS, 1, 1}, Stream<T, WHOLE, 0>::SHARED, stream};
 }
 
-template <class T>
-Status reduce(const Pairs& pairs, float* top, float* total, void* stream) {
-  if (pairs.x.chunks == 1) return launch(reduce_kernel<T, 1>, how<1, T>(pairs, stream), pairs, top, total);
-  if (pairs.x.chunks == 2) return launch(reduce_kernel<T, 2>, how<2, T>(pairs, stream), pairs, top, total);
-  return launch(reduce_kernel<T, 0>, how<0, T>(pairs, stream), pairs, top, total);
+template <class T, int WHOLE>
+Status reduce(const Pairs& pairs, float* tops, float* totals, float* slots, int blocks, void* stream) {
+  if (slots) {
+    const Launch with_sums{dim3{unsigned(blocks), 1, 1}, dim3{THREADS, 1, 1},
+                           Stream<T, WHOLE, 0>::SHARED + sizeof(Sums<WARPS>), stream};
+    const Status status = launch(triangle_kernel<T, WHOLE>, with_sums, pairs, slots);
+    if (status) return status;
+  }
+  return launch(reduce_kernel<T, WHOLE>, how<WHOLE, T>(pairs, stream), pairs, slots != nullptr, tops, totals);
+}
+
+// How many blocks share the triangle; 0 where it does not serve.
+int blocks_of_triangle(const Pairs& pairs) {
+  const dml_task& task = pairs.task;
+  Gpu gpu;
+  if (pairs.x.rows != pairs.r.rows || pairs.x.bias || pairs.r.bias || task.reduce != DML_LOGSUMEXP ||
+      task.select == DML_POSITIVE || find_gpu(gpu))
+    return 0;
+  const int tiles = tiles_of(pairs.x);
+  return int(min(int64_t(gpu.multiprocessors), int64_t(tiles) * tiles / 4 + 1));
 }
 
 }  // namespace
@@ -81,11 +132,31 @@ Status reduce(const Pairs& pairs, float* top, float* total, void* stream) {
 
 using namespace dml;
 
-int dml_cuda_reduce(const dml_side* x, const dml_side* r, const dml_task* task, float* top, float* total,
-                    void* stream) {
+int dml_cuda_reduce_slots(const dml_side* x, const dml_side* r, const dml_task* task) {
   const Pairs pairs{*x, *r, *task};
-  if (fits_sm90(pairs)) return reduce_sm90(pairs, top, total, stream);
-  return by_dtype(task->dtype, [&](auto zero) { return reduce<decltype(zero)>(pairs, top, total, stream); });
+  return blocks_of_triangle(pairs) * (fits_sm90(pairs) ? SLOTS_SM90 : 1);
+}
+
+int dml_cuda_reduce(const dml_side* x, const dml_side* r, const dml_task* task, float* parts, float* slots,
+                    float* values, void* stream) {
+  const Pairs pairs{*x, *r, *task};
+  float *const tops = parts, *const totals = parts + task->splits * x->padded;
+  const int blocks = slots ? blocks_of_triangle(pairs) : 0;
+  Status status;
+  if (fits_sm90(pairs)) {
+    status = slots ? triangle_sm90(pairs, slots, blocks, stream) : Status(0);
+    if (!status) status = reduce_sm90(pairs, slots != nullptr, tops, totals, stream);
+  } else {
+    status = by_dtype(task->dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const auto chosen = x->chunks == 1 ? reduce<T, 1> : x->chunks == 2 ? reduce<T, 2> : reduce<T, 0>;
+      return chosen(pairs, tops, totals, slots, blocks, stream);
+    });
+  }
+  if (status) return status;
+  const dim3 grid{unsigned((x->padded + THREADS - 1) / THREADS), 1, 1};
+  const Launch how{grid, dim3{THREADS, 1, 1}, 0, stream};
+  return launch(combine_kernel, how, pairs, tops, totals, slots, dml_cuda_reduce_slots(x, r, task), values);
 }
 
 int dml_cuda_positives(const dml_side* x, const dml_side* r, const dml_task* task, const dml_stats* xs,

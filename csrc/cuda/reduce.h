@@ -85,6 +85,6 @@ __device__ __forceinline__ void reduce_band(const Pairs& pairs, Columns& columns
 }
 
 // In a kernel of its own on sm_90a.
-Status reduce_sm90(const Pairs&, float* top, float* total, void* stream);
+Status reduce_sm90(const Pairs&, bool far_only, float* tops, float* totals, void* stream);
 
 }  // namespace dml

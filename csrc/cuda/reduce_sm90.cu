@@ -1,14 +1,15 @@
 // Reductions over the columns of each row on sm_90a.
 #include "columns_sm90.h"
-#include "reduce.h"
+#include "triangle.h"
 
 namespace dml {
 namespace {
 
 template <int CHUNKS>
 __global__ void __launch_bounds__(BLOCK, 1)
-    reduce_sm90_kernel(DML_ARGUMENT Pairs pairs, float* tops, float* totals) {
+    reduce_sm90_kernel(DML_ARGUMENT Pairs pairs, bool far_only, float* tops, float* totals) {
 #ifdef DML_HOPPER
+  if (far_only && Reach(pairs).is_short()) return;
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   with_columns<CHUNKS>(pairs, tiles,
                        [&](auto& columns) { reduce_band(pairs, columns, tiles, tops, totals); });
@@ -16,14 +17,48 @@ __global__ void __launch_bounds__(BLOCK, 1)
 }
 
 template <int CHUNKS>
-Status reduce(const Pairs& pairs, float* top, float* total, void* stream) {
-  return launch(reduce_sm90_kernel<CHUNKS>, how_sm90<CHUNKS>(pairs, stream), pairs, top, total);
+__global__ void __launch_bounds__(BLOCK, 1) triangle_sm90_kernel(DML_ARGUMENT Pairs pairs, float* slots) {
+#ifdef DML_HOPPER
+  const Reach reach(pairs);
+  if (!reach.is_short()) return;
+  const Triangle triangle(pairs);
+  auto* const sums = reinterpret_cast<Sums<GROUP>*>(shared_memory() + sizeof(Stages<CHUNKS>));
+  with_columns<CHUNKS>(
+      pairs, int(triangle.end - triangle.first),
+      [&](auto& fetch) { triangle.each_run([&](int, const Tiles& tiles) { fetch(tiles); }); },
+      [&](auto& columns) {
+        const int group = columns.group();
+        float* const slot = slots + (int64_t(blockIdx.x) * GROUPS + group) * pairs.x.padded;
+        triangle.each_run([&](int band, const Tiles& tiles) {
+          columns.take(pairs.x, band);
+          add_run(pairs, columns, band, tiles, reach.high, sums[group], slot,
+                  [&] { meet(1 + GROUPS + group, GROUP * WARP); });
+        });
+      });
+#endif
+}
+
+template <int CHUNKS>
+Status reduce(const Pairs& pairs, bool far_only, float* tops, float* totals, void* stream) {
+  return launch(reduce_sm90_kernel<CHUNKS>, how_sm90<CHUNKS>(pairs, stream), pairs, far_only, tops, totals);
+}
+
+template <int CHUNKS>
+Status triangle(const Pairs& pairs, float* slots, int blocks, void* stream) {
+  Launch how = how_sm90<CHUNKS>(pairs, stream);
+  how.grid = dim3{unsigned(blocks), 1, 1};
+  how.shared += GROUPS * sizeof(Sums<GROUP>);
+  return launch(triangle_sm90_kernel<CHUNKS>, how, pairs, slots);
 }
 
 }  // namespace
 
-Status reduce_sm90(const Pairs& pairs, float* top, float* total, void* stream) {
-  return (pairs.x.chunks == 1 ? reduce<1> : reduce<2>)(pairs, top, total, stream);
+Status reduce_sm90(const Pairs& pairs, bool far_only, float* tops, float* totals, void* stream) {
+  return (pairs.x.chunks == 1 ? reduce<1> : reduce<2>)(pairs, far_only, tops, totals, stream);
+}
+
+Status triangle_sm90(const Pairs& pairs, float* slots, int blocks, void* stream) {
+  return (pairs.x.chunks == 1 ? triangle<1> : triangle<2>)(pairs, slots, blocks, stream);
 }
 
 }  // namespace dml

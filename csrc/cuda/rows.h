@@ -1,10 +1,17 @@
-// Rows of any strides and number format, read four components at a time.
+// Rows of any strides and number format, read by components or four of them at a time.
 #pragma once
 
 #include "../dmlfast_cuda.h"
 #include "device.h"
 
 namespace dml {
+
+__device__ __forceinline__ float component(const dml_rows& rows, int64_t row, int64_t k) {
+  const int64_t at = row * rows.row_stride + k * rows.column_stride;
+  if (rows.dtype == DML_FLOAT32) return static_cast<const float*>(rows.data)[at];
+  if (rows.dtype == DML_FLOAT16) return to_float(static_cast<const float16*>(rows.data)[at]);
+  return to_float(static_cast<const bfloat16*>(rows.data)[at]);
+}
 
 template <class T>
 struct alignas(4 * sizeof(T)) Quad {

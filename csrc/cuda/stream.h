@@ -73,6 +73,12 @@ class Stream {
     next(scores);
   }
 
+  // Ends the use of shared memory, which another stream may take then.
+  __device__ __forceinline__ void end() const {
+    await_copies<0>();
+    __syncthreads();
+  }
+
  private:
   // A chunk of the columns of the tile at hand: of all, or of those that are kept.
   __device__ __forceinline__ const char* columns(int c) const {
@@ -131,12 +137,15 @@ class Stream {
   char* memory_;
 };
 
-// The tiles of columns that a part of the columns has, [first, end).
+// Tiles of columns, [first, end).
 struct Tiles {
   int first, end;
 
+  __device__ __forceinline__ Tiles(int first, int end) : first(first), end(end) {}
+
+  // Those that a part of the columns has.
   __device__ __forceinline__ Tiles(const Pairs& pairs, int select, int band, int split, int splits) {
-    const int tiles = int((pairs.r.given.n + TILE - 1) / TILE);
+    const int tiles = tiles_of(pairs.r);
     first = int(int64_t(tiles) * split / splits);
     end = int(int64_t(tiles) * (split + 1) / splits);
     if (select != DML_POSITIVE) return;

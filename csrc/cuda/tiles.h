@@ -11,7 +11,7 @@
 namespace dml {
 
 constexpr int TILE = 64, UNIT = 16, CHUNK = 128, TILE_CHUNK = TILE * CHUNK;  // rows; bytes
-constexpr int WARPS = 8, THREADS = WARPS * WARP, WARP_ROWS = 16, BAND = WARPS * WARP_ROWS;
+constexpr int WARP_ROWS = 16, BAND = WARPS * WARP_ROWS;
 constexpr int FRAGMENTS = TILE / 8;
 using Scores = float[FRAGMENTS][4];
 

@@ -5,6 +5,7 @@ An explicit ``impl=`` wins over the environment variable ``DMLFAST_IMPL``, which
 back in silence.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -76,19 +77,28 @@ def _choose(op: str, impl: str, device: str, dtype: torch.dtype) -> str:
             source = "DMLFAST_IMPL" if impl == "auto" else "impl"
             raise RuntimeError(f"{op}: {source}='{wanted}' cannot serve this call: {reason}")
         return wanted
-    able = _able(device, dtype)
+    able = _able(device, dtype, gpu.interpreted(), gpu.emulated())
     return FASTEST if len(able) > 2 else able[0]
 
 
-def _able(device: str, dtype: torch.dtype) -> list[str]:
-    """The backends of which "auto" may choose; the reference, which serves every call, is last."""
-    return [
+@functools.cache
+def _able(device: str, dtype: torch.dtype, interpreted: bool, emulated: bool) -> tuple[str, ...]:
+    """The backends of which "auto" may choose; the reference, which serves every call, is last.
+
+    What decides is asked once: a call of a small batch takes no longer than asking does.
+    """
+    return tuple(
         backend.name
         for backend in BACKENDS.values()
         if backend.declines(device, dtype) is None
         and not backend.by_name_only()
         and backend.why_not() is None
-    ]
+    )
+
+
+def forget() -> None:
+    """Lets the next call ask again which backends there are."""
+    _able.cache_clear()
 
 
 def call(
@@ -112,6 +122,6 @@ def call(
 def module(package: str, impl: str, op: str, rows: torch.Tensor) -> ModuleType:
     """The module with the kernels of one op and backend, for example ``dmlfast.ops.lifted.cpu``."""
     if impl == FASTEST:
-        able = _able(rows.device.type, rows.dtype)[:-1]
-        impl = fastest.choose(op, rows, able)
+        able = _able(rows.device.type, rows.dtype, gpu.interpreted(), gpu.emulated())
+        impl = fastest.choose(op, rows, able[:-1])
     return importlib.import_module(f"{package}.{impl}")

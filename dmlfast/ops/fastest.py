@@ -14,19 +14,23 @@ from typing import NamedTuple
 import torch
 
 TABLE = Path(__file__).with_name("fastest.csv")
-FIELDS = ("op", "dtype", "n", "d", "impl")
+FIELDS = ("gpu", "op", "dtype", "n", "d", "impl")
 
 
 class Measured(NamedTuple):
-    """The fastest backend at n rows of d components."""
+    """The fastest backend at n rows of d components on a GPU."""
 
+    gpu: str
     n: int
     d: int
     impl: str
 
-    def distance(self, n: int, d: int) -> float:
-        """How unlike another size it is: twice as many rows count as twice as many components."""
-        return abs(math.log2(self.n / n)) + abs(math.log2(self.d / d))
+    def distance(self, gpu: str, n: int, d: int) -> tuple[bool, float]:
+        """How unlike another size it is: twice as many rows count as twice as many components.
+
+        What was measured on another GPU is less like than all that was on this one.
+        """
+        return self.gpu != gpu, abs(math.log2(self.n / n)) + abs(math.log2(self.d / d))
 
 
 @cache
@@ -35,20 +39,25 @@ def table() -> dict[tuple[str, str], list[Measured]]:
     found = defaultdict(list)
     with open(TABLE, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            measured = Measured(int(row["n"]), int(row["d"]), row["impl"])
+            measured = Measured(row["gpu"], int(row["n"]), int(row["d"]), row["impl"])
             found[row["op"], row["dtype"]].append(measured)
     return dict(found)
 
 
-def choose(op: str, rows: torch.Tensor, usable: list[str]) -> str:
+def choose(op: str, rows: torch.Tensor, usable: tuple[str, ...]) -> str:
     """The fastest of the usable backends at the measured size that is nearest to that of rows
-    (N, D).
+    (N, D), on the GPU that has them.
     """
-    return _nearest(op, rows.dtype, *rows.shape, tuple(usable)) if rows.numel() else usable[0]
+    if not rows.numel():
+        return usable[0]
+    return _nearest(op, rows.device, rows.dtype, *rows.shape, usable)
 
 
 @lru_cache(maxsize=1024)
-def _nearest(op: str, dtype: torch.dtype, n: int, d: int, usable: tuple[str, ...]) -> str:
+def _nearest(
+    op: str, device: torch.device, dtype: torch.dtype, n: int, d: int, usable: tuple[str, ...]
+) -> str:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     measured = table().get((op, str(dtype).removeprefix("torch.")), [])
     known = [m for m in measured if m.impl in usable]
-    return min(known, key=lambda m: m.distance(n, d)).impl if known else usable[0]
+    return min(known, key=lambda m: m.distance(gpu, n, d)).impl if known else usable[0]

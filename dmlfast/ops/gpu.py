@@ -38,7 +38,7 @@ def why_no_triton() -> str | None:
 def why_no_cuda() -> str | None:
     """None where the CUDA kernels run, else the reason."""
     reason = library.why_no_library()
-    return reason if reason or emulated() else _why_no_gpu()
+    return reason if reason or emulated() else _why_no_gpu() or library.why_no_code()
 
 
 def _why_no_gpu() -> str | None:

@@ -21,6 +21,13 @@ CALLS = {
 EVERY_OP = pytest.mark.parametrize("op", CALLS)
 
 
+@pytest.fixture(autouse=True)
+def forget():
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
 @pytest.fixture
 def served(monkeypatch):
     """The backends that served the lifted loss, in order."""
@@ -89,17 +96,22 @@ def test_auto_takes_the_fastest_on_a_gpu_by_what_was_measured(on_a_gpu, monkeypa
     assert dispatch._choose("op", "auto", "cuda", torch.bfloat16) == dispatch.FASTEST
     table = tmp_path / "fastest.csv"
     table.write_text(
-        "op,dtype,n,d,impl\nlifted,float32,128,128,cuda\nlifted,float32,8192,128,triton\n"
+        "gpu,op,dtype,n,d,impl\n"
+        ",lifted,float32,128,128,cuda\n"
+        ",lifted,float32,8192,128,triton\n"
+        "another,lifted,float32,900,300,triton\n"
+        "another,lifted,bfloat16,128,128,cuda\n"
     )
     monkeypatch.setattr(fastest, "TABLE", table)
-    able = ["triton", "cuda"]
+    able = ("triton", "cuda")
     for cached in (fastest.table, fastest._nearest):
         cached.cache_clear()
     try:
         for n, expected in ((0, "triton"), (1, "cuda"), (1000, "cuda"), (1100, "triton")):
             assert fastest.choose("lifted", torch.empty(n, 128), able) == expected
         assert fastest.choose("lifted", torch.empty(900, 300), able) == "cuda"
-        assert fastest.choose("lifted", torch.empty(8192, 4), ["cuda"]) == "cuda"
+        assert fastest.choose("lifted", torch.empty(8192, 4), ("cuda",)) == "cuda"
+        assert fastest.choose("lifted", torch.empty(9, 4).bfloat16(), able) == "cuda"
         assert fastest.choose("lifted", torch.empty(9, 4).half(), able) == "triton"
         assert fastest.choose("pair_reduce", torch.empty(9, 4), able) == "triton"
     finally:
@@ -241,8 +253,24 @@ def test_a_library_that_does_not_load_says_why(without_kernels):
 def test_why_no_kernels_for_gpus(on_a_gpu, monkeypatch, capability, reason, impl):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(library, "why_no_code", lambda: None)
     found = ops.why_not(impl)
     assert found is None if reason is None else re.search(reason, found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_driver_that_does_not_run_the_cuda_kernels(on_a_gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "_why_no_gpu", lambda: None)
+    assert re.search("do not run on this GPU: .*driver", ops.why_not("cuda"))
+
+
+def test_what_is_usable_is_asked_once(on_a_gpu, monkeypatch):
+    asked = []
+    backend = dataclasses.replace(dispatch.BACKENDS["cpu"], why_not=lambda: asked.append("cpu"))
+    monkeypatch.setitem(dispatch.BACKENDS, "cpu", backend)
+    for _ in range(3):
+        assert dispatch._choose("op", "auto", "cpu", torch.float32) == "cpu"
+    assert len(asked) == 1
 
 
 def test_triton_that_is_not_installed(monkeypatch):

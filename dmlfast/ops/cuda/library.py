@@ -15,7 +15,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _P, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
 KERNELS: dict[str, list[Any]] = {
     "dml_cuda_prepare": [_P] * 3,
-    "dml_cuda_reduce": [_P] * 5,
+    "dml_cuda_reduce": [_P] * 6,
     "dml_cuda_positives": [_P] * 8,
     "dml_cuda_gradient": [*[_P] * 6, _FLOAT, _INT, _FLOAT, *[_P] * 3],
     "dml_cuda_bias_gradient": [_P] * 6,
@@ -55,6 +55,12 @@ def why_no_library() -> str | None:
     return None
 
 
+def why_no_code() -> str | None:
+    """None where the GPU at hand, with its driver, can run the kernels, else the reason."""
+    status = library().dml_cuda_find_code()
+    return f"the CUDA kernels do not run on this GPU: {words_of(status)}" if status else None
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The library with its signatures."""
@@ -62,8 +68,10 @@ def library() -> ctypes.CDLL:
     for name, arguments in KERNELS.items():
         getattr(found, name).argtypes = [*arguments, ctypes.c_void_p]
     found.dml_cuda_one_pass_fits.argtypes = [ctypes.c_int64] * 2
-    found.dml_cuda_one_pass_scratch.argtypes = [ctypes.c_int64] * 2
+    found.dml_cuda_one_pass_scratch.argtypes = [ctypes.c_int64]
     found.dml_cuda_one_pass_scratch.restype = ctypes.c_int64
+    found.dml_cuda_reduce_slots.argtypes = [_P] * 3
+    found.dml_cuda_find_code.argtypes = []
     found.dml_cuda_error.argtypes = [ctypes.c_int]
     found.dml_cuda_error.restype = ctypes.c_char_p
     return found
@@ -74,8 +82,12 @@ def launch(op: str, name: str, rows: torch.Tensor, *arguments: Any) -> None:
     stream = torch.cuda.current_stream(rows.device).cuda_stream if rows.is_cuda else None
     status = getattr(library(), name)(*arguments, stream)
     if status:
-        words = library().dml_cuda_error(status).decode()
-        raise RuntimeError(f"{op}: the CUDA kernels failed: {words}")
+        raise RuntimeError(f"{op}: the CUDA kernels failed: {words_of(status)}")
+
+
+def words_of(status: int) -> str:
+    words: bytes = library().dml_cuda_error(status)
+    return words.decode()
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

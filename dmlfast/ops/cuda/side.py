@@ -27,6 +27,7 @@ class SideStruct(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
+        ("largest", ctypes.c_void_p),
         ("padded", ctypes.c_int64),
         ("chunks", ctypes.c_int32),
     )
@@ -53,7 +54,7 @@ class Side(NamedTuple):
 
     given: (n, d). order: (n,) int64, which row is at a position, None where each is at its own.
     low, high, itself: (n,) int32 and bias: (n,) float32, as in the header; None where there is
-    none. rows: prepared, bytes. norm: (padded,) float32.
+    none. rows: prepared, bytes. norm: (padded,) float32. largest: (1,), of these.
     """
 
     given: torch.Tensor
@@ -64,6 +65,7 @@ class Side(NamedTuple):
     bias: torch.Tensor | None
     rows: torch.Tensor
     norm: torch.Tensor
+    largest: torch.Tensor
     chunks: int
 
     @property
@@ -76,8 +78,11 @@ class Side(NamedTuple):
 
     @property
     def struct(self) -> SideStruct:
-        parts = (self.order, self.low, self.high, self.itself, self.bias, self.rows, self.norm)
-        return SideStruct(Rows(self.given), *map(address, parts), self.padded, self.chunks)
+        parts = (self.order, self.low, self.high, self.itself, self.bias)
+        made = (self.rows, self.norm, self.largest)
+        return SideStruct(
+            Rows(self.given), *map(address, (*parts, *made)), self.padded, self.chunks
+        )
 
     def by_position(self, values: torch.Tensor, padding: float) -> torch.Tensor:
         """Values (n,) of the rows as float32 (padded,)."""
@@ -228,7 +233,8 @@ def _prepared(
     chunks = max(1, -(-d * dtype.itemsize // CHUNK))
     rows = given.new_empty(padded * chunks * CHUNK, dtype=torch.uint8)
     norm = given.new_empty(padded, dtype=torch.float32)
-    side = Side(given, order, *ranges, itself, bias, rows, norm, chunks)
+    largest = norm.new_zeros(1)
+    side = Side(given, order, *ranges, itself, bias, rows, norm, largest, chunks)
     task = TaskStruct(dtype=DTYPES[dtype], fast=_is_fast(dtype))
     arguments = (ctypes.byref(side.struct), ctypes.byref(task), address(centre))
     launch("preparing rows", "dml_cuda_prepare", given, *arguments)

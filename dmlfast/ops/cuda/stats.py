@@ -37,13 +37,6 @@ class Stats(NamedTuple):
 NO_STATS = Stats()
 
 
-def combined(top: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Powers of two (padded,) of partial statistics exp2(top) total, (splits, padded) each."""
-    highest = top.amax(0)
-    total = (total * (top - highest).exp2()).sum(0)
-    return torch.where(total > 0, highest + total.log2(), NOTHING)
-
-
 def given(
     side: Side, value: torch.Tensor | None, grad: torch.Tensor | None, logsumexp: bool
 ) -> Stats:

@@ -14,7 +14,7 @@ from dmlfast.ops.cuda.library import Rows, address, launch, library
 from dmlfast.ops.cuda.side import Pairs, Side, pairs_of
 from dmlfast.ops.cuda.stats import Stats
 from dmlfast.ops.gpu import on_its_device
-from dmlfast.ops.pairs.cuda import gradient_of, partial_statistics
+from dmlfast.ops.pairs.cuda import gradient_of, statistics_of
 from dmlfast.ops.pairs.term import PairTerm
 
 
@@ -37,8 +37,8 @@ def forward(
         rows, columns, row_labels, column_labels, self_index, None, term, select="positive"
     )
     x, r = pairs.x, pairs.r
-    xs = Stats(stats.combined(*partial_statistics(pairs, x, r)))
-    rs = xs if columns is None else Stats(stats.combined(*partial_statistics(pairs, r, x)))
+    xs = Stats(statistics_of(pairs, x, r))
+    rs = xs if columns is None else Stats(statistics_of(pairs, r, x))
     squares, counts, x_grad = _positive_pairs(pairs, x, r, xs, rs)
     share = 1.0 / counts.sum().clamp_min(1)
     loss = 0.5 * share * squares.double().sum() + pairs.poison
@@ -62,7 +62,7 @@ def _one_pass(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Loss () and gradient (N, D), float32, of a batch that fits on chip."""
     floats = partial(torch.empty, dtype=torch.float32, device=rows.device)
-    loss, scratch = floats(()), floats(library().dml_cuda_one_pass_scratch(*rows.shape))
+    loss, scratch = floats(()), floats(library().dml_cuda_one_pass_scratch(len(rows)))
     d_rows = floats(rows.shape) if want_rows else None
     labels = labels.to(torch.int64).contiguous()
     launch(

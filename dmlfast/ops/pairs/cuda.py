@@ -5,7 +5,7 @@ from ctypes import byref
 import torch
 
 from dmlfast.ops.cuda import stats
-from dmlfast.ops.cuda.library import address, launch
+from dmlfast.ops.cuda.library import address, launch, library
 from dmlfast.ops.cuda.side import BAND, LOG2E, Pairs, Side, near_of, pairs_of
 from dmlfast.ops.cuda.stats import NO_STATS, Stats
 from dmlfast.ops.gpu import on_its_device
@@ -30,10 +30,8 @@ def reduce_block(
         nothing = -torch.inf if exponential else 0.0
         return rows.new_full((len(rows),), nothing, dtype=torch.float32)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
-    top, total = partial_statistics(pairs, pairs.x, pairs.r)
-    found = total.sum(0)
+    found = statistics_of(pairs, pairs.x, pairs.r)
     if exponential:
-        found = stats.combined(top, total)
         found = torch.where(found > stats.NOTHING / 2, found / LOG2E, -torch.inf)
     return pairs.x.by_row(found) + pairs.poison
 
@@ -85,21 +83,17 @@ def grad_block(
     return d_rows, d_columns, d_bias
 
 
-def partial_statistics(pairs: Pairs, x: Side, r: Side) -> torch.Tensor:
-    """Statistics of the rows of ``x`` over parts of the columns ``r``: (2, splits, padded), the
-    exponents and the sums of exp2(top) total.
+def statistics_of(pairs: Pairs, x: Side, r: Side) -> torch.Tensor:
+    """Statistics of the rows of ``x`` over the columns ``r``, (padded,); of logarithms, powers of
+    two.
     """
     splits = pairs._replace(x=x, r=r).splits(x.padded // BAND)
-    found = x.norm.new_empty(2, splits, x.padded)
-    launch(
-        "pair_reduce",
-        "dml_cuda_reduce",
-        found,
-        byref(x.struct),
-        byref(r.struct),
-        byref(pairs.task(splits)),
-        *map(address, found),
-    )
+    given = byref(x.struct), byref(r.struct), byref(pairs.task(splits))
+    slots = library().dml_cuda_reduce_slots(*given)
+    shared = x.norm.new_zeros(slots, x.padded) if slots else None
+    parts, found = x.norm.new_empty(2, splits, x.padded), torch.empty_like(x.norm)
+    arguments = (*given, *map(address, (parts, shared, found)))
+    launch("pair_reduce", "dml_cuda_reduce", found, *arguments)
     return found
 
 

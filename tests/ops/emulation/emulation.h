@@ -377,6 +377,12 @@ inline bool __any_sync(unsigned mask, bool predicate) {
   return __ballot_sync(mask, predicate) != 0;
 }
 
+inline int atomicMax(int* at, int value) {
+  const int before = *at;
+  *at = std::max(before, value);
+  return before;
+}
+
 inline float max(float a, float b) {
   return std::fmax(a, b);
 }
@@ -391,4 +397,7 @@ inline int min(int a, int b) {
 }
 inline int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+inline int64_t max(int64_t a, int64_t b) {
+  return a > b ? a : b;
 }

@@ -65,8 +65,8 @@ inline float tf32_to_float(uint32_t bits) {
   return float_of(bits & ~0x1fffu);
 }
 
-// wgmma.m64n64k16: sums (16 of 64 rows, 64) plus a (16, 16) times a matrix in shared memory, whose rows are 128
-// bytes of bfloat16, swizzled. `along`: of that matrix, k counts rows, else components.
+// wgmma.m64n64k16: sums (16 of 64 rows, 64) plus a (16, 16) times a matrix in shared memory, whose rows are
+// 128 bytes of bfloat16, swizzled. `along`: of that matrix, k counts rows, else components.
 inline void multiply_add_shared(float (&sums)[8][4], std::array<uint32_t, 4> a, const char* start,
                                 int leading, int stride, bool along) {
   struct Product {
