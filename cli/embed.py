@@ -195,5 +195,6 @@ def trained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, 
 def untrained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:
     """The network as the run started with it, and where its embeddings come from."""
     spec, config = load_model(run.checkpoint(name).folder).spec, run.config
-    model = seeded_model(config.seed, weights=starting_weights(config), **spec)
+    start = {"weights": starting_weights(config), "head_init": config.head_init}
+    model = seeded_model(config.seed, **start, **spec)
     return model, {"model": f"{config.backbone}, untrained", "step": 0}

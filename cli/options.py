@@ -32,11 +32,11 @@ class SettingType(click.ParamType):
     def __init__(self, field: "dataclasses.Field[Any]"):
         self.field = field
         self.kind, _ = plain_type(field.name)
-        self.name = self.kind.__name__
+        self.name = "int,..." if self.kind is tuple else self.kind.__name__
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value in the field's type; one it does not take is wrong usage."""
-        if isinstance(value, str):
+        if isinstance(value, str) and self.kind in CLICK_TYPES:
             value = CLICK_TYPES[self.kind].convert(value, param, ctx)
         try:
             return check_value(self.field, value)
@@ -84,7 +84,7 @@ def _setting_option(field: "dataclasses.Field[Any]") -> Callable[..., Any]:
         group=field.metadata["group"],
         type=None if is_flag else SettingType(field),
         default=field.default,
-        show_default=field.default is not None,
+        show_default=field.default not in (None, ()),
         metavar=f"[{'|'.join(choices)}]" if choices else None,
         help=field.metadata["help"],
     )

@@ -16,6 +16,7 @@ from dmlfast.models.convnet import ConvNet
 from dmlfast.models.googlenet import BVLCGoogLeNet
 from dmlfast.models.weights import load_weights
 
+HEAD_INITS = ("torch", "caffe")
 NAMES = ("bvlc-googlenet", "convnet", "timm/NAME", "torchvision/NAME")
 
 
@@ -126,6 +127,7 @@ def create_model(
     std: Sequence[float] | None = None,
     transform: Mapping[str, Any] | None = None,
     weights: str | Path = "none",
+    head_init: str = "torch",
     **options: Any,
 ) -> EmbeddingModel:
     """A new model; its head and what no file gives are drawn from torch's global generator.
@@ -143,6 +145,9 @@ def create_model(
             images this model takes; None where images go in as they are. Kept in the spec.
         weights: of the backbone: "none", "default" for those of its library, or a file. Not in the
             spec: a model that is rebuilt from it gets its tensors from its own file.
+        head_init: of the embedding layer, with F features: "torch" draws weights and biases from
+            +-1 / sqrt(F), uniformly; "caffe" weights from +-sqrt(3 / F), its xavier, and the biases
+            are 0. Not in the spec either.
         options: of the backbone; "convnet" takes `widths`, networks of timm and torchvision that
             are made for one size of images take `image_size`.
 
@@ -155,6 +160,8 @@ def create_model(
         raise UserError(
             f"channels and embedding_dim must be at least 1, not {channels} and {embedding_dim}"
         )
+    if head_init not in HEAD_INITS:
+        raise unknown_name("head_init", head_init, HEAD_INITS)
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")
     mean = _of_channels(preprocessing.mean, channels) if mean is None else mean
@@ -179,6 +186,9 @@ def create_model(
         **backbone.options,
     }
     head = nn.Linear(backbone.out_features, embedding_dim)
+    if head_init == "caffe":
+        nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
+        nn.init.zeros_(head.bias)
     return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec)
 
 

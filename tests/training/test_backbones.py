@@ -24,43 +24,6 @@ def pictures_config(**changes):
     return tiny_config(**({"transform": "reality-check", "image_size": 12} | changes))
 
 
-def groups(**changes):
-    """(peak learning rate, decay, numbers of dimensions, numbers in all) of each group."""
-    trainer = Trainer(tiny_config(lr=0.01, weight_decay=0.1, **changes), ALONE)
-    return [
-        (
-            group["peak_lr"],
-            group["weight_decay"],
-            {weight.ndim for weight in group["params"]},
-            sum(weight.numel() for weight in group["params"]),
-        )
-        for group in trainer.optimizer.param_groups
-    ]
-
-
-HEAD = 8 * 2048  # and 8 biases
-
-
-def test_learning_rates_of_each_group():
-    (_, _, _, matrices), (_, _, _, vectors) = plain = groups()
-    assert plain == [(0.01, 0.1, {2, 4}, matrices), (0.01, 0.0, {1}, vectors)]
-    assert groups(head_lr_multiplier=10.0) == [
-        (0.01, 0.1, {4}, matrices - HEAD),
-        (pytest.approx(0.1), 0.1, {2}, HEAD),
-        (0.01, 0.0, {1}, vectors - 8),
-        (pytest.approx(0.1), 0.0, {1}, 8),
-    ]
-    assert groups(backbone_lr_multiplier=0.5)[0] == (0.005, 0.1, {4}, matrices - HEAD)
-    assert groups(backbone_lr_multiplier=0.0) == [(0.01, 0.1, {2}, HEAD), (0.01, 0.0, {1}, 8)]
-
-
-def test_learning_rates_in_a_step():
-    trainer = Trainer(tiny_config(lr=0.01, head_lr_multiplier=10.0, warmup_steps=2), ALONE)
-    assert trainer.set_learning_rate() == pytest.approx(0.005)
-    found = [group["lr"] for group in trainer.optimizer.param_groups]
-    assert found == pytest.approx([0.005, 0.05, 0.005, 0.05])
-
-
 def changed(trainer) -> set[str]:
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.train_step(*next(iter(trainer.batches())))
