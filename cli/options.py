@@ -8,15 +8,16 @@ import click
 from click.core import ParameterSource
 
 from dmlfast.errors import UserError
+from dmlfast.recipes import load_settings
 from dmlfast.training.config import (
     FIELDS,
     TrainConfig,
     check_value,
     option_name,
     plain_type,
-    read_settings,
 )
 
+RECIPE = "recipe"
 CLICK_TYPES = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -68,9 +69,10 @@ class GroupedCommand(click.Command):
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds an option for every field of `TrainConfig`."""
+    """Adds an option for every field of `TrainConfig` but the recipe, which -c sets."""
     for field in reversed(dataclasses.fields(TrainConfig)):
-        command = _setting_option(field)(command)
+        if field.name != RECIPE:
+            command = _setting_option(field)(command)
     return command
 
 
@@ -90,14 +92,14 @@ def _setting_option(field: "dataclasses.Field[Any]") -> Callable[..., Any]:
     )
 
 
-def load_config_file(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    """Makes a YAML file's settings the defaults of the command."""
-    if path is not None:
+def load_config_file(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    """Makes the settings of a recipe, or of a YAML file, the defaults of the command."""
+    if name is not None:
         try:
-            ctx.default_map = {**(ctx.default_map or {}), **read_settings(path)}
+            ctx.default_map = {**(ctx.default_map or {}), **load_settings(name)}
         except UserError as error:
             raise ConfigFileError(str(error)) from None
-    return path
+    return name
 
 
 def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
@@ -113,4 +115,5 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         and sources["max_steps"] != ParameterSource.COMMANDLINE
     ):
         given["max_steps"] = None  # a length that was typed wins over one from a file
-    return given
+    defaults = ctx.default_map or {}
+    return {**given, RECIPE: defaults[RECIPE]} if RECIPE in defaults else given

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmlfast.errors import UserError, unknown_name
 from dmlfast.models import googlenet, zoo
-from dmlfast.models.backbone import Backbone, Preprocessing
+from dmlfast.models.backbone import Backbone, Preprocessing, average_pooling
 from dmlfast.models.convnet import ConvNet
 from dmlfast.models.googlenet import BVLCGoogLeNet
 from dmlfast.models.weights import load_weights
@@ -45,11 +45,17 @@ class EmbeddingModel(nn.Module):
     """Maps images to embeddings. Made by `create_model`, which takes `spec` as its arguments.
 
     What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training and not part of
-    `spec`.
+    `spec`. `pooling` says in a word or two how the backbone makes features of its last maps, where
+    that is known.
     """
 
     def __init__(
-        self, preprocess: Preprocess, backbone: nn.Module, head: nn.Linear, spec: dict[str, Any]
+        self,
+        preprocess: Preprocess,
+        backbone: nn.Module,
+        head: nn.Linear,
+        spec: dict[str, Any],
+        pooling: str | None = None,
     ) -> None:
         super().__init__()
         self.preprocess = preprocess
@@ -57,6 +63,7 @@ class EmbeddingModel(nn.Module):
         self.dropout = nn.Dropout(spec["dropout"])
         self.head = head
         self.spec = spec
+        self.pooling = pooling
         self._frozen: tuple[type[nn.Module], ...] = ()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -71,6 +78,11 @@ class EmbeddingModel(nn.Module):
             if isinstance(module, self._frozen):
                 module.training = False
         return self
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the backbone has batch norms."""
+        return any(isinstance(module, _BatchNorm) for module in self.backbone.modules())
 
     def freeze_batch_norm(self) -> None:
         """Fixes the backbone's batch norms: running statistics, scales and shifts."""
@@ -189,7 +201,7 @@ def create_model(
     if head_init == "caffe":
         nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
         nn.init.zeros_(head.bias)
-    return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec)
+    return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec, backbone.pooling)
 
 
 def _create_backbone(
@@ -201,9 +213,9 @@ def _create_backbone(
     if library == "torchvision":
         return zoo.torchvision_backbone(rest, channels, pretrained, **options)
     if name == "bvlc-googlenet":
-        return Backbone(BVLCGoogLeNet(channels, **options), googlenet.OUT_FEATURES)
+        return Backbone(BVLCGoogLeNet(channels, **options), googlenet.OUT_FEATURES, "average")
     network = ConvNet(channels, **options)
-    return Backbone(network, network.out_features, network.options)
+    return Backbone(network, network.out_features, average_pooling(network), network.options)
 
 
 def _of_channels(numbers: Sequence[float], channels: int) -> Sequence[float]:

@@ -5,6 +5,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def setting(
 
 
 DATA, MODEL, LOSS = "Data", "Model", "Loss"
+RECIPE = "Recipe"
 OPTIMISATION, PROGRESS, MACHINE = "Optimisation", "Evaluation and checkpoints", "Machine"
 
 
@@ -231,6 +233,10 @@ class TrainConfig:
         resumable=True,
     )
 
+    recipe: str | None = setting(
+        None, RECIPE, "Recipe whose settings these began as: a name, or the path of a file."
+    )
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             try:
@@ -321,6 +327,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Keys are spelled as options or as fields. A file that cannot be read, an unknown key or a value
     of the wrong type raises a `UserError` that names the file and the key.
     """
+    return check_settings(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """The keys and values of a YAML file, unchecked; a `UserError` says why there are none."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -336,17 +347,22 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, such as `batch-size: 256`")
+    return content
+
+
+def check_settings(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The settings by field name, each in its type; a `UserError` begins with `where`."""
     settings = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in FIELDS:
-            raise UserError(f"{path}: unknown key '{key}'{_suggestion(name)}")
+            raise UserError(f"{where}: unknown key '{key}'{_suggestion(name)}")
         if name in settings:
-            raise UserError(f"{path}: '{key}' is given twice")
+            raise UserError(f"{where}: '{key}' is given twice")
         try:
             settings[name] = check_value(FIELDS[name], value)
         except ValueError as error:
-            raise UserError(f"{path}: {key} {error}") from None
+            raise UserError(f"{where}: {key} {error}") from None
     return settings
 
 

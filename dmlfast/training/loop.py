@@ -1,6 +1,7 @@
 """The training loop. Everything random in a step depends on the settings and the step alone."""
 
 import math
+import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -199,6 +200,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             steps_per_epoch=self.sampler.steps_per_epoch,
             selected_on=self.config.select_on,
+            decoding=isinstance(self.images, TransformedImages),
         )
 
     def record(self, run: RunFolder, progress: Progress, lr: float, stopping: bool) -> None:
@@ -239,6 +241,8 @@ class Trainer:
             "selected_on": self.config.select_on,
             "best": self.best,
             "dmlfast_version": __version__,
+            "torch_version": torch.__version__,
+            "python_version": platform.python_version(),
         }
         save_checkpoint(run.step_folder(self.step), self.model, self.loss_fn, self.optimizer, state)
         self.saved_step = self.step

@@ -160,3 +160,9 @@ def test_how_the_embedding_layer_starts():
     assert not caffe.bias.any()
     with pytest.raises(UserError, match="unknown head_init 'cafe': did you mean 'caffe'"):
         create_model("convnet", head_init="cafe")
+
+
+def test_pooling_and_batch_norm():
+    convnet, googlenet = create_model("convnet"), create_model("bvlc-googlenet", 3)
+    assert (convnet.pooling, convnet.has_batch_norm) == ("average of each of 4 x 4 cells", True)
+    assert (googlenet.pooling, googlenet.has_batch_norm) == ("average", False)

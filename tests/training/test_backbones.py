@@ -150,12 +150,13 @@ def test_stopping_and_going_on_gives_the_same_bits(tmp_path, monkeypatch):
     assert RunFolder(tmp_path / "run").checkpoint("last").step == 8
 
 
-def test_the_bar_tells_of_waiting_where_it_matters(finished, tmp_path):
-    trainer = Trainer(tiny_config(), ALONE)
-    run = loop.create_run(tiny_config(), tmp_path / "run")
-    progress = trainer.progress(run)
-    progress.add(1.0, 0.0, 0.0)
-    progress.seconds, progress.wait_seconds = 2.0, 0.1
-    assert "waiting" not in progress._postfix(1.0)
-    progress.wait_seconds = 0.9
-    assert progress._postfix(1.0).endswith("45% waiting for images")
+def test_the_bar_tells_of_waiting_where_pictures_are_decoded(tmp_path):
+    for config, text in (
+        (tiny_config(), "60 images/s, 25% in the loss"),
+        (pictures_config(), "60 images/s, 25% in the loss, 5% waiting for images"),
+    ):
+        run = loop.create_run(config, tmp_path / config.transform)
+        progress = Trainer(config, ALONE).progress(run)
+        progress.steps, progress.seconds = 10, 2.0
+        progress.loss_seconds, progress.wait_seconds = 0.5, 0.1
+        assert progress._postfix(1.0) == f"loss 1.000, {text}"
