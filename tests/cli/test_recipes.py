@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,9 @@ def test_the_table(capsys):
     assert lines[0].split() == ["name", "data", "set", "loss", "backbone", "length", "targets"]
     assert [line.split()[0] for line in lines[1:-2]] == recipe_names()
     (cub,) = (line for line in lines if line.startswith("lifted-cub "))
-    assert cub.split("  ")[1:] == [
-        " cub200  ".strip(),
-        "  lifted".strip(),
-        "bvlc-googlenet",
-        "40,000 steps",
-        "recall at 1 47.2, 43.6 %",
-    ]
+    cells = [cell for cell in re.split("  +", cub) if cell]
+    expected = ["cub200", "lifted", "bvlc-googlenet", "40,000 steps", "recall at 1 47.2, 43.6 %"]
+    assert cells == ["lifted-cub", *expected]
 
 
 def test_one_recipe(capsys):
@@ -115,16 +112,6 @@ def test_a_run_by_a_recipe(capsys):
         "selection": "best MAP at R on val",
         "selected_on": "val",
     }
-    assert (
-        output(capsys, "train", "--out", "a", "--resume")[-5:-1]
-        == [
-            f"targets of recipe {path}, on the test images:",
-            f"  [1] {load_recipe('own.yaml').targets[0]}",
-            "      recall at 1 47.2 %",
-            "NOT BY THE RECIPE:",
-        ]
-        or True
-    )
     assert main(["embed", "a", "--out", "f.h5"]) == 0
     capsys.readouterr()
     quick = ["--no-clustering", "--bootstrap", "0"]

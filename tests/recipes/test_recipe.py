@@ -66,6 +66,11 @@ def test_a_recipe_in_a_file(write):
 
 
 TARGET = yaml.safe_load(RECIPE)["targets"][0]
+WIDE = TARGET | {"embedding-dim": "64"}
+
+
+def metrics(**values):
+    return {"targets": [TARGET | {"metrics": values}]}
 
 
 @pytest.mark.parametrize(
@@ -86,22 +91,10 @@ TARGET = yaml.safe_load(RECIPE)["targets"][0]
         ({"targets": ["x"]}, "target 1 must be keys and values, not 'x'"),
         ({"targets": [TARGET, TARGET | {"crops": 1}]}, "target 2: unknown key 'crops': did you"),
         ({"targets": [{"source": "x"}]}, "target 1: 'backbone' is missing"),
-        (
-            {"targets": [TARGET | {"embedding-dim": "64"}]},
-            "target 1: embedding-dim must be a whole number",
-        ),
-        (
-            {"targets": [TARGET | {"metrics": {"recall": 0.5}}]},
-            "target 1: unknown metric 'recall', such as",
-        ),
-        (
-            {"targets": [TARGET | {"metrics": {"nmi": 47.2}}]},
-            "target 1: nmi must be a share from 0 to 1",
-        ),
-        (
-            {"targets": [TARGET | {"metrics": {"nmi": True}}]},
-            "target 1: nmi must be a share from 0 to 1",
-        ),
+        ({"targets": [WIDE]}, "target 1: embedding-dim must be a whole number, not '64'"),
+        (metrics(recall=0.5), "target 1: unknown metric 'recall', such as recall_at_1"),
+        (metrics(nmi=47.2), "target 1: nmi must be a share from 0 to 1, not 47.2"),
+        (metrics(nmi=True), "target 1: nmi must be a share from 0 to 1, not True"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_file_and_key(write, changes, message):
