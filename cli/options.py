@@ -110,10 +110,11 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         for name, source in sources.items()
         if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     }
-    if (
-        sources["epochs"] == ParameterSource.COMMANDLINE
-        and sources["max_steps"] != ParameterSource.COMMANDLINE
-    ):
-        given["max_steps"] = None  # a length that was typed wins over one from a file
+    typed = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
+    # What was typed wins over what a file says of the same thing in another setting.
+    if "epochs" in typed and "max_steps" not in typed:
+        given["max_steps"] = None
+    if "schedule" in typed and "milestones" not in typed and settings["schedule"] != "step":
+        given["milestones"] = ()
     defaults = ctx.default_map or {}
     return {**given, RECIPE: defaults[RECIPE]} if RECIPE in defaults else given

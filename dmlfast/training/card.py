@@ -1,7 +1,12 @@
 """What results have to be compared by: how a network was made, shown images, and trained."""
 
+import platform
+from importlib import metadata
 from typing import Any
 
+import torch
+
+from dmlfast import __version__
 from dmlfast.data import create_transform, parse_options
 from dmlfast.models import EmbeddingModel
 from dmlfast.training.checkpoint import Checkpoint
@@ -58,9 +63,18 @@ def training_card(config: TrainConfig, checkpoint: Checkpoint, name: str) -> dic
     if name == "best" and best and best["step"] == checkpoint.step:
         values["selected_on"] = state["selected_on"]
         values["selection"] = f"best MAP at R on {state['selected_on']}"
-    if "torch_version" in state:
-        values["trained_with"] = (
-            f"dmlfast {state['dmlfast_version']}, torch {state['torch_version']},"
-            f" Python {state['python_version']}"
-        )
+    if "versions" in state:
+        known = state["versions"].items()
+        values["trained_with"] = ", ".join(f"{name} {version}" for name, version in known)
     return values
+
+
+def versions(backbone: str) -> dict[str, str]:
+    """The versions of what a network with this backbone is trained with here."""
+    library, slash, _ = backbone.partition("/")
+    return {
+        "dmlfast": __version__,
+        "torch": torch.__version__,
+        **({library: metadata.version(library)} if slash else {}),
+        "Python": platform.python_version(),
+    }

@@ -1,7 +1,6 @@
 """The training loop. Everything random in a step depends on the settings and the step alone."""
 
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from dmlfast import __version__
 from dmlfast.data import (
     AnyDataset,
     ClassBalancedSampler,
@@ -31,6 +29,7 @@ from dmlfast.losses import create_loss
 from dmlfast.models import EmbeddingModel, create_model
 from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
+from dmlfast.training.card import versions
 from dmlfast.training.checkpoint import save_checkpoint
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.curves import draw_curves
@@ -240,9 +239,7 @@ class Trainer:
             "total_steps": self.total_steps,
             "selected_on": self.config.select_on,
             "best": self.best,
-            "dmlfast_version": __version__,
-            "torch_version": torch.__version__,
-            "python_version": platform.python_version(),
+            "versions": versions(self.config.backbone),
         }
         save_checkpoint(run.step_folder(self.step), self.model, self.loss_fn, self.optimizer, state)
         self.saved_step = self.step

@@ -145,6 +145,10 @@ def test_the_command_line_wins_and_a_run_can_be_repeated(capsys):
     assert RunFolder("b").config == config
     output(capsys, "train", "-c", "own.yaml", "--epochs", "2", "--out", "c")
     assert RunFolder("c").checkpoint("last").step == 2
+    output(capsys, "train", "-c", "own.yaml", "--schedule", "cosine", "--out", "d")
+    assert (RunFolder("d").config.schedule, RunFolder("d").config.milestones) == ("cosine", ())
+    output(capsys, "train", "-c", "own.yaml", "--schedule", "step", "--out", "e")
+    assert RunFolder("e").config.milestones == (2,)
 
 
 def test_what_is_not_the_recipes_result_has_no_targets(capsys):

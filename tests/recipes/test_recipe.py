@@ -1,6 +1,8 @@
 """Recipes and what is wrong with them."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,6 +161,15 @@ def test_a_comparison_goes_into_a_file_and_back(write):
         known = {name: value for name, value in comparison.to_attributes().items() if value}
         assert Comparison.from_attributes(known, "f.h5") == comparison
     assert Comparison.from_attributes({"model": "x"}, "f.h5") is None
+
+
+def test_the_example_in_the_documentation(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "own.yaml").write_text(example)
+    recipe = load_recipe(str(tmp_path / "own.yaml"))
+    assert recipe.config.milestones == (3000, 4000)
+    assert recipe.targets[0].note
 
 
 @pytest.mark.parametrize("name", recipe_names())
