@@ -173,7 +173,7 @@ setup(
         "dmlfast.cli",
         "dmlfast.bench",
     ],
-    package_data={"dmlfast": ["py.typed", "ops/fastest.csv"]},
+    package_data={"dmlfast": ["py.typed", "ops/fastest.csv", "recipes/*.yaml"]},
     ext_modules=[
         Extension(
             "dmlfast.ops.libdmlfast_cpu",

@@ -14,17 +14,20 @@ from dmlfast.data.loading import Images
 from dmlfast.errors import UserError
 from dmlfast.files import TEMPORARY_PREFIX, write_error
 from dmlfast.models import EmbeddingModel, load_model
+from dmlfast.recipes import Comparison
 from dmlfast.retrieval import export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
 from dmlfast.training import (
     RunFolder,
-    TrainConfig,
     image_transform,
+    images_card,
     load_split,
+    network_card,
     newest_run,
     resolve_device,
     seeded_model,
     starting_weights,
+    training_card,
 )
 
 
@@ -124,7 +127,11 @@ def command(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    attributes = {**source, **preparation(config, transform), "run": str(folder)}
+    attributes = {**source, **images_card(config, transform), "run": str(folder)}
+    if split == "test" and not (untrained or raw_pixels):
+        scaled = ("embeddings scaled to length 1",) if normalize else ()
+        comparison = Comparison.of(folder, scaled)
+        attributes |= comparison.to_attributes() if comparison else {}
     write = embed if layout == "features" else embed_for_ann_benchmarks
     images = write(
         model.to(place),
@@ -165,35 +172,26 @@ def embed_for_ann_benchmarks(
     return images
 
 
-def preparation(config: TrainConfig, transform: dict[str, Any] | None) -> dict[str, Any]:
-    """How the images were chosen and prepared, as attributes of the file."""
-    names = {"crop": "name", "image_size": "size", "crop_pct": "crop_pct"}
-    found = {name: transform.get(key) for name, key in names.items()} if transform else {}
-    found["dataset_options"] = config.dataset_options
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def trained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:
     """The network of a checkpoint, and where its embeddings come from as attributes of the file."""
     checkpoint, config = run.checkpoint(name), run.config
-    source = {
+    model = load_model(checkpoint.folder)
+    return model, {
         "model": config.backbone,
-        "weights": config.weights,
-        "loss": config.loss,
-        "batch_size": config.batch_size,
-        "images_per_class": config.images_per_class,
+        **network_card(config, model),
+        **training_card(config, checkpoint, name),
         "checkpoint": str(checkpoint.folder),
         "checkpoint_sha256": checkpoint.model_sha256,
-        "step": checkpoint.step,
     }
-    best = checkpoint.state["best"]
-    if name == "best" and best and best["step"] == checkpoint.step:
-        source["selected_on"] = checkpoint.state["selected_on"]
-    return load_model(checkpoint.folder), source
 
 
 def untrained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:
     """The network as the run started with it, and where its embeddings come from."""
     spec, config = load_model(run.checkpoint(name).folder).spec, run.config
-    model = seeded_model(config.seed, weights=starting_weights(config), **spec)
-    return model, {"model": f"{config.backbone}, untrained", "step": 0}
+    start = {"weights": starting_weights(config), "head_init": config.head_init}
+    model = seeded_model(config.seed, **start, **spec)
+    return model, {
+        "model": f"{config.backbone}, untrained",
+        **network_card(config, model),
+        "step": 0,
+    }

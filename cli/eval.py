@@ -25,6 +25,7 @@ from dmlfast.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dmlfast.recipes import Comparison
     from dmlfast.retrieval import Features
 
 MAX_RESAMPLES = 1_000_000  # minutes of work, for digits that nobody reads
@@ -199,15 +200,18 @@ def command(
     if map_path:
         pictures.append((_map(features, seed, data_dir), map_path))
     settings["ks"] = settings["ks"] or default_ks(protocol, features)
+    comparison = None if gallery else recipe_comparison(features)
     report = evaluate_by(protocol, features, gallery, train, seed=seed, **settings)
     if as_json:
         files = {"features": feats, "gallery_features": gallery_feats}
         result = {**files, "protocol": protocol, **report}
         if train_feats:
             result |= {"train_features": train_feats, "classes_shared_with_train": shared}
+        if comparison is not None:
+            result["recipe"] = comparison.to_plain()
         click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
     else:
-        click.echo("\n".join(report_lines(features, gallery, protocol, report)))
+        click.echo("\n".join(report_lines(features, gallery, protocol, report, comparison)))
         if shared is not None:
             click.echo(f"classes shared with {train_feats}: {shared}")
     for draw, path in pictures:
@@ -287,6 +291,15 @@ def evaluate_by(
         kmeans=kmeans,
         progress=progress,
     )
+
+
+def recipe_comparison(features: "Features") -> "Comparison | None":
+    """The targets of the recipe that a file's network was trained by, if there was one."""
+    if "recipe_targets" not in features.attributes:
+        return None
+    from dmlfast.recipes import Comparison
+
+    return Comparison.from_attributes(features.attributes, features.source)
 
 
 def shared_classes(features: "Features", train: "Features") -> int:

@@ -4,37 +4,21 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dmlfast.cli.card import NAMES, card_lines, comparison_lines, target_text
+
 if TYPE_CHECKING:
+    from dmlfast.recipes import Comparison
     from dmlfast.retrieval import Features
 
-CARD = (  # what comparisons of embeddings depend on, where the file knows it
-    "weights",
-    "pooling",
-    "image_size",
-    "crop",
-    "crop_pct",
-    "loss",
-    "batch_size",
-    "images_per_class",
-    "epochs",
-    "step",
-)
-NAMES = {
-    "map_at_r": "MAP at R",
-    "r_precision": "R-precision",
-    "nmi": "NMI",
-    "nmi_geometric": "NMI, geometric",
-    "ami": "AMI",
-    "f1": "F1",
-    "top_1": "top-1",
-    "top_5": "top-5",
-    "class_average_top_1": "class average",
-}
 CLUSTERING = ("nmi", "nmi_geometric", "ami", "f1")
 
 
 def report_lines(
-    features: "Features", gallery: "Features | None", protocol: str, report: dict[str, Any]
+    features: "Features",
+    gallery: "Features | None",
+    protocol: str,
+    report: dict[str, Any],
+    comparison: "Comparison | None" = None,
 ) -> list[str]:
     """What was compared how, the numbers in groups, and what to be careful with."""
     lines = [*_card(features, gallery, protocol, report), ""]
@@ -42,10 +26,15 @@ def report_lines(
     wide = max(len(name) for rows in groups.values() for name in rows)
     for title, rows in groups.items():
         lines.append(title)
+        spreads = {key: _spread(report, key) for key in rows.values()}
+        spread_width = max(map(len, spreads.values()))
         for name, key in rows.items():
-            value, spread = _percent(report[key]), _spread(report, key)
-            lines.append(f"  {name:{wide}}  {value:>8}   {spread}".rstrip())
+            value, target = _percent(report[key]), target_text(comparison, key)
+            spread = f"{spreads[key]:{spread_width}}"
+            lines.append(f"  {name:{wide}}  {value:>8}   {spread}   {target}".rstrip())
         lines.append("")
+    if comparison is not None:
+        lines += [*comparison_lines(comparison), ""]
     return [*lines[:-1], *_warnings(features, report)]
 
 
@@ -66,16 +55,17 @@ def _card(
         f"{known.get('model', 'unknown model')}, {features.dimension} dimensions,"
         f" {features.distance} distance"
     )
-    details = [f"{name.replace('_', ' ')} {known[name]}" for name in CARD if name in known]
-    if details:
-        yield ", ".join(details)
-    yield f"protocol {protocol}, checkpoint {_selection(known.get('selected_on'))}"
+    yield from card_lines(known)
+    yield f"protocol {protocol}, checkpoint {_selection(known)}"
 
 
-def _selection(selected_on: Any) -> str:
+def _selection(known: dict[str, Any]) -> str:
+    selected_on = known.get("selected_on")
     if selected_on == "test":
         return "SELECTED ON TEST"
-    return f"selected on {selected_on}" if selected_on else "selection unknown"
+    if selected_on:
+        return f"selected on {selected_on}"
+    return "of the last step" if known.get("selection") == "last step" else "selection unknown"
 
 
 def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "embed": ("dmlfast.cli.embed", "Write a data set's embeddings to an HDF5 file."),
     "eval": ("dmlfast.cli.eval", "Measure how well embeddings retrieve, and draw them."),
     "search": ("dmlfast.cli.search", "Find the images nearest to one."),
+    "recipes": ("dmlfast.cli.recipes", "List the papers' settings and published results."),
     "bench": ("dmlfast.cli.bench", "Measure time and memory of a loss against PyTorch."),
     "tune": ("dmlfast.cli.tune", "Measure block sizes of the Triton kernels on this GPU."),
     "info": ("dmlfast.cli.info", "Show versions, devices and usable backends."),

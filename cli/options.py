@@ -8,15 +8,16 @@ import click
 from click.core import ParameterSource
 
 from dmlfast.errors import UserError
+from dmlfast.recipes import load_settings
 from dmlfast.training.config import (
     FIELDS,
     TrainConfig,
     check_value,
     option_name,
     plain_type,
-    read_settings,
 )
 
+RECIPE = "recipe"
 CLICK_TYPES = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -32,11 +33,11 @@ class SettingType(click.ParamType):
     def __init__(self, field: "dataclasses.Field[Any]"):
         self.field = field
         self.kind, _ = plain_type(field.name)
-        self.name = self.kind.__name__
+        self.name = "int,..." if self.kind is tuple else self.kind.__name__
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value in the field's type; one it does not take is wrong usage."""
-        if isinstance(value, str):
+        if isinstance(value, str) and self.kind in CLICK_TYPES:
             value = CLICK_TYPES[self.kind].convert(value, param, ctx)
         try:
             return check_value(self.field, value)
@@ -68,9 +69,10 @@ class GroupedCommand(click.Command):
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds an option for every field of `TrainConfig`."""
+    """Adds an option for every field of `TrainConfig` but the recipe, which -c sets."""
     for field in reversed(dataclasses.fields(TrainConfig)):
-        command = _setting_option(field)(command)
+        if field.name != RECIPE:
+            command = _setting_option(field)(command)
     return command
 
 
@@ -84,20 +86,20 @@ def _setting_option(field: "dataclasses.Field[Any]") -> Callable[..., Any]:
         group=field.metadata["group"],
         type=None if is_flag else SettingType(field),
         default=field.default,
-        show_default=field.default is not None,
+        show_default=field.default not in (None, ()),
         metavar=f"[{'|'.join(choices)}]" if choices else None,
         help=field.metadata["help"],
     )
 
 
-def load_config_file(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    """Makes a YAML file's settings the defaults of the command."""
-    if path is not None:
+def load_config_file(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    """Makes the settings of a recipe, or of a YAML file, the defaults of the command."""
+    if name is not None:
         try:
-            ctx.default_map = {**(ctx.default_map or {}), **read_settings(path)}
+            ctx.default_map = {**(ctx.default_map or {}), **load_settings(name)}
         except UserError as error:
             raise ConfigFileError(str(error)) from None
-    return path
+    return name
 
 
 def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +110,11 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         for name, source in sources.items()
         if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     }
-    if (
-        sources["epochs"] == ParameterSource.COMMANDLINE
-        and sources["max_steps"] != ParameterSource.COMMANDLINE
-    ):
-        given["max_steps"] = None  # a length that was typed wins over one from a file
-    return given
+    typed = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
+    # What was typed wins over what a file says of the same thing in another setting.
+    if "epochs" in typed and "max_steps" not in typed:
+        given["max_steps"] = None
+    if "schedule" in typed and "milestones" not in typed and settings["schedule"] != "step":
+        given["milestones"] = ()
+    defaults = ctx.default_map or {}
+    return {**given, RECIPE: defaults[RECIPE]} if RECIPE in defaults else given

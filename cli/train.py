@@ -5,9 +5,21 @@ import json
 from typing import Any
 
 import click
+from dmlfast.cli.card import comparison_lines
 from dmlfast.cli.options import GroupedCommand, given_settings, load_config_file, setting_options
 
-from dmlfast.training import Interrupted, RunFolder, TrainConfig, is_main_process, train
+from dmlfast.models import load_model
+from dmlfast.recipes import Comparison, load_recipe
+from dmlfast.training import (
+    Interrupted,
+    RunFolder,
+    TrainConfig,
+    images_card,
+    is_main_process,
+    network_card,
+    train,
+    training_card,
+)
 
 
 @click.command("train", cls=GroupedCommand)
@@ -15,10 +27,11 @@ from dmlfast.training import Interrupted, RunFolder, TrainConfig, is_main_proces
     "-c",
     "--config",
     "config_path",
-    metavar="FILE.yaml",
+    metavar="RECIPE|FILE.yaml",
     is_eager=True,
     callback=load_config_file,
-    help="Settings by the names of the options below; the command line wins.",
+    help="A recipe of `dmlfast recipes`, or settings by the names of the options below; the command"
+    " line wins.",
 )
 @click.option("--out", metavar="RUN", help="Run folder; by default runs/<date>-<loss>-<dataset>.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
@@ -37,19 +50,24 @@ def command(
 ) -> None:
     """Train a network and write checkpoints, a log and curves into a run folder.
 
-    Without any option it trains the lifted structured loss on the glyphs. Ctrl-C saves a checkpoint
-    and stops; --resume with the same --out goes on, with the settings of the run where no others
-    are given. Under torchrun all processes train one network.
+    Without any option it trains the lifted structured loss on the glyphs; -c lifted-cub, or another
+    recipe, by the settings of a paper. Ctrl-C saves a checkpoint and stops; --resume with the same
+    --out goes on, with the settings of the run where no others are given. Under torchrun all
+    processes train one network.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     if resume and out is None:
         raise click.UsageError("--resume needs the folder of the run: --out RUN")
     given = given_settings(ctx, settings)
-    config = dataclasses.replace(RunFolder(out).config, **given) if out and resume else None
+    resumed = dataclasses.replace(RunFolder(out).config, **given) if out and resume else None
+    config = resumed or TrainConfig(**given)
+    if config.recipe and not resume and is_main_process():
+        for line in load_recipe(config.recipe).missing(config):
+            click.echo(f"{config.recipe}: {line}", err=True)
     try:
         run = train(
-            config or TrainConfig(**given),
+            config,
             out,
             resume=resume,
             overwrite=overwrite,
@@ -65,19 +83,29 @@ def command(
 
 def result(run: RunFolder) -> dict[str, Any]:
     """What a run came to, as plain values."""
-    last = run.checkpoint("last")
+    last, best, config = run.checkpoint("last"), run.checkpoint("best"), run.config
+    model = load_model(best.folder)
+    comparison = Comparison.of(run)
     return {
         "run": str(run),
         "steps": last.step,
         "selected_on": last.state["selected_on"],
         "best": last.state["best"],
-        "checkpoint": str(run.checkpoint("best").folder),
+        "checkpoint": str(best.folder),
+        "card": {
+            "model": config.backbone,
+            "embedding_dim": config.embedding_dim,
+            **network_card(config, model),
+            **images_card(config, model.spec["transform"]),
+            **training_card(config, best, "best"),
+        },
+        **({"recipe": comparison.to_plain()} if comparison else {}),
     }
 
 
 def summary(run: RunFolder) -> str:
     """What a run came to, and what to type next, in a few lines."""
-    values = result(run)
+    values, comparison = result(run), Comparison.of(run)
     curves = f", curves in {run.curves_path}" if run.curves_path.exists() else ""
     lines = [f"{run}: {values['steps']} steps{curves}"]
     best = values["best"]
@@ -88,5 +116,7 @@ def summary(run: RunFolder) -> str:
             f"best: recall@1 {best['recall_at_1']:.4f}, MAP@R {best['map_at_r']:.4f} "
             f"on {where}, step {best['step']}"
         )
+    if comparison:
+        lines += comparison_lines(comparison, values=True)
     lines.append(f"next: dmlfast embed {run} --out feats.h5")
     return "\n".join(lines)

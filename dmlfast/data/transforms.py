@@ -20,7 +20,17 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 WHITE = (255, 255, 255)
+ALMOST_WHITE = 250  # from this grey on, what surrounds a product is background
+TRIM_MARGIN = 15  # pixels of it that stay
 MAX_SIDE = 8192
+
+
+FITS = {
+    "stretch": "stretched to {0} x {0}",
+    "short": "short side {0}",
+    "pad": "padded to {0} x {0}",
+    "trim": "trimmed and padded to {0} x {0}",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,9 @@ class Resize:
 
     Attributes:
         fit: "stretch" to a square; "short", so that the short side is `side`; "pad", so that the
-            long side is, with white beside the picture to make a square.
+            long side is, with white beside the picture to make a square; "trim", which does so
+            after it has cut off the white around what is shown. A square of that side is taken to
+            be trimmed.
         side: in pixels.
         interpolation: one of `INTERPOLATIONS`; all take in every pixel when they make smaller.
     """
@@ -41,6 +53,8 @@ class Resize:
     def __call__(self, picture: Image.Image) -> Image.Image:
         """The picture in RGB and resized; what it makes of its own result is the same again."""
         picture = picture.convert("RGB")
+        if self.fit == "trim" and picture.size != (self.side, self.side):
+            picture = _trim(picture)
         width, height = picture.size
         if self.fit == "stretch":
             size = (self.side, self.side)
@@ -49,7 +63,7 @@ class Resize:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
         if size != picture.size:
             picture = picture.resize(size, INTERPOLATIONS[self.interpolation])
-        if self.fit == "pad" and size != (self.side, self.side):
+        if self.fit in ("pad", "trim") and size != (self.side, self.side):
             square = Image.new("RGB", (self.side, self.side), WHITE)
             square.paste(picture, ((self.side - size[0]) // 2, (self.side - size[1]) // 2))
             return square
@@ -59,6 +73,9 @@ class Resize:
     def key(self) -> str:
         """Names what the resized images depend on."""
         return f"{self.fit}-{self.side}-{self.interpolation}"
+
+    def __str__(self) -> str:
+        return FITS[self.fit].format(self.side)
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,14 @@ class Crop:
         if generator.random() < 0.5:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return square
+
+    def describe(self, train: bool) -> str:
+        """What is cut out, in a few words."""
+        if not train:
+            return f"centre {self.size}"
+        if self.scale is None:
+            return f"{self.size} anywhere, mirrored or not"
+        return f"{100 * self.scale:.0f} to 100 % of the area, mirrored or not"
 
 
 @dataclass(frozen=True)
@@ -139,6 +164,7 @@ class _Recipe:
 
 _RECIPES = {
     "lifted": _Recipe("stretch", 227),
+    "lifted-sop": _Recipe("trim", 227),
     "norm-softmax": _Recipe("stretch", 224),
     "padded": _Recipe("pad", 224),
     "reality-check": _Recipe("short", 227, scale=0.16),
@@ -169,8 +195,8 @@ def create_transform(
     """The transform of a paper, or the one that suits pretrained weights.
 
     Args:
-        name: "lifted", "norm-softmax", "padded", "reality-check" or "weights"; docs/backbones.md
-            says what each does and which paper it is from.
+        name: "lifted", "lifted-sop", "norm-softmax", "padded", "reality-check" or "weights";
+            docs/backbones.md says what each does and which paper it is from.
         size: height and width of the images in pixels; by default the paper's.
         train: crop at random and mirror; otherwise cut out the centre.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
@@ -192,6 +218,23 @@ def create_transform(
     side = max(size, round(size / crop_pct))
     return Transform(
         Resize(recipe.fit, side, interpolation), Crop(size, recipe.scale, interpolation), train
+    )
+
+
+def _trim(picture: Image.Image) -> Image.Image:
+    """The picture without the white around what it shows, but for a margin."""
+    shown = picture.convert("L").point([255] * ALMOST_WHITE + [0] * (256 - ALMOST_WHITE)).getbbox()
+    if shown is None:
+        return picture
+    left, top, right, bottom = shown
+    width, height = picture.size
+    return picture.crop(
+        (
+            max(0, left - TRIM_MARGIN),
+            max(0, top - TRIM_MARGIN),
+            min(width, right + TRIM_MARGIN),
+            min(height, bottom + TRIM_MARGIN),
+        )
     )
 
 

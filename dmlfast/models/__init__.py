@@ -3,6 +3,7 @@
 from dmlfast.models.backbone import Preprocessing
 from dmlfast.models.checkpoint import load_model, save_model
 from dmlfast.models.model import (
+    HEAD_INITS,
     EmbeddingModel,
     backbone_preprocessing,
     create_model,
@@ -11,6 +12,7 @@ from dmlfast.models.model import (
 )
 
 __all__ = [
+    "HEAD_INITS",
     "EmbeddingModel",
     "Preprocessing",
     "backbone_preprocessing",

@@ -33,6 +33,8 @@ class Backbone:
     Attributes:
         network: (B, C, H, W) float -> (B, out_features).
         out_features: the number of features of an image.
+        pooling: how features are made of the last maps, in a word or two; None where that is not
+            known.
         options: what the network was made from besides its name and the channels.
         classifier: how the names of those weights begin that files of this network may hold and
             features do not need.
@@ -40,5 +42,16 @@ class Backbone:
 
     network: nn.Module
     out_features: int
+    pooling: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     classifier: tuple[str, ...] = ()
+
+
+def average_pooling(network: nn.Module) -> str | None:
+    """The last average over cells of the maps among a network's modules, in a few words."""
+    found = [module for module in network.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    if not found:
+        return None
+    size = found[-1].output_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return "average" if height == width == 1 else f"average of each of {height} x {width} cells"

@@ -11,11 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmlfast.errors import UserError, unknown_name
 from dmlfast.models import googlenet, zoo
-from dmlfast.models.backbone import Backbone, Preprocessing
+from dmlfast.models.backbone import Backbone, Preprocessing, average_pooling
 from dmlfast.models.convnet import ConvNet
 from dmlfast.models.googlenet import BVLCGoogLeNet
 from dmlfast.models.weights import load_weights
 
+HEAD_INITS = ("torch", "caffe")
 NAMES = ("bvlc-googlenet", "convnet", "timm/NAME", "torchvision/NAME")
 
 
@@ -44,11 +45,17 @@ class EmbeddingModel(nn.Module):
     """Maps images to embeddings. Made by `create_model`, which takes `spec` as its arguments.
 
     What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training and not part of
-    `spec`.
+    `spec`. `pooling` says in a word or two how the backbone makes features of its last maps, where
+    that is known.
     """
 
     def __init__(
-        self, preprocess: Preprocess, backbone: nn.Module, head: nn.Linear, spec: dict[str, Any]
+        self,
+        preprocess: Preprocess,
+        backbone: nn.Module,
+        head: nn.Linear,
+        spec: dict[str, Any],
+        pooling: str | None = None,
     ) -> None:
         super().__init__()
         self.preprocess = preprocess
@@ -56,6 +63,7 @@ class EmbeddingModel(nn.Module):
         self.dropout = nn.Dropout(spec["dropout"])
         self.head = head
         self.spec = spec
+        self.pooling = pooling
         self._frozen: tuple[type[nn.Module], ...] = ()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -70,6 +78,11 @@ class EmbeddingModel(nn.Module):
             if isinstance(module, self._frozen):
                 module.training = False
         return self
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the backbone has batch norms."""
+        return any(isinstance(module, _BatchNorm) for module in self.backbone.modules())
 
     def freeze_batch_norm(self) -> None:
         """Fixes the backbone's batch norms: running statistics, scales and shifts."""
@@ -126,6 +139,7 @@ def create_model(
     std: Sequence[float] | None = None,
     transform: Mapping[str, Any] | None = None,
     weights: str | Path = "none",
+    head_init: str = "torch",
     **options: Any,
 ) -> EmbeddingModel:
     """A new model; its head and what no file gives are drawn from torch's global generator.
@@ -143,6 +157,9 @@ def create_model(
             images this model takes; None where images go in as they are. Kept in the spec.
         weights: of the backbone: "none", "default" for those of its library, or a file. Not in the
             spec: a model that is rebuilt from it gets its tensors from its own file.
+        head_init: of the embedding layer, with F features: "torch" draws weights and biases from
+            +-1 / sqrt(F), uniformly; "caffe" weights from +-sqrt(3 / F), its xavier, and the biases
+            are 0. Not in the spec either.
         options: of the backbone; "convnet" takes `widths`, networks of timm and torchvision that
             are made for one size of images take `image_size`.
 
@@ -155,6 +172,8 @@ def create_model(
         raise UserError(
             f"channels and embedding_dim must be at least 1, not {channels} and {embedding_dim}"
         )
+    if head_init not in HEAD_INITS:
+        raise unknown_name("head_init", head_init, HEAD_INITS)
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")
     mean = _of_channels(preprocessing.mean, channels) if mean is None else mean
@@ -179,7 +198,10 @@ def create_model(
         **backbone.options,
     }
     head = nn.Linear(backbone.out_features, embedding_dim)
-    return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec)
+    if head_init == "caffe":
+        nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
+        nn.init.zeros_(head.bias)
+    return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec, backbone.pooling)
 
 
 def _create_backbone(
@@ -191,9 +213,9 @@ def _create_backbone(
     if library == "torchvision":
         return zoo.torchvision_backbone(rest, channels, pretrained, **options)
     if name == "bvlc-googlenet":
-        return Backbone(BVLCGoogLeNet(channels, **options), googlenet.OUT_FEATURES)
+        return Backbone(BVLCGoogLeNet(channels, **options), googlenet.OUT_FEATURES, "average")
     network = ConvNet(channels, **options)
-    return Backbone(network, network.out_features, network.options)
+    return Backbone(network, network.out_features, average_pooling(network), network.options)
 
 
 def _of_channels(numbers: Sequence[float], channels: int) -> Sequence[float]:

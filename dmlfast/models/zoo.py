@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from dmlfast.errors import UserError
-from dmlfast.models.backbone import Backbone, Preprocessing
+from dmlfast.models.backbone import Backbone, Preprocessing, average_pooling
 from dmlfast.models.optional import import_timm, import_torchvision
 
 # What these were trained with and their constructors leave off unless they load weights themselves.
@@ -61,6 +61,7 @@ def timm_backbone(
     return Backbone(
         network,
         out_features=getattr(network, "head_hidden_size", network.num_features),
+        pooling=_timm_pooling(network),
         options={"image_size": image_size} if fixed else {},
         classifier=tuple(f"{head}." for head in heads),
     )
@@ -69,6 +70,16 @@ def timm_backbone(
 def _check_timm_name(timm: Any, name: str) -> None:
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown("timm", name, timm.list_models())
+
+
+def _timm_pooling(network: nn.Module) -> str | None:
+    """How a network of timm makes features of its last maps or tokens, in a few words."""
+    pool = getattr(
+        network, "global_pool", getattr(getattr(network, "head", None), "global_pool", "")
+    )
+    names = {"avg": "average", "token": "class token", "map": "attention"}
+    kind = getattr(pool, "pool_type", pool)
+    return names.get(kind, kind) if kind and isinstance(kind, str) else None
 
 
 def torchvision_preprocessing(name: str) -> Preprocessing:
@@ -119,7 +130,9 @@ def torchvision_backbone(
         raise UserError(f"torchvision/{name} has no linear classifier to be left out")
     out_features = network.get_submodule(linear[-1]).in_features
     network.set_submodule(linear[-1], nn.Identity())
-    return Backbone(network, out_features, options, (f"{linear[-1]}.", *AUXILIARY_HEADS))
+    pooling = "class token" if hasattr(network, "class_token") else average_pooling(network)
+    classifier = (f"{linear[-1]}.", *AUXILIARY_HEADS)
+    return Backbone(network, out_features, pooling, options, classifier)
 
 
 def _torchvision_models(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Training: the loop, its settings, checkpoints and run folders."""
 
+from dmlfast.training.card import images_card, network_card, training_card
 from dmlfast.training.checkpoint import Checkpoint
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.distributed import is_main_process, resolve_device
@@ -14,11 +15,14 @@ __all__ = [
     "RunFolder",
     "TrainConfig",
     "image_transform",
+    "images_card",
     "is_main_process",
     "load_split",
+    "network_card",
     "newest_run",
     "resolve_device",
     "seeded_model",
     "starting_weights",
     "train",
+    "training_card",
 ]

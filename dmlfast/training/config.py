@@ -5,6 +5,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from dmlfast.data import transform_names
 from dmlfast.errors import UserError
+from dmlfast.models import HEAD_INITS
 
 
 def setting(
@@ -45,6 +47,7 @@ def setting(
 
 
 DATA, MODEL, LOSS = "Data", "Model", "Loss"
+RECIPE = "Recipe"
 OPTIMISATION, PROGRESS, MACHINE = "Optimisation", "Evaluation and checkpoints", "Machine"
 
 
@@ -109,6 +112,12 @@ class TrainConfig:
         minimum=0,
         below=1,
     )
+    head_init: str = setting(
+        "torch",
+        MODEL,
+        "How the embedding layer starts, in the manner of torch or of Caffe's xavier with bias 0.",
+        choices=HEAD_INITS,
+    )
     freeze_bn: bool = setting(
         False, MODEL, "Fix the backbone's batch norms: statistics, scales and shifts."
     )
@@ -135,7 +144,11 @@ class TrainConfig:
         maximum=10**9,
         resumable=True,
     )
-    lr: float = setting(6e-3, OPTIMISATION, "Peak learning rate of AdamW.", minimum=0, maximum=1000)
+    optimizer: str = setting(
+        "adamw", OPTIMISATION, "Optimiser, torch's own.", choices=("adamw", "sgd")
+    )
+    momentum: float = setting(0.9, OPTIMISATION, "Momentum of SGD.", minimum=0, below=1)
+    lr: float = setting(6e-3, OPTIMISATION, "Peak learning rate.", minimum=0, maximum=1000)
     loss_lr: float | None = setting(
         None,
         OPTIMISATION,
@@ -157,11 +170,30 @@ class TrainConfig:
         minimum=0,
         maximum=1000,
     )
+    bias_lr_multiplier: float = setting(
+        1.0,
+        OPTIMISATION,
+        "Learning rate of biases as a multiple of their layer's.",
+        minimum=0,
+        maximum=1000,
+    )
     weight_decay: float = setting(
-        1e-2, OPTIMISATION, "Weight decay of AdamW.", minimum=0, maximum=1000
+        1e-2, OPTIMISATION, "Weight decay, of matrices and filters alone.", minimum=0, maximum=1000
     )
     warmup_steps: int = setting(
-        100, OPTIMISATION, "Steps of linear warm-up; a cosine to zero follows.", minimum=0
+        100, OPTIMISATION, "Steps of linear warm-up; the schedule follows.", minimum=0
+    )
+    schedule: str = setting(
+        "cosine",
+        OPTIMISATION,
+        "How the learning rates fall: a cosine to zero, or by steps at --milestones.",
+        choices=("cosine", "step"),
+    )
+    milestones: tuple[int, ...] = setting(
+        (), OPTIMISATION, "Steps from which on schedule step takes --gamma times the rate."
+    )
+    gamma: float = setting(
+        0.1, OPTIMISATION, "Factor of schedule step at each milestone.", minimum=0, maximum=1
     )
     seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0, maximum=2**63 - 1)
 
@@ -201,6 +233,10 @@ class TrainConfig:
         resumable=True,
     )
 
+    recipe: str | None = setting(
+        None, RECIPE, "Recipe whose settings these began as: a name, or the path of a file."
+    )
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             try:
@@ -208,6 +244,8 @@ class TrainConfig:
             except ValueError as error:
                 raise UserError(f"{option_name(field.name)} {error}") from None
             object.__setattr__(self, field.name, value)
+        if self.milestones and self.schedule != "step":
+            raise UserError("milestones are for schedule step: give it, or no milestones")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run."""
@@ -215,13 +253,19 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The settings as `-c` reads them."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"milestones": list(self.milestones)}
         return yaml.safe_dump({option_name(name): values[name] for name in values}, sort_keys=False)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 FIELD_TYPES = typing.get_type_hints(TrainConfig)
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "ascending whole numbers, such as 15000,18000",
+}
 
 
 def option_name(name: str) -> str:
@@ -234,7 +278,7 @@ def plain_type(name: str) -> tuple[type, bool]:
     hint = FIELD_TYPES[name]
     if isinstance(hint, types.UnionType):
         return typing.get_args(hint)[0], True
-    return hint, False
+    return typing.get_origin(hint) or hint, False
 
 
 def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -247,6 +291,8 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
             value = float(value)  # YAML reads 1e-3 as a text
         except ValueError:
             raise ValueError(f"must be a number, not '{value}'") from None
+    if kind is tuple:
+        return _ascending(value)
     if type(value) is not kind:
         raise ValueError(f"must be {TYPE_NAMES[kind]}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -263,12 +309,29 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     return value
 
 
+def _ascending(value: Any) -> tuple[int, ...]:
+    """The numbers in a text such as "15000,18000", in a list, or a single one."""
+    if isinstance(value, str):
+        words = value.split(",") if value else []
+        value = [int(word) if word.strip().isdecimal() else word for word in words]
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    whole = all(type(number) is int and number > 0 for number in numbers)
+    if not whole or numbers != sorted(set(numbers)):
+        raise ValueError(f"must be {TYPE_NAMES[tuple]}, not {value!r}")
+    return tuple(numbers)
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that a YAML file gives, by field name.
 
     Keys are spelled as options or as fields. A file that cannot be read, an unknown key or a value
     of the wrong type raises a `UserError` that names the file and the key.
     """
+    return check_settings(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """The keys and values of a YAML file, unchecked; a `UserError` says why there are none."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -284,17 +347,22 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, such as `batch-size: 256`")
+    return content
+
+
+def check_settings(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The settings by field name, each in its type; a `UserError` begins with `where`."""
     settings = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in FIELDS:
-            raise UserError(f"{path}: unknown key '{key}'{_suggestion(name)}")
+            raise UserError(f"{where}: unknown key '{key}'{_suggestion(name)}")
         if name in settings:
-            raise UserError(f"{path}: '{key}' is given twice")
+            raise UserError(f"{where}: '{key}' is given twice")
         try:
             settings[name] = check_value(FIELDS[name], value)
         except ValueError as error:
-            raise UserError(f"{path}: {key} {error}") from None
+            raise UserError(f"{where}: {key} {error}") from None
     return settings
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from dmlfast import __version__
 from dmlfast.data import (
     AnyDataset,
     ClassBalancedSampler,
@@ -30,11 +29,13 @@ from dmlfast.losses import create_loss
 from dmlfast.models import EmbeddingModel, create_model
 from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
+from dmlfast.training.card import versions
 from dmlfast.training.checkpoint import save_checkpoint
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.curves import draw_curves
 from dmlfast.training.distributed import World, join_world
 from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_signals, stop_on_signals
+from dmlfast.training.optimisation import build_optimizer, learning_rate_factor
 from dmlfast.training.preparation import image_transform, model_arguments
 from dmlfast.training.progress import Progress
 from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
@@ -198,6 +199,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             steps_per_epoch=self.sampler.steps_per_epoch,
             selected_on=self.config.select_on,
+            decoding=isinstance(self.images, TransformedImages),
         )
 
     def record(self, run: RunFolder, progress: Progress, lr: float, stopping: bool) -> None:
@@ -237,7 +239,7 @@ class Trainer:
             "total_steps": self.total_steps,
             "selected_on": self.config.select_on,
             "best": self.best,
-            "dmlfast_version": __version__,
+            "versions": versions(self.config.backbone),
         }
         save_checkpoint(run.step_folder(self.step), self.model, self.loss_fn, self.optimizer, state)
         self.saved_step = self.step
@@ -257,7 +259,7 @@ class Trainer:
 
     def set_learning_rate(self) -> float:
         """Sets the learning rates of the present step and returns the network's."""
-        factor = learning_rate_factor(self.step, self.total_steps, self.config.warmup_steps)
+        factor = learning_rate_factor(self.config, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         return self.config.lr * factor
@@ -405,32 +407,3 @@ def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
     if not loss.isfinite():
         raise UserError(f"margin {config.margin}: the {config.loss} loss would be {loss.item()}")
     return loss_fn
-
-
-def build_optimizer(
-    config: TrainConfig, model: nn.Module, loss_fn: nn.Module
-) -> torch.optim.Optimizer:
-    """AdamW with a group for each learning rate and decay; vectors and the loss do not decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    for name, weight in sorted(named, key=lambda item: item[1].ndim <= 1):  # matrices first
-        in_head = name.startswith("head.")
-        multiplier = config.head_lr_multiplier if in_head else config.backbone_lr_multiplier
-        decay = config.weight_decay if weight.ndim > 1 else 0.0
-        groups.setdefault((config.lr * multiplier, decay), []).append(weight)
-    loss_lr = config.lr if config.loss_lr is None else config.loss_lr
-    settings = [*groups.items(), ((loss_lr, 0.0), list(loss_fn.parameters()))]
-    return torch.optim.AdamW(
-        [
-            {"params": params, "peak_lr": peak_lr, "weight_decay": weight_decay}
-            for (peak_lr, weight_decay), params in settings
-            if params
-        ]
-    )
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate in a step: a linear warm-up, then a cosine to zero."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))

@@ -48,6 +48,7 @@ def model_arguments(
         "dropout": config.head_dropout,
         "transform": transform,
         "weights": starting_weights(config),
+        "head_init": config.head_init,
         **({"image_size": transform["size"]} if sized and transform else {}),
     }
 

@@ -9,8 +9,6 @@ from tqdm import tqdm
 from dmlfast.training.events import EventFile
 from dmlfast.training.run_folder import RunFolder
 
-WORTH_SHOWING = 0.1  # share of the time spent on waiting for images
-
 
 class Progress:
     """Collects what steps report and writes it out as rows. To be used in a `with` block.
@@ -22,6 +20,7 @@ class Progress:
         batch_size: images in a step.
         steps_per_epoch: steps in a pass over the classes.
         selected_on: the split that evaluations are made on; it names their columns.
+        decoding: whether images are made of pictures, so that steps may wait for them.
     """
 
     def __init__(
@@ -33,12 +32,14 @@ class Progress:
         batch_size: int,
         steps_per_epoch: int,
         selected_on: str,
+        decoding: bool = False,
     ):
         self.run = run
         self.step = first
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.selected_on = selected_on
+        self.decoding = decoding
         self.events = EventFile(run.path / "tensorboard", first_step=first + 1)
         self.bar = tqdm(
             total=total,
@@ -93,7 +94,7 @@ class Progress:
         rate = self.steps * self.batch_size / self.seconds
         share, waiting = self.loss_seconds / self.seconds, self.wait_seconds / self.seconds
         text = f"loss {loss:.3f}, {rate:.0f} images/s, {share:.0%} in the loss"
-        return f"{text}, {waiting:.0%} waiting for images" if waiting >= WORTH_SHOWING else text
+        return f"{text}, {waiting:.0%} waiting for images" if self.decoding else text
 
     def write_row(self, lr: float, metrics: dict[str, float] | None) -> None:
         """Writes what came in since the last row, and the values of an evaluation, if any."""

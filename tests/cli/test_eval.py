@@ -123,13 +123,79 @@ def test_a_checkpoint_selected_on_the_test_classes_is_stamped(tmp_path, capsys):
 
 def test_the_card_says_what_the_file_knows(tmp_path, capsys):
     card = {"weights": "imagenet1k_v2", "crop": "center", "image_size": 224, "selected_on": "val"}
-    feats = write(tmp_path / "f.h5", slice(50), model="resnet50", **card)
+    more = {"batch_norm": "frozen", "bounding_boxes": "cut out", "step": 5, "loss": "lifted"}
+    made = {"pooling": "average", "trained_with": "dmlfast 1, torch 2, Python 3"}
+    feats = write(tmp_path / "f.h5", slice(50), model="resnet50", **card, **more, **made)
     assert main(["eval", feats, "--no-clustering"]) == 0
-    assert lines(capsys)[1:4] == [
+    assert lines(capsys)[1:7] == [
         "resnet50, 64 dimensions, euclidean distance",
-        "weights imagenet1k_v2, image size 224, crop center",
+        "weights imagenet1k_v2; pooling average; batch norm frozen",
+        "image size 224; crop center; bounding boxes cut out",
+        "loss lifted; step 5",
+        "trained with dmlfast 1, torch 2, Python 3",
         "protocol leave-one-out, checkpoint selected on val",
     ]
+    feats = write(tmp_path / "g.h5", slice(50), selection="last step")
+    assert main(["eval", feats, "--no-clustering"]) == 0
+    assert "protocol leave-one-out, checkpoint of the last step" in lines(capsys)
+
+
+def test_targets_stand_beside_the_results(tmp_path, capsys):
+    targets = [
+        {
+            "source": source,
+            "backbone": "ResNet-50",
+            "crop": "centre 224",
+            "embedding-dim": 512,
+            "metrics": metrics,
+        }
+        for source, metrics in (
+            ("one", {"recall_at_1": 0.653, "recall_at_10": 0.9}),
+            ("two", {"recall_at_1": 0.6536, "nmi": 0.7}),
+        )
+    ]
+    known = {"recipe": "some", "recipe_targets": json.dumps(targets)}
+    feats = write(tmp_path / "f.h5", slice(50), **known, recipe_differences=["lr 1, not 2"])
+    arguments = ["eval", feats, "--ks", "1,10,20", "--bootstrap", "20"]
+    assert main(arguments) == 0
+    output = lines(capsys)
+    rows = {line.strip().split("  ")[0]: line for line in output}
+    assert rows["recall at 1"].endswith("   target 65.3 % [1], 65.36 % [2]")
+    assert rows["recall at 10"].endswith("   target 90.0 % [1]")
+    assert "target" not in rows["recall at 20"]
+    assert rows["NMI"].endswith("   target 70.0 % [2]")
+    assert len({rows[name].index("target") for name in ("recall at 1", "recall at 10")}) == 1
+    assert output[-6:] == [
+        "",
+        "targets of recipe some, on the test images:",
+        "  [1] one; backbone ResNet-50; 512 dimensions; crop centre 224",
+        "  [2] two; backbone ResNet-50; 512 dimensions; crop centre 224",
+        "NOT BY THE RECIPE:",
+        "  lr 1, not 2",
+    ]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["recipe"]
+    assert result == {"name": "some", "targets": targets, "differences": ["lr 1, not 2"]}
+    same = write(tmp_path / "same.h5", slice(50), **known)
+    assert main(["eval", same, "--no-clustering"]) == 0
+    assert lines(capsys)[-1] == "settings as in the recipe"
+    gallery = write(tmp_path / "g.h5", slice(50, 90))
+    assert main(["eval", feats, "--gallery-feats", gallery]) == 0
+    assert "target" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "its recipe_targets are not as they were written"),
+        ("3", "its recipe_targets are not as they were written"),
+        ('[{"source": "x"}]', "target 1: 'backbone' is missing"),
+    ],
+)
+def test_targets_that_are_not_as_they_were_written(tmp_path, capsys, text, message):
+    feats = write(tmp_path / "f.h5", slice(50), recipe="x", recipe_targets=text)
+    assert main(["eval", feats]) == 1
+    assert capsys.readouterr().err == f"Error: {feats}: {message}\n"
 
 
 @pytest.mark.parametrize(

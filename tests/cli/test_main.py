@@ -40,7 +40,7 @@ def test_help_lists_all_commands_and_imports_none():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
-    for name in ("train", "embed", "eval", "search", "bench", "info", "demo"):
+    for name in ("train", "embed", "eval", "search", "recipes", "bench", "info", "demo"):
         assert f"\n  {name} " in done.stdout
 
 

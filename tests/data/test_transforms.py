@@ -8,7 +8,14 @@ from dmlfast.data import create_transform, transform_names
 from dmlfast.errors import UserError
 
 SHAPES = [(300, 200), (200, 300), (256, 256), (40, 50), (900, 31), (1, 1)]
-SIZES = {"lifted": 227, "norm-softmax": 224, "padded": 224, "reality-check": 227, "weights": 224}
+SIZES = {
+    "lifted": 227,
+    "lifted-sop": 227,
+    "norm-softmax": 224,
+    "padded": 224,
+    "reality-check": 227,
+    "weights": 224,
+}
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -98,6 +105,25 @@ def test_padding_is_white_and_symmetric():
     assert not image[48:-48].any()
 
 
+def test_white_around_a_product_is_cut_off_but_for_a_margin():
+    pixels = np.full((300, 500, 3), 255, np.uint8)
+    pixels[100:200, 50:148] = 0  # 98 and twice the margin are 128 wide
+    pixels[10, 10] = 250
+    resize = create_transform("lifted-sop").resize
+    resized = np.asarray(resize(Image.fromarray(pixels)))
+    assert resized.shape == (256, 256, 3)
+    dark = np.argwhere(resized[..., 0] < 128)  # 128 x 130 pixels become 252 x 256
+    assert np.abs(dark.min(axis=0) - [29.5, 31.5]).max() <= 1
+    assert np.abs(dark.max(axis=0) - [225.5, 223.5]).max() <= 1
+    pixels[10, 10] = 249
+    assert (np.asarray(resize(Image.fromarray(pixels)))[0] == 255).all()
+    white = np.asarray(resize(Image.new("RGB", (90, 60), "white")))
+    assert (white == 255).all()
+    grey = np.asarray(resize(Image.new("RGB", (90, 60), (9, 9, 9))))
+    assert grey[43:213].max() == 9
+    assert (grey[:42] == 255).all()
+
+
 def test_the_short_side_decides_and_the_centre_is_kept():
     image = create_transform("reality-check", 227)(gradient(1024, 256))
     assert image[0, :, 0].min() > 255 * 0.38
@@ -127,6 +153,27 @@ def test_resizing_twice_is_resizing_once(name):
     for shape in SHAPES:
         once = resize(picture(*shape))
         assert np.array_equal(np.asarray(resize(once)), np.asarray(once))
+
+
+def test_transforms_in_words():
+    found = {
+        name: (str(made.resize), made.crop.describe(True), made.crop.describe(False))
+        for name in transform_names()
+        for made in [create_transform(name)]
+    }
+    anywhere = "{} anywhere, mirrored or not"
+    assert found == {
+        "lifted": ("stretched to 256 x 256", anywhere.format(227), "centre 227"),
+        "lifted-sop": ("trimmed and padded to 256 x 256", anywhere.format(227), "centre 227"),
+        "norm-softmax": ("stretched to 256 x 256", anywhere.format(224), "centre 224"),
+        "padded": ("padded to 256 x 256", anywhere.format(224), "centre 224"),
+        "reality-check": (
+            "short side 256",
+            "16 to 100 % of the area, mirrored or not",
+            "centre 227",
+        ),
+        "weights": ("short side 256", "8 to 100 % of the area, mirrored or not", "centre 224"),
+    }
 
 
 def test_preprocessing_of_weights():

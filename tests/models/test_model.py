@@ -147,3 +147,22 @@ def test_dropout_is_for_training_alone():
     assert model.spec["dropout"] == 0.5
     with pytest.raises(UserError, match="dropout must be at least 0 and below 1, not 1"):
         create_model("convnet", dropout=1)
+
+
+def test_how_the_embedding_layer_starts():
+    torch.manual_seed(0)
+    plain = create_model("convnet", embedding_dim=64).head
+    caffe = create_model("convnet", embedding_dim=64, head_init="caffe").head
+    for head, bound in ((plain, 2048**-0.5), (caffe, (3 / 2048) ** 0.5)):
+        assert 0.99 * bound < head.weight.abs().max() <= bound
+        assert head.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert plain.bias.abs().max() > 0
+    assert not caffe.bias.any()
+    with pytest.raises(UserError, match="unknown head_init 'cafe': did you mean 'caffe'"):
+        create_model("convnet", head_init="cafe")
+
+
+def test_pooling_and_batch_norm():
+    convnet, googlenet = create_model("convnet"), create_model("bvlc-googlenet", 3)
+    assert (convnet.pooling, convnet.has_batch_norm) == ("average of each of 4 x 4 cells", True)
+    assert (googlenet.pooling, googlenet.has_batch_norm) == ("average", False)

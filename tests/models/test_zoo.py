@@ -72,6 +72,24 @@ def test_preprocessing_of_the_weights():
     assert (spec["mean"], spec["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+@pytest.mark.parametrize(
+    ("name", "pooling", "batch_norm"),
+    [
+        ("timm/resnet10t", "average", True),
+        ("timm/convnext_atto", "average", False),
+        ("timm/vit_tiny_patch16_224", "class token", False),
+        ("torchvision/resnet18", "average", True),
+        ("torchvision/vit_b_16", "class token", False),
+        ("torchvision/alexnet", "average of each of 6 x 6 cells", False),
+        ("torchvision/densenet121", None, True),
+    ],
+)
+def test_pooling_and_batch_norm(name, pooling, batch_norm):
+    needs(name)
+    model = create_model(name, 3, 8)
+    assert (model.pooling, model.has_batch_norm) == (pooling, batch_norm)
+
+
 def test_grey_images():
     needs("timm/")
     model = create_model("timm/resnet10t", 1, 8).eval()

@@ -24,43 +24,6 @@ def pictures_config(**changes):
     return tiny_config(**({"transform": "reality-check", "image_size": 12} | changes))
 
 
-def groups(**changes):
-    """(peak learning rate, decay, numbers of dimensions, numbers in all) of each group."""
-    trainer = Trainer(tiny_config(lr=0.01, weight_decay=0.1, **changes), ALONE)
-    return [
-        (
-            group["peak_lr"],
-            group["weight_decay"],
-            {weight.ndim for weight in group["params"]},
-            sum(weight.numel() for weight in group["params"]),
-        )
-        for group in trainer.optimizer.param_groups
-    ]
-
-
-HEAD = 8 * 2048  # and 8 biases
-
-
-def test_learning_rates_of_each_group():
-    (_, _, _, matrices), (_, _, _, vectors) = plain = groups()
-    assert plain == [(0.01, 0.1, {2, 4}, matrices), (0.01, 0.0, {1}, vectors)]
-    assert groups(head_lr_multiplier=10.0) == [
-        (0.01, 0.1, {4}, matrices - HEAD),
-        (pytest.approx(0.1), 0.1, {2}, HEAD),
-        (0.01, 0.0, {1}, vectors - 8),
-        (pytest.approx(0.1), 0.0, {1}, 8),
-    ]
-    assert groups(backbone_lr_multiplier=0.5)[0] == (0.005, 0.1, {4}, matrices - HEAD)
-    assert groups(backbone_lr_multiplier=0.0) == [(0.01, 0.1, {2}, HEAD), (0.01, 0.0, {1}, 8)]
-
-
-def test_learning_rates_in_a_step():
-    trainer = Trainer(tiny_config(lr=0.01, head_lr_multiplier=10.0, warmup_steps=2), ALONE)
-    assert trainer.set_learning_rate() == pytest.approx(0.005)
-    found = [group["lr"] for group in trainer.optimizer.param_groups]
-    assert found == pytest.approx([0.005, 0.05, 0.005, 0.05])
-
-
 def changed(trainer) -> set[str]:
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.train_step(*next(iter(trainer.batches())))
@@ -187,12 +150,13 @@ def test_stopping_and_going_on_gives_the_same_bits(tmp_path, monkeypatch):
     assert RunFolder(tmp_path / "run").checkpoint("last").step == 8
 
 
-def test_the_bar_tells_of_waiting_where_it_matters(finished, tmp_path):
-    trainer = Trainer(tiny_config(), ALONE)
-    run = loop.create_run(tiny_config(), tmp_path / "run")
-    progress = trainer.progress(run)
-    progress.add(1.0, 0.0, 0.0)
-    progress.seconds, progress.wait_seconds = 2.0, 0.1
-    assert "waiting" not in progress._postfix(1.0)
-    progress.wait_seconds = 0.9
-    assert progress._postfix(1.0).endswith("45% waiting for images")
+def test_the_bar_tells_of_waiting_where_pictures_are_decoded(tmp_path):
+    for config, text in (
+        (tiny_config(), "60 images/s, 25% in the loss"),
+        (pictures_config(), "60 images/s, 25% in the loss, 5% waiting for images"),
+    ):
+        run = loop.create_run(config, tmp_path / config.transform)
+        progress = Trainer(config, ALONE).progress(run)
+        progress.steps, progress.seconds = 10, 2.0
+        progress.loss_seconds, progress.wait_seconds = 0.5, 0.1
+        assert progress._postfix(1.0) == f"loss 1.000, {text}"

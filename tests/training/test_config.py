@@ -10,6 +10,7 @@ from dmlfast.training.config import read_settings
 
 def test_round_trip_through_yaml(tmp_path):
     config = TrainConfig(lr=3e-5, max_steps=7, data_dir="some where", compile=True, margin=0.25)
+    config = dataclasses.replace(config, schedule="step", milestones=(4, 6))
     path = tmp_path / "args.yaml"
     path.write_text(config.to_yaml())
     assert TrainConfig(**read_settings(path)) == config
@@ -30,6 +31,16 @@ def test_yaml_takes_either_spelling_and_exponents_without_a_point(tmp_path):
         "margin": None,
     }
     assert type(settings["weight_decay"]) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("5000", (5000,)), ("[50, 70]", (50, 70)), ("50,70", (50, 70)), ("''", ()), ("[]", ())],
+)
+def test_milestones_in_yaml(tmp_path, text, numbers):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"milestones: {text}\n")
+    assert read_settings(path) == {"milestones": numbers}
 
 
 def test_an_empty_yaml_gives_nothing(tmp_path):
@@ -65,6 +76,12 @@ def test_an_empty_yaml_gives_nothing(tmp_path):
         ("val-fraction: 1", "val-fraction must be below 1, not 1.0"),
         ("compile: 1", "compile must be true or false, not 1"),
         ("precision: fp8", "precision must be fp32 or bf16, not 'fp8'"),
+        ("milestones: 3, 2", "milestones must be ascending whole numbers, such as 15000,18000"),
+        ("milestones: [0, 2]", "milestones must be ascending whole numbers"),
+        ("milestones: 1,x", "milestones must be ascending whole numbers"),
+        ("milestones: 1.5", "milestones must be ascending whole numbers"),
+        ("milestones: null", "milestones must be ascending whole numbers"),
+        ("optimizer: adam", "optimizer must be adamw or sgd, not 'adam'"),
         ("loss: 3", "loss must be a text, not 3"),
         ("- lr", "must hold keys and values, such as `batch-size: 256`"),
         ("lr: [", "is not a YAML file, line "),

@@ -84,7 +84,7 @@ def train_perceptron(rank: int, size: int, port: str, out: Path, resume: bool) -
     loop.create_loss = lambda name, **kwargs: Scaled(real(name, **kwargs))
     loop.build_optimizer = lambda *args: soften(real_optimizer(*args))
     config = tiny_config(max_steps=8 if resume else 5, augment=False, warmup_steps=0, lr=0.1)
-    loop.learning_rate_factor = lambda step, total_steps, warmup_steps: 1.0
+    loop.learning_rate_factor = lambda config, step, total_steps: 1.0
     train(config, out, resume=resume)
 
 

