@@ -42,7 +42,7 @@ struct dml_side {
   const float* bias;    // (n,), in the unit of terms, or NULL
   void* rows;           // prepared: tiles of 64 rows by chunks of 128 bytes, see csrc/cuda/tiles.h
   float* norm;          // (padded,): squared lengths of the prepared rows
-  float* largest;       // (1,): the largest of these, 0 before
+  float* largest;       // (1,): the largest of these, 0 before; NaN or infinite where something is
   int64_t padded;
   int32_t chunks;  // of a prepared row
 };
@@ -65,6 +65,11 @@ struct dml_stats {
   const float* factor;  // (padded,): grad * exp2(middle - value)
 };
 
+// Brings labels (n,) in order: which row is at a position, and where its label begins and ends among others
+// (m,) in order, NULL for the labels themselves. Takes a time of n (n + m).
+DML_API int dml_cuda_order(const int64_t* labels, int64_t n, const int64_t* others, int64_t m, int64_t* order,
+                           int32_t* low, int32_t* high, void* stream);
+
 // Prepares a side: rows minus centre (d,), where that is not NULL, in the dtype of the task.
 DML_API int dml_cuda_prepare(const struct dml_side*, const struct dml_task*, const float* centre,
                              void* stream);
@@ -73,10 +78,26 @@ DML_API int dml_cuda_prepare(const struct dml_side*, const struct dml_task*, con
 // are made another way.
 DML_API int dml_cuda_reduce_slots(const struct dml_side* x, const struct dml_side* r, const struct dml_task*);
 
-// The statistics of the rows of x over the columns r, (padded,). parts: (2, splits, padded), for what each
-// part of the columns has. slots: zeros, or NULL where there are none.
+// The statistics of the rows of x over the columns r. parts: (2, splits, padded), for what each part of the
+// columns has. slots: zeros, or NULL where there are none. value: (padded,), by position; result: (n,), by
+// row, natural logarithms or sums; each may be NULL.
 DML_API int dml_cuda_reduce(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
-                            float* parts, float* slots, float* values, void* stream);
+                            float* parts, float* slots, float* value, float* result, void* stream);
+
+// Brings statistics (n,), as natural logarithms or sums, and their gradients (n,) in the order of positions.
+DML_API int dml_cuda_order_statistics(const struct dml_side*, const struct dml_task*,
+                                      const float* given_value, const float* given_grad, float* value,
+                                      float* grad, void* stream);
+
+// Factors (padded,) of both sides, NULL where they are not wanted. middle: (2,), the middle of all
+// statistics, and 1 where they span too much for one exponential a pair, else 0.
+DML_API int dml_cuda_factors(const struct dml_side* x, const struct dml_side* r, const struct dml_stats* xs,
+                             const struct dml_stats* rs, float* x_factor, float* r_factor, float* middle,
+                             void* stream);
+
+// Half the mean of the squares over all positive pairs, (1,), and the share of a pair, (1,).
+DML_API int dml_cuda_mean(const struct dml_side* x, const struct dml_side* r, const float* squares,
+                          const int32_t* counts, float* loss, float* share, void* stream);
 
 // Over the positive pairs of x and r, with the statistics of the lifted loss: for each row the sum of
 // hinge^2, the number of pairs, and the sum of hinge * dJ / dL_i, (padded,) each.
@@ -84,14 +105,14 @@ DML_API int dml_cuda_positives(const struct dml_side* x, const struct dml_side* 
                                const struct dml_stats* xs, const struct dml_stats* rs, float* squares,
                                int32_t* counts, float* grad, void* stream);
 
-// The gradient of the rows of x, (splits, n, d), times factor * *share, plus *poison, where there were zeros.
-// middle: the middle of all statistics, and 1 where they span too much for one exponential a pair, else 0.
-// near: the share of the norms below which the square of a distance makes the gradient of a pair too small a
-// difference for a product. lifted: pairs of one label weigh what the hinge of the lifted loss gives them.
+// The gradient of the rows of x, (splits, n, d), times factor * *share, where there were zeros. middle: of
+// the factors. near: the share of the norms below which the square of a distance makes the gradient of a pair
+// too small a difference for a product. lifted: pairs of one label weigh what the hinge of the lifted loss
+// gives them.
 DML_API int dml_cuda_gradient(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
                               const struct dml_stats* xs, const struct dml_stats* rs, const float* middle,
-                              float near, int lifted, float factor, const float* share, const float* poison,
-                              float* out, void* stream);
+                              float near, int lifted, float factor, const float* share, float* out,
+                              void* stream);
 
 // The weights of the pairs of each row of x, added up, (padded,): the gradient of its bias.
 DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,

@@ -34,10 +34,10 @@ Status gradient(const Pairs& pairs, const Weights& weights, const Scale& scale, 
 
 int dml_cuda_gradient(const dml_side* x, const dml_side* r, const dml_task* task, const dml_stats* xs,
                       const dml_stats* rs, const float* middle, float near, int lifted, float factor,
-                      const float* share, const float* poison, float* out, void* stream) {
+                      const float* share, float* out, void* stream) {
   using namespace dml;
   const Weights weights{Weigher{*xs, *rs, lifted != 0}, middle, near};
-  const Scale scale{factor, share, poison};
+  const Scale scale{factor, share};
   const Pairs pairs{*x, *r, *task};
   if (fits_sm90(pairs)) return gradient_sm90(pairs, weights, scale, out, stream);
   return by_dtype(task->dtype, [&](auto zero) {

@@ -7,7 +7,7 @@ namespace dml {
 
 struct Scale {
   float factor;
-  const float *share, *poison;
+  const float* share;
 };
 
 // How pairs are weighed, and which of them are too near for a product.
@@ -60,7 +60,8 @@ class Gradient {
   }
 
   __device__ __forceinline__ void write(float* out, const Scale& scale) const {
-    const float factor = scale.factor * (scale.share ? *scale.share : 1.0f), poison = *scale.poison;
+    const float factor = scale.factor * (scale.share ? *scale.share : 1.0f);
+    const float poison = poison_of(pairs_.x, pairs_.r);
     const int64_t d = pairs_.x.given.d;
 #pragma unroll
     for (int h = 0; h < 2; h++) {

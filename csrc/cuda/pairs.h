@@ -22,6 +22,11 @@ __host__ __device__ __forceinline__ int tiles_of(const dml_side& side) {
   return int((side.given.n + TILE - 1) / TILE);
 }
 
+// NaN where something given is not finite, else 0.
+__device__ __forceinline__ float poison_of(const dml_side& x, const dml_side& r) {
+  return 0.0f * (*x.largest + *r.largest);
+}
+
 __device__ __forceinline__ int64_t given_row(const dml_side& side, int position) {
   return side.order ? side.order[position] : position;
 }

@@ -43,6 +43,29 @@ __global__ void prepare_kernel(DML_ARGUMENT dml_side side, bool fast, const floa
     atomicMax(reinterpret_cast<int*>(side.largest), int(float_to_bits(norm) & 0x7fffffffu));
 }
 
+// One warp a row: its position among rows in the order of their labels is how many come before it.
+__global__ void order_kernel(const int64_t* labels, int n, const int64_t* others, int m, int64_t* order,
+                             int* low, int* high) {
+  const int row = int(blockIdx.x) * WARPS + warp_of();
+  if (row >= n) return;
+  const int64_t label = labels[row];
+  int before = 0, lower = 0, same = 0;
+  if (others)
+    for (int j = lane_of(); j < n; j += WARP) before += labels[j] < label || (labels[j] == label && j < row);
+  for (int j = lane_of(); j < m; j += WARP) {
+    const int64_t other = others ? others[j] : labels[j];
+    lower += other < label;
+    same += other == label;
+    if (!others) before += other < label || (other == label && j < row);
+  }
+  for (int by = 1; by < WARP; by *= 2) {
+    before += __shfl_xor_sync(ALL_LANES, before, by);
+    lower += __shfl_xor_sync(ALL_LANES, lower, by);
+    same += __shfl_xor_sync(ALL_LANES, same, by);
+  }
+  if (lane_of() == 0) order[before] = row, low[before] = lower, high[before] = lower + same;
+}
+
 template <class T>
 Status prepare(const dml_side& side, const dml_task& task, const float* centre, void* stream) {
   const Launch how{dim3{unsigned(side.padded / WARPS), 1, 1}, dim3{THREADS, 1, 1}, 0, stream};
@@ -56,6 +79,13 @@ int dml_cuda_prepare(const dml_side* side, const dml_task* task, const float* ce
   using namespace dml;
   return by_dtype(task->dtype,
                   [&](auto zero) { return prepare<decltype(zero)>(*side, *task, centre, stream); });
+}
+
+int dml_cuda_order(const int64_t* labels, int64_t n, const int64_t* others, int64_t m, int64_t* order,
+                   int32_t* low, int32_t* high, void* stream) {
+  using namespace dml;
+  const Launch how{dim3{unsigned((n + WARPS - 1) / WARPS), 1, 1}, dim3{THREADS, 1, 1}, 0, stream};
+  return launch(order_kernel, how, labels, int(n), others, int(m), order, low, high);
 }
 
 int dml_cuda_find_code(void) {

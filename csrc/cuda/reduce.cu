@@ -1,5 +1,6 @@
 // What is added up over the columns of each row: terms, the hinges of positive pairs, weights.
 #include "columns_sm90.h"
+#include "statistics.h"
 #include "triangle.h"
 
 namespace dml {
@@ -26,28 +27,6 @@ __global__ void __launch_bounds__(THREADS, 1) triangle_kernel(DML_ARGUMENT Pairs
     add_run(pairs, columns, band, tiles, reach.high, sums, slots, [] { __syncthreads(); });
     columns.end();
   });
-}
-
-// Statistics of what all parts and slots have.
-__global__ void combine_kernel(DML_ARGUMENT Pairs pairs, const float* tops, const float* totals,
-                               const float* slots, int count, float* values) {
-  const int64_t position = int64_t(blockIdx.x) * THREADS + threadIdx.x, padded = pairs.x.padded;
-  if (position >= padded) return;
-  float top = 0.0f, total = 0.0f;
-  if (slots && Reach(pairs).is_short()) {
-    top = Reach(pairs).high;
-    for (int k = 0; k < count; k++) total += slots[k * padded + position];
-  } else {
-    const bool exponential = pairs.task.reduce == DML_LOGSUMEXP;
-    if (exponential) top = NOTHING;
-    for (int k = 0; k < pairs.task.splits && exponential; k++) top = max(top, tops[k * padded + position]);
-    for (int k = 0; k < pairs.task.splits; k++) {
-      const int64_t at = k * padded + position;
-      total += exponential ? totals[at] * exp2(tops[at] - top) : totals[at];
-    }
-  }
-  if (pairs.task.reduce == DML_LOGSUMEXP) total = total > 0.0f ? top + log2(total) : NOTHING;
-  values[position] = total;
 }
 
 template <class T>
@@ -138,7 +117,7 @@ int dml_cuda_reduce_slots(const dml_side* x, const dml_side* r, const dml_task* 
 }
 
 int dml_cuda_reduce(const dml_side* x, const dml_side* r, const dml_task* task, float* parts, float* slots,
-                    float* values, void* stream) {
+                    float* value, float* result, void* stream) {
   const Pairs pairs{*x, *r, *task};
   float *const tops = parts, *const totals = parts + task->splits * x->padded;
   const int blocks = slots ? blocks_of_triangle(pairs) : 0;
@@ -154,9 +133,8 @@ int dml_cuda_reduce(const dml_side* x, const dml_side* r, const dml_task* task, 
     });
   }
   if (status) return status;
-  const dim3 grid{unsigned((x->padded + THREADS - 1) / THREADS), 1, 1};
-  const Launch how{grid, dim3{THREADS, 1, 1}, 0, stream};
-  return launch(combine_kernel, how, pairs, tops, totals, slots, dml_cuda_reduce_slots(x, r, task), values);
+  return combine(pairs, tops, totals, slots, slots ? dml_cuda_reduce_slots(x, r, task) : 0, value, result,
+                 stream);
 }
 
 int dml_cuda_positives(const dml_side* x, const dml_side* r, const dml_task* task, const dml_stats* xs,

@@ -4,16 +4,19 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlfast.ops import gpu
 from dmlfast.ops.cuda import library, side, stats
+from dmlfast.ops.lifted import cuda as lifted_cuda
 
-from . import ahead, emulated
+from . import ahead, emulated, sanitize
 from .helpers import (
     CAPABILITY,
     assert_kernels_accurate,
@@ -34,6 +37,20 @@ ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
 DEVICE = "cpu" if library.emulated() else "cuda"
 EMULATED = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
 BUILT = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CUDA kernels were not built")
+
+
+class Operations(TorchDispatchMode):
+    """Counts those of torch that launch something; memory is filled for tests only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if not function.is_view and "empty" not in name and name != "fill_":
+            self.seen[name] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def cuobjdump(*options: str) -> str:
@@ -152,6 +169,23 @@ def test_statistics_of_any_span(monkeypatch, scale):
     assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, **options)
     p = problem(150, 200, 16, scale=scale, selves=True).on(DEVICE)
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
+
+
+@EMULATED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_launches_besides_the_kernels(monkeypatch, dtype):
+    monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
+    names: set[str] = set()
+    for name in library.KERNELS:
+        called = sanitize.named(getattr(library.library(), name), names, name)
+        monkeypatch.setattr(library.library(), name, called)
+    p = problem(150, d=24).to(dtype)
+    with Operations() as operations:
+        lifted_cuda.forward(p.rows, None, p.labels, None, None, 1.0, True, False)
+    passes = {"order", "prepare", "reduce", "positives", "mean", "factors", "gradient"}
+    assert names == {f"dml_cuda_{name}" for name in passes}
+    assert set(operations.seen) == {"new_zeros"} | ({"mean"} if dtype == torch.float32 else set())
+    assert operations.seen["new_zeros"] == 3
 
 
 @EMULATED

@@ -12,12 +12,16 @@ LIBRARY = Path(__file__).parents[1] / "libdmlfast_cuda.so"
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # What the functions that launch kernels take before the stream; pointers to structures come first.
-_P, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+_P, _FLOAT, _INT, _LONG = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_int64
 KERNELS: dict[str, list[Any]] = {
     "dml_cuda_prepare": [_P] * 3,
-    "dml_cuda_reduce": [_P] * 6,
+    "dml_cuda_order": [_P, _LONG, _P, _LONG, *[_P] * 3],
+    "dml_cuda_reduce": [_P] * 7,
+    "dml_cuda_order_statistics": [_P] * 6,
+    "dml_cuda_factors": [_P] * 7,
+    "dml_cuda_mean": [_P] * 6,
     "dml_cuda_positives": [_P] * 8,
-    "dml_cuda_gradient": [*[_P] * 6, _FLOAT, _INT, _FLOAT, *[_P] * 3],
+    "dml_cuda_gradient": [*[_P] * 6, _FLOAT, _INT, _FLOAT, *[_P] * 2],
     "dml_cuda_bias_gradient": [_P] * 6,
     "dml_cuda_lifted_one_pass": [*[_P] * 2, _FLOAT, *[_P] * 3],
 }
@@ -67,9 +71,9 @@ def library() -> ctypes.CDLL:
     found = ctypes.CDLL(emulated() or str(LIBRARY))
     for name, arguments in KERNELS.items():
         getattr(found, name).argtypes = [*arguments, ctypes.c_void_p]
-    found.dml_cuda_one_pass_fits.argtypes = [ctypes.c_int64] * 2
-    found.dml_cuda_one_pass_scratch.argtypes = [ctypes.c_int64]
-    found.dml_cuda_one_pass_scratch.restype = ctypes.c_int64
+    found.dml_cuda_one_pass_fits.argtypes = [_LONG] * 2
+    found.dml_cuda_one_pass_scratch.argtypes = [_LONG]
+    found.dml_cuda_one_pass_scratch.restype = _LONG
     found.dml_cuda_reduce_slots.argtypes = [_P] * 3
     found.dml_cuda_find_code.argtypes = []
     found.dml_cuda_error.argtypes = [ctypes.c_int]

@@ -12,7 +12,11 @@ from dmlfast.ops.pairs.term import PairTerm
 
 # As in csrc/cuda/tiles.h: rows of a band and of a tile, bytes of a chunk.
 BAND, TILE, CHUNK = 128, 64, 128
+COUNTED = 8192  # rows and columns up to which counting brings labels in order, sorting above
 LOG2E = 1.4426950408889634
+
+Range = tuple[torch.Tensor | None, torch.Tensor | None]
+NO_RANGE: Range = None, None
 
 
 class SideStruct(ctypes.Structure):
@@ -84,13 +88,6 @@ class Side(NamedTuple):
             Rows(self.given), *map(address, (*parts, *made)), self.padded, self.chunks
         )
 
-    def by_position(self, values: torch.Tensor, padding: float) -> torch.Tensor:
-        """Values (n,) of the rows as float32 (padded,)."""
-        ordered = values if self.order is None else values[self.order]
-        result = self.norm.new_full((self.padded,), padding)
-        result[: self.n] = ordered
-        return result
-
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
         """Values (padded,) by position as (n,) by row."""
         values = values[: self.n]
@@ -126,11 +123,8 @@ class Pairs(NamedTuple):
 
     @property
     def poison(self) -> torch.Tensor:
-        """() NaN where anything given is not finite, else 0."""
-        parts = [self.x.norm, self.r.norm] + [
-            s.bias for s in (self.x, self.r) if s.bias is not None
-        ]
-        return torch.stack([(part * 0.0).sum() for part in parts]).sum()
+        """(1,) NaN where anything given is not finite, else 0."""
+        return 0.0 * (self.x.largest + self.r.largest)
 
     def splits(self, programs: int) -> int:
         """Parts of the columns that give every multiprocessor something to do."""
@@ -164,8 +158,10 @@ def pairs_of(
     ``select``: of the pairs for which the row itself is sought, where it is not that of the term.
     """
     dtype = rows.dtype if columns is None or columns.dtype == rows.dtype else torch.float32
-    x_order, x_labels = _in_order(row_labels, term)
-    r_order, r_labels = (x_order, x_labels) if columns is None else _in_order(column_labels, term)
+    x_order, x_range = _in_order(row_labels, column_labels, term)
+    r_order, r_range = x_order, x_range
+    if columns is not None:
+        r_order, r_range = _in_order(column_labels, row_labels, term)
     itself = None
     if self_index is not None and (select or term.select) in ("positive", "other"):
         itself = _positions_of(
@@ -177,31 +173,34 @@ def pairs_of(
     bias = None if column_bias is None else column_bias.float() * unit_of(term)
     if bias is not None and r_order is not None:
         bias = bias[r_order]
-    x = _prepared(rows, x_order, _ranges(x_labels, r_labels), itself, None, centre, dtype)
-    if columns is None:
-        return Pairs(x, x._replace(bias=bias), True, dtype, term)
-    r = _prepared(columns, r_order, _ranges(r_labels, x_labels), None, bias, centre, dtype)
-    return Pairs(x, r, False, dtype, term)
+    x = _prepared(rows, x_order, x_range, itself, centre, dtype)
+    r = x if columns is None else _prepared(columns, r_order, r_range, None, centre, dtype)
+    if bias is not None:
+        r = r._replace(bias=bias, largest=r.largest + 0.0 * bias.sum())
+    return Pairs(x, r, columns is None, dtype, term)
 
 
 def _in_order(
-    labels: torch.Tensor | None, term: PairTerm
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which row is at each position, and the labels by position, where they are looked at."""
+    labels: torch.Tensor | None, others: torch.Tensor | None, term: PairTerm
+) -> tuple[torch.Tensor | None, Range]:
+    """Which row is at each position, and where its label begins and ends among the others in order,
+    or among all labels; where they are looked at.
+    """
     if labels is None or not term.by_label:
-        return None, None
-    ordered, order = labels.to(torch.int64).sort(stable=True)
-    return order, ordered
-
-
-def _ranges(
-    labels: torch.Tensor | None, others: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Where each label begins and ends among others in order."""
-    if labels is None or others is None:
-        return None, None
-    low = torch.searchsorted(others, labels, out_int32=True)
-    return low, torch.searchsorted(others, labels, out_int32=True, right=True)
+        return None, NO_RANGE
+    labels = labels.to(torch.int64).contiguous()
+    others = None if others is None else others.to(torch.int64).contiguous()
+    faced = labels if others is None else others
+    if max(len(labels), len(faced)) > COUNTED:
+        ordered, order = labels.sort(stable=True)
+        faced = ordered if others is None else others.sort().values
+        low = torch.searchsorted(faced, ordered, out_int32=True)
+        return order, (low, torch.searchsorted(faced, ordered, out_int32=True, right=True))
+    order = torch.empty_like(labels)
+    low, high = order.new_empty(2, len(labels), dtype=torch.int32)
+    given = address(labels), len(labels), address(others), len(faced)
+    launch("ordering labels", "dml_cuda_order", labels, *given, *map(address, (order, low, high)))
+    return order, (low, high)
 
 
 def _positions_of(
@@ -222,9 +221,8 @@ def _positions_of(
 def _prepared(
     given: torch.Tensor,
     order: torch.Tensor | None,
-    ranges: tuple[torch.Tensor | None, torch.Tensor | None],
+    ranges: Range,
     itself: torch.Tensor | None,
-    bias: torch.Tensor | None,
     centre: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> Side:
@@ -234,7 +232,7 @@ def _prepared(
     rows = given.new_empty(padded * chunks * CHUNK, dtype=torch.uint8)
     norm = given.new_empty(padded, dtype=torch.float32)
     largest = norm.new_zeros(1)
-    side = Side(given, order, *ranges, itself, bias, rows, norm, largest, chunks)
+    side = Side(given, order, *ranges, itself, None, rows, norm, largest, chunks)
     task = TaskStruct(dtype=DTYPES[dtype], fast=_is_fast(dtype))
     arguments = (ctypes.byref(side.struct), ctypes.byref(task), address(centre))
     launch("preparing rows", "dml_cuda_prepare", given, *arguments)

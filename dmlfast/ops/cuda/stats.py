@@ -1,15 +1,13 @@
 """Statistics of rows as the CUDA kernels take them: ``dml_stats``."""
 
 import ctypes
+from ctypes import byref
 from typing import NamedTuple
 
 import torch
 
-from dmlfast.ops.cuda.library import address
-from dmlfast.ops.cuda.side import LOG2E, Side
-
-NOTHING = -1e30  # stands for -inf
-SAFE_SPAN = 100.0  # powers of two that statistics may span where one exponential serves a pair
+from dmlfast.ops.cuda.library import address, launch
+from dmlfast.ops.cuda.side import Pairs, Side
 
 
 class StatsStruct(ctypes.Structure):
@@ -37,41 +35,35 @@ class Stats(NamedTuple):
 NO_STATS = Stats()
 
 
-def given(
-    side: Side, value: torch.Tensor | None, grad: torch.Tensor | None, logsumexp: bool
-) -> Stats:
+def given(pairs: Pairs, side: Side, value: torch.Tensor | None, grad: torch.Tensor | None) -> Stats:
     """Statistics and gradients (n,) of the rows of a side, if there are any."""
     if value is None or grad is None:
         return NO_STATS
-    grad = side.by_position(grad.float(), 0.0)
-    if not logsumexp:
-        return Stats(None, grad)
-    value = side.by_position(value.float(), -torch.inf)
-    some = value != -torch.inf
-    return Stats(torch.where(some, value * LOG2E, NOTHING), torch.where(some, grad, 0.0))
+    by_row = value.float().contiguous(), grad.float().contiguous()
+    values, grads = side.norm.new_empty(2, side.padded)
+    structs = byref(side.struct), byref(pairs.task())
+    addresses = map(address, (*by_row, values, grads))
+    launch("pair_grad", "dml_cuda_order_statistics", grad, *structs, *addresses)
+    return Stats(values if pairs.term.reduce == "logsumexp" else None, grads)
 
 
-def with_factors(*sides: Stats) -> tuple[torch.Tensor, list[Stats]]:
-    """The middle of all statistics, whether they span too much for one exponential a pair, (2,);
-    and the statistics with their factors.
+def with_factors(pairs: Pairs, xs: Stats, rs: Stats) -> tuple[torch.Tensor, Stats, Stats]:
+    """The middle of all statistics, and whether they span too much for one exponential a pair,
+    (2,); and the statistics with their factors.
     """
-    values = [stats.value for stats in sides if stats.value is not None]
-    if not values:
-        grad = next(stats.grad for stats in sides if stats.grad is not None)
-        return grad.new_zeros(2), list(sides)
-    lowest = torch.stack([torch.where(v > NOTHING / 2, v, torch.inf).amin() for v in values]).amin()
-    highest = torch.stack([v.amax() for v in values]).amax()
-    span = (highest - lowest).clamp_min(0)
-    middle = torch.where(highest > NOTHING / 2, (lowest + highest) / 2, 0.0)
-    found = [
-        stats if stats.value is None else stats._replace(factor=_factor(stats, middle))
-        for stats in sides
-    ]
-    return torch.stack([middle, (~(span <= SAFE_SPAN)).to(middle.dtype)]), found
-
-
-def _factor(stats: Stats, middle: torch.Tensor) -> torch.Tensor | None:
-    if stats.value is None or stats.grad is None:
-        return None
-    some = stats.value > NOTHING / 2
-    return torch.where(some, stats.grad * (middle - stats.value).exp2(), 0.0)
+    x, r = pairs.x, pairs.r
+    if xs.value is None and rs.value is None:
+        return x.norm.new_zeros(2), xs, rs
+    middle = x.norm.new_empty(2)
+    of_x = None if xs.value is None else torch.empty_like(x.norm)
+    of_r = None if rs.value is None or rs is xs else torch.empty_like(r.norm)
+    structs = (one.struct for one in (x, r, xs, NO_STATS if rs is xs else rs))
+    launch(
+        "pair_grad",
+        "dml_cuda_factors",
+        middle,
+        *map(byref, structs),
+        *map(address, (of_x, of_r, middle)),
+    )
+    xs_with = xs._replace(factor=of_x)
+    return middle, xs_with, xs_with if rs is xs else rs._replace(factor=of_r)

@@ -14,7 +14,7 @@ from dmlfast.ops.cuda.library import Rows, address, launch, library
 from dmlfast.ops.cuda.side import Pairs, Side, pairs_of
 from dmlfast.ops.cuda.stats import Stats
 from dmlfast.ops.gpu import on_its_device
-from dmlfast.ops.pairs.cuda import gradient_of, statistics_of
+from dmlfast.ops.pairs.cuda import gradient_of, reduce
 from dmlfast.ops.pairs.term import PairTerm
 
 
@@ -37,21 +37,27 @@ def forward(
         rows, columns, row_labels, column_labels, self_index, None, term, select="positive"
     )
     x, r = pairs.x, pairs.r
-    xs = Stats(statistics_of(pairs, x, r))
-    rs = xs if columns is None else Stats(statistics_of(pairs, r, x))
+    xs = Stats(_statistics(pairs, x, r))
+    rs = xs if columns is None else Stats(_statistics(pairs, r, x))
     squares, counts, x_grad = _positive_pairs(pairs, x, r, xs, rs)
-    share = 1.0 / counts.sum().clamp_min(1)
-    loss = 0.5 * share * squares.double().sum() + pairs.poison
-    loss = loss.float()
+    loss, share = x.norm.new_empty(2)
+    launch(
+        "lifted_structured_loss",
+        "dml_cuda_mean",
+        loss,
+        byref(x.struct),
+        byref(r.struct),
+        *map(address, (squares, counts, loss, share)),
+    )
     if not want_rows and not want_columns:
         return loss, None, None
     xs = xs._replace(grad=x_grad)
     rs = xs if columns is None else rs._replace(grad=_positive_pairs(pairs, r, x, rs, xs)[2])
-    middle, (xs, rs) = stats.with_factors(xs, rs)
+    middle, xs, rs = stats.with_factors(pairs, xs, rs)
     factor = -2.0 if columns is None else -1.0  # every pair of a batch counts twice
     sides = ((x, r, xs, rs), want_rows), ((r, x, rs, xs), want_columns)
     made = [
-        gradient_of(pairs, *of, middle, factor, share.float(), lifted=True) if want else None
+        gradient_of(pairs, *of, middle, factor, share, lifted=True) if want else None
         for of, want in sides
     ]
     return loss, made[0], made[1]
@@ -75,6 +81,13 @@ def _one_pass(
         *map(address, (loss, d_rows, scratch)),
     )
     return loss, d_rows
+
+
+def _statistics(pairs: Pairs, x: Side, r: Side) -> torch.Tensor:
+    """Of the rows of ``x`` over the negatives among ``r``, powers of two by position, (padded,)."""
+    value = torch.empty_like(x.norm)
+    reduce(pairs, x, r, value, None)
+    return value
 
 
 def _positive_pairs(

@@ -6,7 +6,7 @@ import torch
 
 from dmlfast.ops.cuda import stats
 from dmlfast.ops.cuda.library import address, launch, library
-from dmlfast.ops.cuda.side import BAND, LOG2E, Pairs, Side, near_of, pairs_of
+from dmlfast.ops.cuda.side import BAND, Pairs, Side, near_of, pairs_of
 from dmlfast.ops.cuda.stats import NO_STATS, Stats
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.pairs.term import PairTerm
@@ -30,10 +30,9 @@ def reduce_block(
         nothing = -torch.inf if exponential else 0.0
         return rows.new_full((len(rows),), nothing, dtype=torch.float32)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
-    found = statistics_of(pairs, pairs.x, pairs.r)
-    if exponential:
-        found = torch.where(found > stats.NOTHING / 2, found / LOG2E, -torch.inf)
-    return pairs.x.by_row(found) + pairs.poison
+    result = pairs.x.norm.new_empty(len(rows))
+    reduce(pairs, pairs.x, pairs.r, None, result)
+    return result
 
 
 @on_its_device
@@ -61,10 +60,10 @@ def grad_block(
         ]
         return made[0], made[1], made[2]
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
-    x, r, exponential = pairs.x, pairs.r, term.reduce == "logsumexp"
-    xs = stats.given(x, row_stat, row_grad, exponential)
-    rs = stats.given(r, column_stat, column_grad, exponential)
-    middle, (xs, rs) = stats.with_factors(xs, rs)
+    x, r = pairs.x, pairs.r
+    xs = stats.given(pairs, x, row_stat, row_grad)
+    rs = stats.given(pairs, r, column_stat, column_grad)
+    middle, xs, rs = stats.with_factors(pairs, xs, rs)
     d_rows = d_columns = d_bias = None
 
     def gradient(one: Side, other: Side, of_one: Stats, of_other: Stats) -> torch.Tensor:
@@ -83,18 +82,19 @@ def grad_block(
     return d_rows, d_columns, d_bias
 
 
-def statistics_of(pairs: Pairs, x: Side, r: Side) -> torch.Tensor:
-    """Statistics of the rows of ``x`` over the columns ``r``, (padded,); of logarithms, powers of
-    two.
+def reduce(
+    pairs: Pairs, x: Side, r: Side, value: torch.Tensor | None, result: torch.Tensor | None
+) -> None:
+    """Statistics of the rows of ``x`` over the columns ``r``: to ``value`` (padded,) by position,
+    of logarithms powers of two; to ``result`` (n,) by row.
     """
     splits = pairs._replace(x=x, r=r).splits(x.padded // BAND)
     given = byref(x.struct), byref(r.struct), byref(pairs.task(splits))
     slots = library().dml_cuda_reduce_slots(*given)
     shared = x.norm.new_zeros(slots, x.padded) if slots else None
-    parts, found = x.norm.new_empty(2, splits, x.padded), torch.empty_like(x.norm)
-    arguments = (*given, *map(address, (parts, shared, found)))
-    launch("pair_reduce", "dml_cuda_reduce", found, *arguments)
-    return found
+    parts = x.norm.new_empty(2, splits, x.padded)
+    arguments = map(address, (parts, shared, value, result))
+    launch("pair_reduce", "dml_cuda_reduce", parts, *given, *arguments)
 
 
 def gradient_of(
@@ -116,7 +116,6 @@ def gradient_of(
     slices = -(-x.chunks // KEPT)
     splits = pairs._replace(x=x, r=r).splits(x.padded // BAND * slices)
     out = x.norm.new_zeros(splits, *x.given.shape)
-    poison = pairs.poison
     launch(
         "pair_grad",
         "dml_cuda_gradient",
@@ -130,7 +129,7 @@ def gradient_of(
         near_of(pairs.dtype),
         lifted,
         factor,
-        *map(address, (share, poison, out)),
+        *map(address, (share, out)),
     )
     return out[0] if splits == 1 else out.sum(0)
 
