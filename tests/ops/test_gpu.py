@@ -190,7 +190,7 @@ def test_plain_tf32_where_torch_allows_it(n, d, impl):
 
 @EVERY_IMPL
 @pytest.mark.parametrize(
-    ("noise", "dtype"), itertools.product([0.0, 1e-5, 1e-2], [FULL, BRAIN, HALF])
+    ("noise", "dtype"), list(itertools.product([0.0, 1e-5, 1e-2], [FULL, BRAIN, HALF]))
 )
 @ROUTES
 def test_duplicates(n, d, noise, dtype, impl):
