@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(THREADS, 1) triangle_kernel(DML_ARGUMENT Pairs
   slots += int64_t(blockIdx.x) * pairs.x.padded;
   Triangle(pairs).each_run([&](int band, const Tiles& tiles) {
     Columns columns(pairs, band, tiles.first, tiles.end);
-    add_run(pairs, columns, band, tiles, reach.high, sums, slots, [] { __syncthreads(); });
+    add_run<WARPS>(pairs, columns, band, tiles, reach.high, sums, slots, [] { __syncthreads(); });
     columns.end();
   });
 }

@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(BLOCK, 1) triangle_sm90_kernel(DML_ARGUMENT Pa
         float* const slot = slots + (int64_t(blockIdx.x) * GROUPS + group) * pairs.x.padded;
         triangle.each_run([&](int band, const Tiles& tiles) {
           columns.take(pairs.x, band);
-          add_run(pairs, columns, band, tiles, reach.high, sums[group], slot,
-                  [&] { meet(1 + GROUPS + group, GROUP * WARP); });
+          add_run<GROUP>(pairs, columns, band, tiles, reach.high, sums[group], slot,
+                         [&] { meet(1 + GROUPS + group, GROUP * WARP); });
         });
       });
 #endif

@@ -51,11 +51,9 @@ struct Triangle {
   static constexpr int PER_BAND = BAND / TILE;
 };
 
-// Some warps that add up what they find: each of them the sums of the columns of its rows, for two tiles.
+// Sums of the columns of a tile over the rows of each of some warps.
 template <int COUNT>
-struct Sums {
-  float columns[2][COUNT][TILE];
-};
+using Sums = float[COUNT][TILE];
 
 // Adds up the rows of a warp for each column; a thread keeps the columns 2 lane and 2 lane + 1.
 template <int APART = WARP / 2>
@@ -73,10 +71,10 @@ __device__ __forceinline__ void over_rows(float (&sums)[FRAGMENTS][2]) {
   if constexpr (HALF > 1) over_rows<APART / 2>(sums);
 }
 
-// Adds to a slot the sums of the columns of a tile. The warps of the group meet once: they do not write what
-// others of them may still read.
+// Adds to a slot the sums of the columns of a tile. The warps of the group meet once: before they are here
+// again the next tile has brought them together.
 template <int COUNT, class Meet>
-__device__ __forceinline__ void add_columns(const Scores& values, int tile, Sums<COUNT>& group, float* slot,
+__device__ __forceinline__ void add_columns(const Scores& values, int tile, Sums<COUNT>& columns, float* slot,
                                             const Meet& meet) {
   float sums[FRAGMENTS][2];
 #pragma unroll
@@ -84,7 +82,6 @@ __device__ __forceinline__ void add_columns(const Scores& values, int tile, Sums
 #pragma unroll
     for (int c = 0; c < 2; c++) sums[f][c] = values[f][c] + values[f][c + 2];
   over_rows(sums);
-  auto& columns = group.columns[tile % 2];
   const int warp = warp_of() % COUNT, thread = warp * WARP + lane_of();
   for (int c = 0; c < 2; c++) columns[warp][2 * lane_of() + c] = sums[0][c];
   meet();
@@ -97,13 +94,12 @@ __device__ __forceinline__ void add_columns(const Scores& values, int tile, Sums
 }
 
 // Adds to a slot what the pairs of a band with some tiles are for their rows, and for their columns.
-template <class Columns, int COUNT, class Meet>
+template <int COUNT, class Columns, class Meet>
 __device__ __forceinline__ void add_run(const Pairs& pairs, Columns& columns, int band, const Tiles& tiles,
-                                        float high, Sums<COUNT>& group, float* slot, const Meet& meet) {
+                                        float high, Sums<COUNT>& sums, float* slot, const Meet& meet) {
   const BandRows rows(pairs.x, band);
   const Span span(pairs.x, rows.first, WARP_ROWS);
   float total[2] = {};
-  meet();
   each_tile(pairs, columns, tiles, rows, [&](Scores& scores, int tile) {
     const bool all = takes_all(pairs, span, rows.first, tile);
     float of_tile[2] = {};
@@ -113,7 +109,7 @@ __device__ __forceinline__ void add_run(const Pairs& pairs, Columns& columns, in
       of_tile[h] += score;
     });
     for (int h = 0; h < 2; h++) total[h] += of_tile[h];
-    if (tile >= (band + 1) * Triangle::PER_BAND) add_columns(scores, tile, group, slot, meet);
+    if (tile >= (band + 1) * Triangle::PER_BAND) add_columns<COUNT>(scores, tile, sums, slot, meet);
   });
 #pragma unroll
   for (int h = 0; h < 2; h++) {

@@ -157,7 +157,7 @@ def test_more_rows_than_fit_on_chip(monkeypatch, capability, d):
 
 
 @pytest.mark.skipif(gpu.why_no_cuda() is not None, reason=str(gpu.why_no_cuda()))
-@pytest.mark.parametrize("scale", [0.02, 30.0])
+@pytest.mark.parametrize("scale", [0.02, 8.0, 30.0])
 def test_statistics_of_any_span(monkeypatch, scale):
     """One exponential a pair where statistics are alike, two where they are not."""
     monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
