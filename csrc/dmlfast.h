@@ -12,7 +12,8 @@ extern "C" {
 
 enum dml_score { DML_DOT = 0, DML_DISTANCE = 1 };
 enum dml_select { DML_NEGATIVE = 0, DML_POSITIVE = 1, DML_OTHER = 2, DML_ALL = 3 };
-enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1 };
+// DML_HINGE sums max(0, term), DML_SQUARED_HINGE its square.
+enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1, DML_HINGE = 2, DML_SQUARED_HINGE = 3 };
 enum dml_status { DML_OK = 0, DML_OUT_OF_MEMORY = 1 };
 
 // Rows against columns. columns = NULL: the rows against themselves, row i being its own column i.
@@ -34,7 +35,7 @@ struct dml_term {
 };
 
 // row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
-// column.
+// column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of terms above 0.
 DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
                                 float* column_out);
 

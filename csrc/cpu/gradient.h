@@ -113,6 +113,10 @@ class PairGradient {
                  [=, scale = term_.scale, offset = term_.offset - shift](int64_t i, int v, vf score) {
                    return exp(score * scale + offset) * (load(column_factor + v * VL) + row_factor[i]);
                  });
+    else if (term_.hinge)
+      weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) {
+        return term_.slope_of(term_(score, strip, v, 0.0f)) * (load(column_factor + v * VL) + row_factor[i]);
+      });
     else
       weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) {
         const vf factors = load(column_factor + v * VL) + row_factor[i];

@@ -33,9 +33,10 @@ int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* co
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), false);
     const Term term(*t, pairs.columns());
+    const int64_t values = term.hinge ? 2 : 1;
     if (!pairs.finite() || !term.finite) {
-      fill(row_out, p->n, nan_value);
-      return fill(column_out, p->m, nan_value);
+      fill(row_out, values * p->n, nan_value);
+      return fill(column_out, values * p->m, nan_value);
     }
     Scores scores(pairs, false);
     Reduction reduction(pairs, term, column_out != nullptr);
@@ -43,6 +44,10 @@ int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* co
     for (int64_t i = 0; i < p->n; i++) row_out[pairs.rows().order[i]] = reduction.row(i);
     for (int64_t j = 0; j < p->m && column_out; j++)
       column_out[pairs.columns().order[j]] = reduction.column(j);
+    if (!term.hinge) return;
+    for (int64_t i = 0; i < p->n; i++) row_out[p->n + pairs.rows().order[i]] = reduction.row_count(i);
+    for (int64_t j = 0; j < p->m && column_out; j++)
+      column_out[p->m + pairs.columns().order[j]] = reduction.column_count(j);
   });
 }
 

@@ -10,7 +10,7 @@ CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
 
 SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
-REDUCTIONS = {"logsumexp": 0, "sum": 1}
+REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3}
 
 
 class Pairs(ctypes.Structure):

@@ -167,6 +167,9 @@ def plain_pair_reduce(
     if p.bias is not None:
         terms = terms + p.bias
     mask = selected(p, select)
+    if "hinge" in reduce:
+        hinges = (terms * mask).relu()
+        return (hinges.square() if reduce == "squared_hinge" else hinges).sum(1)
     return (terms * mask).sum(1) if reduce == "sum" else plain_logsumexp(terms, mask, 1)
 
 
@@ -257,7 +260,7 @@ def largest_term(
 ):
     """The size of what is exponentiated; 0 where nothing is."""
     r = p.rows if p.columns is None else p.columns
-    if reduce == "sum" or p.rows.numel() == 0 or r.numel() == 0:
+    if reduce != "logsumexp" or p.rows.numel() == 0 or r.numel() == 0:
         return 0.0
     bias = 0.0 if p.bias is None else p.bias
     largest = 0.0
