@@ -1,6 +1,7 @@
 // The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the
 // namespace.
 #include "lifted.h"
+#include "triplet.h"
 
 namespace DML_ISA {
 
@@ -88,6 +89,23 @@ int lifted(const dml_pairs* p, float margin, float* loss, float* d_rows, float* 
     if (finite) return;
     fill(d_rows, p->n * p->d, nan_value);
     fill(d_columns, p->m * p->d, nan_value);
+  });
+}
+
+int triplet(const dml_pairs* p, float margin, int32_t mining, int32_t reduction, float* loss, float* d_rows,
+            float* d_columns) {
+  return guarded([&] {
+    Triplet triplet(*p, margin, mining, d_rows != nullptr, d_columns != nullptr);
+    if (!triplet.finite()) {
+      *loss = nan_value;
+      fill(d_rows, p->n * p->d, nan_value);
+      return fill(d_columns, p->m * p->d, nan_value);
+    }
+    triplet.run();
+    const double share = triplet.share(reduction);
+    *loss = float(triplet.sum() * share);
+    if (d_rows) triplet.write_rows(float(share), d_rows);
+    if (d_columns) triplet.write_columns(float(share), d_columns);
   });
 }
 

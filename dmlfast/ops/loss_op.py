@@ -7,6 +7,7 @@ import torch
 
 from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 
+REDUCTIONS = ("nonzero", "mean", "sum")  # of the terms of a loss
 Found = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 TENSORS = (
     "Tensor rows, Tensor? columns, Tensor row_labels, Tensor? column_labels, Tensor? self_index"

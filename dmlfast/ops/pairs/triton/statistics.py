@@ -116,9 +116,7 @@ def combine_kernel(
 
 
 @triton.jit(do_not_specialize=["n"])
-def stats_kernel(
-    side, n, stats, given_value, given_grad, REDUCE: tl.constexpr, BM: tl.constexpr
-):
+def stats_kernel(side, n, stats, given_value, given_grad, REDUCE: tl.constexpr, BM: tl.constexpr):
     """Brings statistics and their gradients, as they were given, in the order of a side."""
     side = Side(n, *side)
     tile = tl.program_id(0)
@@ -168,6 +166,13 @@ def stats_of(
 def combined(x: Side, r: Side, partial: Partial) -> Stats:
     stats = empty_stats(x)
     combine_kernel[(x.tiles,)](
-        *arguments(x, r), *partial, len(partial.top), None, stats, REDUCE="logsumexp", BM=TILE, **FUSED
+        *arguments(x, r),
+        *partial,
+        len(partial.top),
+        None,
+        stats,
+        REDUCE="logsumexp",
+        BM=TILE,
+        **FUSED,
     )
     return stats
