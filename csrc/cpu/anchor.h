@@ -120,31 +120,48 @@ class Anchor {
 
   // Each positive with the nearest negative beyond it, or with the furthest where there is none.
   Triplets take_semihard(float margin) {
+    const std::vector<Column> nearest =
+        positives.size() <= a_few ? nearest_beyond_few() : nearest_beyond_many();
+    const Column furthest = furthest_negative();
+    Triplets found;
+    for (size_t p = 0; p < positives.size(); p++)
+      add(found, positives[p], nearest[p].position < 0 ? furthest : nearest[p], margin);
+    return found;
+  }
+
+  std::vector<Column> nearest_beyond_few() const {
+    const int count = int(positives.size());
+    vf least[a_few];
+    std::fill_n(least, count, splat(infinity));
+    for (int64_t j = 0; j < distance.size(); j += VL) {
+      const vf d = load(distance.data() + j);
+      for (int p = 0; p < count; p++) {
+        const vf beyond = ::DML_ISA::select(d > positives[p].distance, d, splat(infinity));
+        least[p] = min(least[p], beyond);
+      }
+    }
+    std::vector<Column> nearest(count, Column{infinity, -1});
+    for (int p = 0; p < count; p++)
+      if (const float d = hmin(least[p]); d < infinity) nearest[p] = first_at(d);
+    return nearest;
+  }
+
+  // By binary search: what is beyond k positives is nearest to those of them that nothing nearer is beyond.
+  std::vector<Column> nearest_beyond_many() const {
     const int64_t count = int64_t(positives.size());
     std::vector<float> nearer(count);
     for (int64_t p = 0; p < count; p++) nearer[p] = positives[p].distance;
-    std::vector<Column> nearest(count + 1, Column{infinity, -1});  // beyond k positives and not beyond k + 1
-    for (int64_t j = 0; j < distance.size(); j++) {
-      const float d = distance[j];
-      if (d == infinity) continue;
-      Column& best = nearest[count_before(nearer.data(), count, d, std::less<float>())];
-      if (d < best.distance || (d == best.distance && precedes(j, best.position))) best = {d, j};
-    }
-    Triplets found;
-    Column best{infinity, -1};
-    for (int64_t p = count - 1; p >= 0; p--) {
-      const Column& next = nearest[p + 1];
-      if (next.distance < best.distance ||
-          (next.distance == best.distance && next.position >= 0 && precedes(next.position, best.position)))
-        best = next;
-      if (best.position < 0) {
-        const Column other = furthest_negative();
-        add(found, positives[p], other, margin);
-      } else {
-        add(found, positives[p], best, margin);
-      }
-    }
-    return found;
+    std::vector<Column> nearest(count + 1, Column{infinity, -1});
+    auto take = [this](Column& best, const Column& other) {
+      if (other.distance < best.distance || (other.distance == best.distance && other.distance < infinity &&
+                                             precedes(other.position, best.position)))
+        best = other;
+    };
+    for (int64_t j = 0; j < distance.size(); j++)
+      take(nearest[count_before(nearer.data(), count, distance[j], std::less<float>())], {distance[j], j});
+    for (int64_t k = count - 1; k > 0; k--) take(nearest[k], nearest[k + 1]);
+    nearest.erase(nearest.begin());
+    return nearest;
   }
 
   // The furthest positive with the nearest negative.
@@ -153,12 +170,15 @@ class Anchor {
     for (const Column& p : positives)
       if (p.distance > positive.distance) positive = p;
     vf least = splat(infinity);
-    for (int64_t j = 0; j < distance.size(); j += VL) least = -max(-least, -load(distance.data() + j));
+    for (int64_t j = 0; j < distance.size(); j += VL) least = min(least, load(distance.data() + j));
     Triplets found;
     found.count = 1;
-    add(found, positive, first_at(-hmax(-least)), margin);
+    add(found, positive, first_at(hmin(least)), margin);
     return found;
   }
+
+  static vf min(vf a, vf b) { return -max(-a, -b); }
+  static float hmin(vf a) { return -hmax(-a); }
 
   Column furthest_negative() const {
     vf most = splat(-infinity);
