@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -94,14 +95,27 @@ def reductions(dtype: torch.dtype, d: int) -> None:
         (PairTerm("dot", "all", "logsumexp", 10.0, 0.0), r, bias),
         (PairTerm("dot", "other", "logsumexp", 10.0, 0.0), None, None),
         (PairTerm("distance", "positive", "sum", 1.0, 0.0), r, None),
+        (PairTerm("distance", "positive", "hinge", 1.0, 0.0), None, None),
+        (PairTerm("distance", "negative", "hinge", -1.0, 1.0), None, None),
+        (PairTerm("distance", "negative", "squared_hinge", -1.0, 1.0), r, None),
         (PairTerm("distance", "negative", "logsumexp", -1.0, 0.0), None, torch.zeros(300)),
     ):
         by_label = labels if term.by_label else None
         others = torch.zeros(500).long() if columns is not None and term.by_label else None
         given = x, columns, by_label, others, None, column_bias
         stat = pairs.reduce_block(*given, term)
+        stat = stat[0] if term.is_hinge else stat
         wants = True, columns is not None, column_bias is not None
         pairs.grad_block(*given, stat, stat, None, None, term, wants)
+
+
+def triplets(dtype: torch.dtype, d: int) -> None:
+    """The triplet loss of a batch, and against columns."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    r, others = torch.zeros(500, d, dtype=dtype), torch.zeros(500, dtype=torch.int64)
+    for mining in ("all", "semihard", "hardest"):
+        triplet.forward(x, None, labels, None, None, 0.2, mining, "nonzero", True, False)
+        triplet.forward(x, r, labels, others, torch.arange(300), 0.2, mining, "nonzero", True, True)
 
 
 def candidates(dtype: torch.dtype, d: int) -> None:
@@ -121,6 +135,7 @@ def candidates(dtype: torch.dtype, d: int) -> None:
 FORMS = {
     "lifted": small_and_large,
     "reductions": reductions,
+    "triplets": triplets,
     "batches": batches,
     "columns": columns,
     "biased": biased,

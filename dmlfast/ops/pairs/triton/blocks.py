@@ -113,7 +113,8 @@ def product_kernel(
     """Adds to ``out`` (n, d) what a block of weights gives for BK components of a band of x.
 
     weights: pitch to a row, tiles of T x T; TURNED, its columns are the rows of x. sums: a row of
-    sums_pitch for each tile of columns. again: something is in ``out`` already.
+    sums_pitch for each tile of columns. flags: of the tiles with near pairs, None where these are
+    added elsewhere. again: something is in ``out`` already.
     """
     x, r = Side(n, *x), Side(m, *r)
     band = tl.program_id(0)
@@ -147,7 +148,7 @@ def product_kernel(
     if again > 0:
         acc += tl.load(at, mask=known, other=0.0)
     tl.store(at, acc, mask=known)
-    if DISTANCE:
+    if flags is not None:
         tl.debug_barrier()
         first_k = tl.program_id(1) * BK
         S: tl.constexpr = BM if BM < T else T

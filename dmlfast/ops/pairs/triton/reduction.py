@@ -213,6 +213,8 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
     row_block, column_block = block_of(x.padded), block_of(r.padded)
     a, b = -(-x.padded // row_block), -(-r.padded // column_block)
     tile = pairs.reduce_tile
+    if term.is_hinge:  # whose counts take registers too
+        tile = tile._replace(BN=max(tile.BS, tile.BN // 2))
     rows = Partial(*x.norm.new_empty(2, b, x.padded))
     columns = rows
     if with_columns and not pairs.half:

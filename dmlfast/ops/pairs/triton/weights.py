@@ -158,16 +158,22 @@ def add_near(
                 distance, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, POSITIVES
             )
             w = tl.where(near & (distance > 0.0), w / distance, 0.0)
-            for column in range(P):
-                chosen = tl.arange(0, P) == column
-                of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
-                if tl.max(tl.abs(of_column), 0) > 0.0:
-                    other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
-                    for first in range(first_k, tl.minimum(end_k, x.d), 32):
-                        k = first + tl.arange(0, 32)
-                        difference = given_rows(x, i, k) - given_rows(r, other, k)
-                        known = (i < x.n)[:, None] & (k < x.d)[None, :]
-                        at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
-                        part = factor * of_column[:, None] * difference
-                        tl.store(at, tl.load(at, mask=known) + part, mask=known)
-                    tl.debug_barrier()  # the next column adds to what others have stored
+            add_differences(out, first_k, end_k, factor, x, r, i, j, w, P)
+
+
+@triton.jit
+def add_differences(out, first_k, end_k, factor, x, r, i, j, w, P: tl.constexpr):
+    """Adds to components [first_k, end_k) of ``out`` what P x P pairs of weights w give."""
+    for column in range(P):
+        chosen = tl.arange(0, P) == column
+        of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
+        if tl.max(tl.abs(of_column), 0) > 0.0:
+            other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
+            for first in range(first_k, tl.minimum(end_k, x.d), 32):
+                k = first + tl.arange(0, 32)
+                difference = given_rows(x, i, k) - given_rows(r, other, k)
+                known = (i < x.n)[:, None] & (k < x.d)[None, :]
+                at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
+                part = factor * of_column[:, None] * difference
+                tl.store(at, tl.load(at, mask=known) + part, mask=known)
+            tl.debug_barrier()  # the next column adds to what others have stored
