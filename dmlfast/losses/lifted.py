@@ -1,5 +1,5 @@
-"""Lifted structured embedding (Oh Song et al., CVPR 2016), and its generalised form (Hermans et al.,
-2017).
+"""Lifted structured embedding (Oh Song, Xiang, Jegelka, Savarese, CVPR 2016), and its generalised
+form (Hermans, Beyer, Leibe, 2017).
 """
 
 from functools import partial

@@ -118,7 +118,9 @@ def _forward(
     if not gradients:
         return loss, None, None
     positive, negative = gradients
-    made = [None if a is None else a + b for a, b in zip(positive, negative, strict=True)]
+    made = [
+        None if a is None or b is None else a + b for a, b in zip(positive, negative, strict=True)
+    ]
     return loss, made[0], made[1]
 
 

@@ -28,7 +28,7 @@ def contrastive_loss(
         column_labels, self_index = row_labels, torch.arange(len(x), device=x.device)
     pairs = (row_labels, column_labels, self_index, (len(x), len(r)), x.device)
     distance = pair_distances(x, r)
-    loss = nan_unless_finite(x, r)
+    parts = []
     for select, term in (("positive", distance - pos_margin), ("negative", neg_margin - distance)):
         chosen = select_pairs(select, *pairs)
         hinge = torch.where(chosen, term, 0).relu()
@@ -36,5 +36,5 @@ def contrastive_loss(
         if reduction != "sum":
             counted = hinge > 0 if reduction == "nonzero" else chosen
             total = total / counted.sum().clamp_min(1)
-        loss = loss + total
-    return loss
+        parts.append(total)
+    return parts[0] + parts[1] + nan_unless_finite(x, r)

@@ -35,8 +35,9 @@ def triplet_loss(
     total = above = count = distance.sum() * 0
     if len(r):
         height = max(1, MOST_TRIPLETS // len(r) ** 2)
-        for part in zip(*(t.split(height) for t in (distance, positive, negative)), strict=True):
-            hinges, chosen = MININGS[mining](*part, margin)
+        parts = (t.split(height) for t in (distance, positive, negative))
+        for d, same, others in zip(*parts, strict=True):
+            hinges, chosen = MININGS[mining](d, same, others, margin)
             hinges = torch.where(chosen, hinges, 0).relu()
             total = total + hinges.sum()
             above = above + (hinges > 0).sum()

@@ -20,7 +20,7 @@ def _negatives(distances, r, low, high, j):
 
 @triton.jit
 def _lower(best, who, d, index):
-    """The least values of rows (BQ,) so far, and the lowest index that has each; with d (BQ, BN)."""
+    """The least values (BQ,) so far and the lowest index of each, with those of d (BQ, BN)."""
     least = tl.min(d, 1)
     first = tl.min(tl.where(d == least[:, None], index, NOBODY), 1)
     who = tl.where(least == best, tl.minimum(who, first), tl.where(least < best, first, who))
