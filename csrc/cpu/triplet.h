@@ -18,7 +18,7 @@ class Triplet {
         band_rows_(std::clamp<int64_t>(band_floats / (pairs_.columns().n + 1) / VL * VL, VL, 64)),
         found_(pairs_.rows().n) {
     if (want_rows_) rows_ = zero_gradient(pairs_.rows());
-    if (want_columns_ && !pairs_.symmetric) columns_ = zero_gradient(pairs_.columns());
+    if (want_columns_) columns_ = zero_gradient(pairs_.columns());
   }
 
   bool finite() const { return pairs_.finite(); }
@@ -38,6 +38,7 @@ class Triplet {
         for (int64_t k = 0; k < count; k++) add_to_columns(*works[k], t);
       });
     }
+    if (pairs_.symmetric && want_rows_) add_columns_to_rows();
   }
 
   // The number that sums are multiplied by.
@@ -204,15 +205,22 @@ class Triplet {
 
   void add_to_columns(Band& band, int64_t t) {
     const Tile tile = tile_of(band, t);
-    Gradient& gradient = pairs_.symmetric ? rows_ : columns_;
-    for (const ClosePair& pair : band.apart[t]) add_to_column(pair, pairs_, gradient);
+    for (const ClosePair& pair : band.apart[t]) add_to_column(pair, pairs_, columns_);
     if (!band.dense[t]) return;
-    add_weighted_rows(band.row(t, 0), tile, pairs_.rows(), gradient);
+    add_weighted_rows(band.row(t, 0), tile, pairs_.rows(), columns_);
     for (int64_t c = 0; c < tile.columns.size(); c++) {
       float sum = 0;
       for (int64_t r = 0; r < tile.rows.size(); r++) sum += band.row(t, r)[c];
-      gradient.weight[tile.columns.begin + c] += sum;
+      columns_.weight[tile.columns.begin + c] += sum;
     }
+  }
+
+  void add_columns_to_rows() {
+    parallel_for(pairs_.threads, pairs_.rows().d_panels(), [&](int64_t panel) {
+      const int64_t stride = pairs_.rows().spread_stride(), end = (panel + 1) * stride;
+      for (int64_t k = panel * stride; k < end; k++) rows_.sum[k] += columns_.sum[k];
+    });
+    for (int64_t i = 0; i < pairs_.rows().n; i++) rows_.weight[i] += columns_.weight[i];
   }
 
   const Pairs pairs_;

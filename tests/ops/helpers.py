@@ -280,10 +280,12 @@ def triplet(p: Problem, **options) -> torch.Tensor:
     )
 
 
-def decided(*shape, margins: tuple[float, ...] = (0.0, 0.2), **options) -> Problem:
+def decided(
+    *shape, margins: tuple[float, ...] = (0.0, 0.2), dtype: torch.dtype = torch.float32, **options
+) -> Problem:
     """A `problem` in which no rounding decides whether a distance exceeds another by a margin."""
     for seed in range(50):
-        p = problem(*shape, **{"seed": seed, **options})
+        p = problem(*shape, seed=seed, **options).to(dtype)
         r = p.rows if p.columns is None else p.columns
         distance = direct_distances(p.rows.double(), r.double())
         clear = True

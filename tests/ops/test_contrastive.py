@@ -96,8 +96,6 @@ def test_accuracy(n, m, d, reduction, squared):
 @pytest.mark.parametrize("score", ["dot", "distance"])
 @pytest.mark.parametrize("select", ["negative", "positive", "other", "all"])
 class TestHingesOfThePrimitive:
-    OPTIONS = {"scale": -1.0, "offset": 2.0}
-
     def test_over_a_batch(self, reduce, score, select):
         p = problem(90, d=5, per_class=5, bias=select == "other", seed=3)
         self.check(p, reduce=reduce, score=score, select=select)
@@ -115,7 +113,8 @@ class TestHingesOfThePrimitive:
             p,
             distances=distances,
             kernels=NOT_CUDA,
-            **self.OPTIONS,
+            scale=-1.0,
+            offset=2.0,
             **options,
         )
 

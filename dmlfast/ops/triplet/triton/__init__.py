@@ -73,15 +73,15 @@ def forward(
     x, r = pairs.x, pairs.r
     place = torch.empty_like(r.order)
     place[r.order[: r.n].long()] = torch.arange(r.n, dtype=torch.int32, device=place.device)
-    sums = x.norm.new_empty(x.padded)
-    above, counts = x.order.new_empty(2, x.padded, dtype=torch.int64)
+    sums = x.norm.new_empty(x.n)
+    above, counts = x.order.new_empty(2, x.n, dtype=torch.int64)
     d_rows = x.norm.new_zeros(x.n, x.d) if want_rows else None
     d_columns = x.norm.new_zeros(r.n, r.d) if want_columns else None
     band = band_of(pairs)
     for first in range(0, x.padded, band.height):
         height = min(band.height, x.padded - first)
         _distances(pairs, band, first, height)
-        anchors_kernel[(height,)](
+        anchors_kernel[(min(height, x.n - first),)](
             *arguments(x, r), band.distances, band.sums, sums, above, counts, place, first,
             band.pitch, margin, MINING=mining, APART=pairs.apart, BQ=4, BN=1024,
             **configs.launch(pairs.tiles.weights),

@@ -148,7 +148,7 @@ def anchors_kernel(
     total = low * 0.0
     exceeding = (low * 0).to(tl.int64)
     count = (low * 0).to(tl.int64)
-    if (i < x.n) & (positives > 0) & (negatives > 0):
+    if (positives > 0) & (negatives > 0):
         if MINING == "all":
             count += positives.to(tl.int64) * negatives
             total, exceeding = _take_all(
