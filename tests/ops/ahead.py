@@ -95,18 +95,29 @@ def reductions(dtype: torch.dtype, d: int) -> None:
         (PairTerm("dot", "all", "logsumexp", 10.0, 0.0), r, bias),
         (PairTerm("dot", "other", "logsumexp", 10.0, 0.0), None, None),
         (PairTerm("distance", "positive", "sum", 1.0, 0.0), r, None),
-        (PairTerm("distance", "positive", "hinge", 1.0, 0.0), None, None),
-        (PairTerm("distance", "negative", "hinge", -1.0, 1.0), None, None),
-        (PairTerm("distance", "negative", "squared_hinge", -1.0, 1.0), r, None),
         (PairTerm("distance", "negative", "logsumexp", -1.0, 0.0), None, torch.zeros(300)),
     ):
         by_label = labels if term.by_label else None
         others = torch.zeros(500).long() if columns is not None and term.by_label else None
         given = x, columns, by_label, others, None, column_bias
         stat = pairs.reduce_block(*given, term)
-        stat = stat[0] if term.is_hinge else stat
         wants = True, columns is not None, column_bias is not None
         pairs.grad_block(*given, stat, stat, None, None, term, wants)
+
+
+def hinges(dtype: torch.dtype, d: int) -> None:
+    """The reductions of the contrastive loss, of a batch and against columns."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    r, others = torch.zeros(500, d, dtype=dtype), torch.zeros(500, dtype=torch.int64)
+    for select, reduce, columns, column_labels in (
+        ("positive", "hinge", None, None),
+        ("negative", "hinge", None, None),
+        ("negative", "squared_hinge", r, others),
+    ):
+        term = PairTerm("distance", select, reduce, -1.0, 1.0)
+        given = x, columns, labels, column_labels, None, None
+        stat = pairs.reduce_block(*given, term)[0]
+        pairs.grad_block(*given, stat, stat, None, None, term, (True, columns is not None, False))
 
 
 def triplets(dtype: torch.dtype, d: int) -> None:
@@ -135,6 +146,7 @@ def candidates(dtype: torch.dtype, d: int) -> None:
 FORMS = {
     "lifted": small_and_large,
     "reductions": reductions,
+    "hinges": hinges,
     "triplets": triplets,
     "batches": batches,
     "columns": columns,

@@ -17,6 +17,7 @@ SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 MATRIX[120] = MATRIX[80]
 NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
+NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 
 
 def compiled(capability, dtype, widths, form):
@@ -30,11 +31,14 @@ def compiled(capability, dtype, widths, form):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(capability, dtype, widths, form, record_property, stack=0):
+PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
+TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
+
+
+def check(capability, dtype, widths, form, record_property, stack=0, expected=PAIRS):
     kernels = compiled(capability, dtype, widths, form)
     record_property("compiled", kernels)
-    names = {kernel["kernel"] for kernel in kernels}
-    assert {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"} <= names
+    assert expected <= {kernel["kernel"] for kernel in kernels}
     for kernel in kernels:
         assert kernel["stack"] <= stack, f"spills: {kernel}"
         assert kernel["shared"] <= SHARED[capability], f"too much shared memory: {kernel}"
@@ -53,6 +57,38 @@ def test_the_lifted_loss(capability, dtype, record_property):
 def test_other_reductions(dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(90, dtype, widths, "reductions", record_property)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        *[(80, "bfloat16"), (90, FLOAT32), (100, "float16")],
+        *[
+            pytest.param(capability, dtype, marks=pytest.mark.long)
+            for capability in (80, 90, 100)
+            for dtype in (FLOAT32, *HALVES)
+        ],
+    ],
+)
+def test_the_triplet_loss(capability, dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(capability, dtype, widths, "triplets", record_property, expected=TRIPLETS)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        (90, "bfloat16"),
+        *[
+            pytest.param(capability, dtype, marks=pytest.mark.long)
+            for capability in (80, 90, 100)
+            for dtype in (FLOAT32, *HALVES)
+        ],
+    ],
+)
+def test_hinges(capability, dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(capability, dtype, widths, "hinges", record_property)
 
 
 # two where one side alone has a bias, or knows which column is a row itself
