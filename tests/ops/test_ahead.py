@@ -1,5 +1,6 @@
 """Every kernel compiles for every architecture, and keeps within what a multiprocessor has."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -59,33 +60,20 @@ def test_other_reductions(dtype, record_property):
     check(90, dtype, widths, "reductions", record_property)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [
-        *[(80, "bfloat16"), (90, FLOAT32), (100, "float16")],
-        *[
-            pytest.param(capability, dtype, marks=pytest.mark.long)
-            for capability in (80, 90, 100)
-            for dtype in (FLOAT32, *HALVES)
-        ],
-    ],
-)
+def shortly(*quick):
+    """Every architecture and dtype; all but the quick ones are long."""
+    cases = itertools.product((80, 90, 100), (FLOAT32, *HALVES))
+    marked = [pytest.param(*c, marks=() if c in quick else pytest.mark.long) for c in cases]
+    return pytest.mark.parametrize(("capability", "dtype"), marked)
+
+
+@shortly((80, "bfloat16"), (90, FLOAT32))
 def test_the_triplet_loss(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "triplets", record_property, expected=TRIPLETS)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [
-        (90, "bfloat16"),
-        *[
-            pytest.param(capability, dtype, marks=pytest.mark.long)
-            for capability in (80, 90, 100)
-            for dtype in (FLOAT32, *HALVES)
-        ],
-    ],
-)
+@shortly((90, "bfloat16"))
 def test_hinges(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "hinges", record_property)

@@ -145,7 +145,8 @@ def gradient_of(
     mean: Mean = NO_MEAN,
 ) -> torch.Tensor:
     """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``."""
-    if pairs.products.by_blocks:
+    # a band of float32 rows leaves no registers for hinges
+    if pairs.products.by_blocks or (term.is_hinge and pairs.dtype == torch.float32):
         return blocks.gradient_of(pairs, x, r, xs, rs, term, factor, mean)
     out = x.norm.new_empty(x.n, x.d)
     tile = pairs.tiles.gradient
