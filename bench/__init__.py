@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 # Each module holds a `Benchmark` called BENCHMARK and is imported only to run it.
 BENCHMARKS = {
+    "contrastive": ("dmlfast.bench.contrastive", "Contrastive loss, over all pairs of a batch"),
     "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
+    "triplet": ("dmlfast.bench.triplet", "Triplet loss, over all triplets of a batch"),
 }
 
 DTYPES = ("float32", "bfloat16", "float16")  # that embeddings can be measured in

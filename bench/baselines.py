@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from dmlfast.bench.benchmark import LeftOutError, Loss
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_ROWS = 256  # on the CPU the time is flat from 128 to 512
 GPU_CHUNK_ROWS = 2048  # a GPU wants more work a launch,
@@ -164,14 +165,125 @@ def _distances(
     return distance.add_(norms[rows, None]).clamp_min_(TINY).sqrt_()
 
 
+Sums = tuple[torch.Tensor, torch.Tensor]  # of hinges, and how many are above 0
+
+
+def mean_above(hinges: Sums) -> torch.Tensor:
+    """The mean of hinges over those above 0."""
+    return hinges[0] / hinges[1].clamp_min(1)
+
+
+def total(hinge: torch.Tensor) -> Sums:
+    return hinge.sum(), (hinge > 0).sum()
+
+
+def contrastive_naive(
+    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
+) -> torch.Tensor:
+    """The contrastive loss as its formula reads, on matrices of all pairs."""
+    distance = pair_distances(embeddings)
+    same = labels[:, None] == labels
+    positive = distance.masked_fill(~_others(same), 0)
+    negative = (margin - distance).relu().masked_fill(same, 0)
+    return mean_above(total(positive)) + mean_above(total(negative))
+
+
+def contrastive_chunked(
+    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 1.0
+) -> torch.Tensor:
+    """The same some rows at a time, which are computed again for the gradient."""
+
+    def part(rows: slice) -> tuple[Sums, Sums]:
+        distance = _distances_from(embeddings, rows)
+        same = labels[rows, None] == labels
+        positive = distance.masked_fill(~_others(same, rows.start), 0)
+        return total(positive), total((margin - distance).relu().masked_fill(same, 0))
+
+    positive, negative = zip(*_by_chunks(embeddings, part), strict=True)
+    return mean_above(_added(positive)) + mean_above(_added(negative))
+
+
+def triplet_naive(
+    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 0.2
+) -> torch.Tensor:
+    """The triplet loss as its formula reads, on a tensor of all triplets."""
+    distance = pair_distances(embeddings)
+    same = labels[:, None] == labels
+    hinge = (distance[:, :, None] - distance[:, None, :] + margin).relu()
+    triplets = _others(same)[:, :, None] & ~same[:, None, :]
+    return mean_above(total(hinge.masked_fill(~triplets, 0)))
+
+
+def triplet_indexed(
+    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 0.2
+) -> torch.Tensor:
+    """The same with the positive pairs picked by index, of which there are few."""
+    return mean_above(_triplets(pair_distances(embeddings), labels, slice(None), margin))
+
+
+def triplet_chunked(
+    embeddings: torch.Tensor, labels: torch.Tensor, margin: float = 0.2
+) -> torch.Tensor:
+    """The same some anchors at a time, which are computed again for the gradient."""
+
+    def part(rows: slice) -> Sums:
+        return _triplets(_distances_from(embeddings, rows), labels, rows, margin)
+
+    return mean_above(_added(_by_chunks(embeddings, part)))
+
+
+def _triplets(distance: torch.Tensor, labels: torch.Tensor, rows: slice, margin: float) -> Sums:
+    """Of the anchors ``rows``, whose distances from all rows are given."""
+    same = labels[rows, None] == labels
+    a, p = _others(same, rows.start or 0).nonzero(as_tuple=True)
+    hinge = (distance[a, p][:, None] - distance[a] + margin).relu()
+    return total(hinge.masked_fill(same[a], 0))
+
+
+def _others(same: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Pairs of one class without those of a row and itself; ``same`` begins with row ``first``."""
+    others = same.clone()
+    others.diagonal(first).fill_(False)
+    return others
+
+
+def _distances_from(x: torch.Tensor, rows: slice) -> torch.Tensor:
+    """(B, N) distances of some rows from all, 0 from themselves."""
+    x = wide(x)
+    return torch.cdist(x[rows], x)
+
+
+def _by_chunks(x: torch.Tensor, part: Any) -> list[Any]:
+    step = chunk_rows(x)
+    chunks = [slice(first, min(first + step, len(x))) for first in range(0, len(x), step)]
+    return [checkpoint(part, rows, use_reentrant=False) for rows in chunks]
+
+
+def _added(parts: Any) -> Sums:
+    sums, counts = zip(*parts, strict=True)
+    return torch.stack(sums).sum(), torch.stack(counts).sum()
+
+
 def lifted_pml() -> Loss:
     """The lifted structured loss of pytorch-metric-learning."""
+    return _pml("LiftedStructureLoss", neg_margin=1, pos_margin=0)
+
+
+def contrastive_pml() -> Loss:
+    """The contrastive loss of pytorch-metric-learning."""
+    return _pml("ContrastiveLoss", neg_margin=1, pos_margin=0)
+
+
+def triplet_pml() -> Loss:
+    """The triplet loss of pytorch-metric-learning."""
+    return _pml("TripletMarginLoss", margin=0.2)
+
+
+def _pml(name: str, **options: float) -> Loss:
     try:
+        from pytorch_metric_learning import losses
         from pytorch_metric_learning.distances import LpDistance
-        from pytorch_metric_learning.losses import LiftedStructureLoss
     except ImportError:
         raise LeftOutError("pytorch-metric-learning is not installed") from None
-    loss: Loss = LiftedStructureLoss(
-        neg_margin=1, pos_margin=0, distance=LpDistance(normalize_embeddings=False)
-    )
+    loss: Loss = getattr(losses, name)(distance=LpDistance(normalize_embeddings=False), **options)
     return loss

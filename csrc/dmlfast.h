@@ -12,7 +12,10 @@ extern "C" {
 
 enum dml_score { DML_DOT = 0, DML_DISTANCE = 1 };
 enum dml_select { DML_NEGATIVE = 0, DML_POSITIVE = 1, DML_OTHER = 2, DML_ALL = 3 };
-enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1 };
+// DML_HINGE sums max(0, term), DML_SQUARED_HINGE its square.
+enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1, DML_HINGE = 2, DML_SQUARED_HINGE = 3 };
+enum dml_mining { DML_ALL_TRIPLETS = 0, DML_SEMIHARD = 1, DML_HARDEST = 2 };
+enum dml_reduction { DML_NONZERO = 0, DML_MEAN = 1, DML_TOTAL = 2 };
 enum dml_status { DML_OK = 0, DML_OUT_OF_MEMORY = 1 };
 
 // Rows against columns. columns = NULL: the rows against themselves, row i being its own column i.
@@ -34,7 +37,7 @@ struct dml_term {
 };
 
 // row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
-// column.
+// column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of terms above 0.
 DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
                                 float* column_out);
 
@@ -49,6 +52,10 @@ DML_API int dml_cpu_pair_grad(const struct dml_pairs*, const struct dml_term*, c
 // The lifted structured loss, and its gradients where d_rows or d_columns is not NULL.
 DML_API int dml_cpu_lifted(const struct dml_pairs*, float margin, float* loss, float* d_rows,
                            float* d_columns);
+
+// The triplet loss, and its gradients where d_rows or d_columns is not NULL.
+DML_API int dml_cpu_triplet(const struct dml_pairs*, float margin, int32_t mining, int32_t reduction,
+                            float* loss, float* d_rows, float* d_columns);
 
 DML_API const char* dml_cpu_isa(void);          // "avx512", "avx2" or "generic"
 DML_API int dml_cpu_set_isa(const char* name);  // 0, or 1 where this machine or build lacks it

@@ -12,6 +12,7 @@ std::atomic<bool> poison_buffers{false};
   int pair_grad(const dml_pairs*, const dml_term*, const float*, const float*, const float*, const float*, \
                 float*, float*, float*);                                                                   \
   int lifted(const dml_pairs*, float, float*, float*, float*);                                             \
+  int triplet(const dml_pairs*, float, int32_t, int32_t, float*, float*, float*);                          \
   }
 
 DML_DECLARE(generic)
@@ -29,11 +30,12 @@ struct Kernels {
   decltype(&generic::pair_reduce) pair_reduce;
   decltype(&generic::pair_grad) pair_grad;
   decltype(&generic::lifted) lifted;
+  decltype(&generic::triplet) triplet;
 };
 
-#define DML_KERNELS(isa)                                \
-  Kernels {                                             \
-    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted \
+#define DML_KERNELS(isa)                                              \
+  Kernels {                                                           \
+    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet \
   }
 
 const Kernels* find(const char* name) {
@@ -72,6 +74,10 @@ int dml_cpu_pair_grad(const dml_pairs* p, const dml_term* t, const float* row_st
 }
 int dml_cpu_lifted(const dml_pairs* p, float margin, float* loss, float* d_rows, float* d_columns) {
   return kernels().lifted(p, margin, loss, d_rows, d_columns);
+}
+int dml_cpu_triplet(const dml_pairs* p, float margin, int32_t mining, int32_t reduction, float* loss,
+                    float* d_rows, float* d_columns) {
+  return kernels().triplet(p, margin, mining, reduction, loss, d_rows, d_columns);
 }
 const char* dml_cpu_isa(void) {
   return kernels().isa;

@@ -32,6 +32,47 @@ struct NoMore {
   }
 };
 
+// A pair whose gradient a product would lose, or for which a product is not worth while.
+struct ClosePair {
+  int64_t i, j;
+  float weight;
+};
+
+// Adds weight * (a - b) to a sum.
+inline void add_difference(float weight, const float* a, const float* b, const Side& side, int64_t position,
+                           Gradient& gradient) {
+  for (int64_t k = 0; k < side.d; k += VL) {
+    const int64_t count = std::min<int64_t>(VL, side.d - k);
+    float* sum = gradient.sum.data() + k / VL * side.spread_stride() + position * VL;
+    store(sum, load(sum) + (load_first(a + k, count) - load_first(b + k, count)) * weight);
+  }
+}
+
+// What a close pair gives to its row and to its column. The gradient is weight * x - sum, so that a
+// difference enters the sum with the opposite sign.
+inline void add_to_row(const ClosePair& pair, const Pairs& pairs, Gradient& gradient) {
+  const float *x = pairs.rows().row(pair.i), *r = pairs.columns().row(pair.j);
+  add_difference(pair.weight, r, x, pairs.rows(), pair.i, gradient);
+}
+inline void add_to_column(const ClosePair& pair, const Pairs& pairs, Gradient& gradient) {
+  const float *x = pairs.rows().row(pair.i), *r = pairs.columns().row(pair.j);
+  add_difference(pair.weight, x, r, pairs.columns(), pair.j, gradient);
+}
+
+// Distances: sum_j W_ij (x_i - x_j) = (sum_j W_ij) x_i - sum_j W_ij x_j. Products: sum_j W_ij x_j.
+inline void write_gradient(const Pairs& pairs, const Side& side, const Gradient& gradient, float factor,
+                           float* out) {
+  parallel_for(pairs.threads, side.n, [&](int64_t i) {
+    const float weight = float(gradient.weight[i]);
+    for (int64_t k = 0; k < side.d; k += VL) {
+      const int64_t at = k / VL * side.spread_stride() + i * VL;
+      const vf sum = load(gradient.sum.data() + at);
+      const vf value = pairs.score == DML_DISTANCE ? load(side.spread.data() + at) * weight - sum : sum;
+      store_first(out + side.order[i] * side.d + k, value * factor, std::min<int64_t>(VL, side.d - k));
+    }
+  });
+}
+
 template <class More = NoMore>
 class PairGradient {
  public:
@@ -62,17 +103,13 @@ class PairGradient {
     });
   }
 
-  void write_rows(float* out) const { write(pairs_.rows(), rows_, out); }
-  void write_columns(float* out) const { write(pairs_.columns(), columns_, out); }
+  void write_rows(float* out) const { write_gradient(pairs_, pairs_.rows(), rows_, 1.0f, out); }
+  void write_columns(float* out) const { write_gradient(pairs_, pairs_.columns(), columns_, 1.0f, out); }
   void write_bias(float* out) const {
     for (size_t j = 0; j < bias_.size(); j++) out[pairs_.columns().order[j]] = float(bias_[j]);
   }
 
  private:
-  struct ClosePair {
-    int64_t i, j;
-    float weight;
-  };
   // What one worker holds of a tile before it is the tile's turn.
   struct Work {
     std::vector<ClosePair> close;
@@ -113,6 +150,10 @@ class PairGradient {
                  [=, scale = term_.scale, offset = term_.offset - shift](int64_t i, int v, vf score) {
                    return exp(score * scale + offset) * (load(column_factor + v * VL) + row_factor[i]);
                  });
+    else if (term_.hinge)
+      weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) {
+        return term_.slope_of(term_(score, strip, v, 0.0f)) * (load(column_factor + v * VL) + row_factor[i]);
+      });
     else
       weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) {
         const vf factors = load(column_factor + v * VL) + row_factor[i];
@@ -231,33 +272,12 @@ class PairGradient {
       for (int64_t c = 0; c < tile.columns.size(); c++)
         of_columns->weight[tile.columns.begin + c] += work.column_sum[c];
     }
-    for (const ClosePair& pair : work.close) add_difference(pair, of_columns);
+    for (const ClosePair& pair : work.close) {
+      if (want_rows_) add_to_row(pair, pairs_, rows_);
+      if (of_columns) add_to_column(pair, pairs_, *of_columns);
+    }
     for (int64_t c = 0; c < tile.columns.size() && !bias_.empty(); c++)
       bias_[tile.columns.begin + c] += work.bias_sum[c];
-  }
-
-  // The gradient is weight * x - sum, so that a difference enters the sum with the opposite sign.
-  void add_difference(const ClosePair& pair, Gradient* of_columns) {
-    const Side &rows = pairs_.rows(), &columns = pairs_.columns();
-    const float *x = rows.row(pair.i), *r = columns.row(pair.j);
-    for (int64_t k = 0; k < rows.d; k++) {
-      const float difference = pair.weight * (x[k] - r[k]);
-      if (want_rows_) rows_.sum[k / VL * rows.spread_stride() + pair.i * VL + k % VL] -= difference;
-      if (of_columns) of_columns->sum[k / VL * columns.spread_stride() + pair.j * VL + k % VL] += difference;
-    }
-  }
-
-  // Distances: sum_j W_ij (x_i - x_j) = (sum_j W_ij) x_i - sum_j W_ij x_j. Products: sum_j W_ij x_j.
-  void write(const Side& side, const Gradient& gradient, float* out) const {
-    parallel_for(pairs_.threads, side.n, [&](int64_t i) {
-      const float weight = float(gradient.weight[i]);
-      for (int64_t k = 0; k < side.d; k += VL) {
-        const int64_t at = k / VL * side.spread_stride() + i * VL;
-        const vf sum = load(gradient.sum.data() + at);
-        const vf value = pairs_.score == DML_DISTANCE ? load(side.spread.data() + at) * weight - sum : sum;
-        store_first(out + side.order[i] * side.d + k, value, std::min<int64_t>(VL, side.d - k));
-      }
-    });
   }
 
   const Pairs& pairs_;

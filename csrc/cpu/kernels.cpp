@@ -1,6 +1,7 @@
 // The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the
 // namespace.
 #include "lifted.h"
+#include "triplet.h"
 
 namespace DML_ISA {
 
@@ -33,9 +34,10 @@ int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* co
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), false);
     const Term term(*t, pairs.columns());
+    const int64_t values = term.hinge ? 2 : 1;
     if (!pairs.finite() || !term.finite) {
-      fill(row_out, p->n, nan_value);
-      return fill(column_out, p->m, nan_value);
+      fill(row_out, values * p->n, nan_value);
+      return fill(column_out, values * p->m, nan_value);
     }
     Scores scores(pairs, false);
     Reduction reduction(pairs, term, column_out != nullptr);
@@ -43,6 +45,10 @@ int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* co
     for (int64_t i = 0; i < p->n; i++) row_out[pairs.rows().order[i]] = reduction.row(i);
     for (int64_t j = 0; j < p->m && column_out; j++)
       column_out[pairs.columns().order[j]] = reduction.column(j);
+    if (!term.hinge) return;
+    for (int64_t i = 0; i < p->n; i++) row_out[p->n + pairs.rows().order[i]] = reduction.row_count(i);
+    for (int64_t j = 0; j < p->m && column_out; j++)
+      column_out[p->m + pairs.columns().order[j]] = reduction.column_count(j);
   });
 }
 
@@ -83,6 +89,23 @@ int lifted(const dml_pairs* p, float margin, float* loss, float* d_rows, float* 
     if (finite) return;
     fill(d_rows, p->n * p->d, nan_value);
     fill(d_columns, p->m * p->d, nan_value);
+  });
+}
+
+int triplet(const dml_pairs* p, float margin, int32_t mining, int32_t reduction, float* loss, float* d_rows,
+            float* d_columns) {
+  return guarded([&] {
+    Triplet triplet(*p, margin, mining, d_rows != nullptr, d_columns != nullptr);
+    if (!triplet.finite()) {
+      *loss = nan_value;
+      fill(d_rows, p->n * p->d, nan_value);
+      return fill(d_columns, p->m * p->d, nan_value);
+    }
+    triplet.run();
+    const double share = triplet.share(reduction);
+    *loss = float(triplet.sum() * share);
+    if (d_rows) triplet.write_rows(float(share), d_rows);
+    if (d_columns) triplet.write_columns(float(share), d_columns);
   });
 }
 

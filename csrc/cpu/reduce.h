@@ -11,7 +11,7 @@ constexpr float safe_span = 60.0f;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 struct Term {
-  bool logsumexp;
+  bool logsumexp, hinge, squared;
   float scale, offset;
   Buffer<float> bias;  // by column position, padded; empty without a bias
   float lowest_bias = 0, highest_bias = 0;
@@ -19,6 +19,8 @@ struct Term {
 
   Term(const dml_term& term, const Side& columns)
       : logsumexp(term.reduce == DML_LOGSUMEXP),
+        hinge(term.reduce == DML_HINGE || term.reduce == DML_SQUARED_HINGE),
+        squared(term.reduce == DML_SQUARED_HINGE),
         scale(term.scale),
         offset(term.offset),
         finite(std::isfinite(scale) && std::isfinite(offset)) {
@@ -36,6 +38,12 @@ struct Term {
     const vf t = score * scale + (offset - shift);
     return bias ? t + load(bias.data() + strip.begin + v * VL) : t;
   }
+  vf hinge_of(vf t) const {
+    const vf h = max(t, vf{});
+    return squared ? h * h : h;
+  }
+  // d hinge / d term.
+  vf slope_of(vf t) const { return squared ? max(t, vf{}) * 2.0f : keep(t > 0.0f, splat(1.0f)); }
   float highest(const Pairs& p) const {
     return std::max(scale * p.lowest_score(), scale * p.highest_score()) + offset + highest_bias;
   }
@@ -44,7 +52,8 @@ struct Term {
   }
 };
 
-// exp(top) * sum is the sum of the exponentials so far; for plain sums top is 0.
+// exp(top) * sum is the sum of the exponentials so far. Plain sums have a top of 0, and those of hinges the
+// number of hinges above 0.
 struct Statistic {
   std::vector<float> top;
   std::vector<double> sum;
@@ -126,7 +135,9 @@ class Reduction {
           const Range range = pairs_.active(strip, pairs_.select);
           if (range.size() <= 0) return;
           const Scores::OfStrip found = scores.get(worker, index, range, strip);
-          running_ ? add_running(part, strip, found) : add(part, strip, found);
+          running_      ? add_running(part, strip, found)
+          : term_.hinge ? add_hinges(part, strip, found)
+                        : add(part, strip, found);
         });
         wait();
         merge(part, tile);
@@ -137,6 +148,9 @@ class Reduction {
   // Position i of the rows; of the columns, which are the rows where the pairs are symmetric.
   float row(int64_t i) const { return value(rows_, i); }
   float column(int64_t j) const { return value(pairs_.symmetric ? rows_ : columns_, j); }
+  // How many hinges are above 0.
+  float row_count(int64_t i) const { return rows_.top[i]; }
+  float column_count(int64_t j) const { return (pairs_.symmetric ? rows_ : columns_).top[j]; }
 
  private:
   // What one tile adds, before it is the tile's turn.
@@ -146,9 +160,9 @@ class Reduction {
     void clear(const Tile& tile, bool running) {
       std::fill_n(row_sum[0], tile.rows.size() * VL, 0.0f);
       std::fill_n(column_sum, tile.columns.size() + NR, 0.0f);
-      if (!running) return;
-      std::fill_n(row_top, tile.rows.size(), minus_infinity);
-      std::fill_n(column_top, tile.columns.size() + NR, minus_infinity);
+      const float top = running ? minus_infinity : 0.0f;
+      std::fill_n(row_top, tile.rows.size(), top);
+      std::fill_n(column_top, tile.columns.size() + NR, top);
     }
   };
 
@@ -205,6 +219,39 @@ class Reduction {
     }
   }
 
+  // Hinges, and in the place of tops the numbers of those above 0.
+  void add_hinges(Partial& part, const Strip& strip, const Scores::OfStrip& scores) {
+    vf column[NV] = {}, column_count[NV] = {};
+    Selector selected(pairs_, strip, pairs_.select);
+    selected.for_each_row(scores.range, [&](auto special, int64_t i) {
+      const Selector::Lanes* lanes = special ? selected(i) : nullptr;
+      if (special && !lanes) return;
+      vf hinge[NV];
+      vi some = {};
+      for (int v = 0; v < NV; v++) {
+        hinge[v] = term_.hinge_of(term_(load(scores.row(i) + v * VL), strip, v, 0.0f));
+        if (special) hinge[v] = keep((*lanes)[v], hinge[v]);
+        some |= hinge[v] > 0.0f;
+      }
+      if (!any(some)) return;
+      vf row = {}, count = {};
+      for (int v = 0; v < NV; v++) {
+        const vf one = keep(hinge[v] > 0.0f, splat(1.0f));
+        row += hinge[v];
+        count += one;
+        column[v] += hinge[v];
+        column_count[v] += one;
+      }
+      const int64_t r = i - strip.tile.rows.begin;
+      store(part.row_sum[r], load(part.row_sum[r]) + row);
+      part.row_top[r] += hsum(count);
+    });
+    for (int v = 0; v < NV; v++) {
+      store(part.column_sum + strip.column() + v * VL, column[v]);
+      store(part.column_top + strip.column() + v * VL, column_count[v]);
+    }
+  }
+
   void merge(const Partial& part, const Tile& tile) {
     for (int64_t r = 0; r < tile.rows.size(); r++)
       merge(rows_, tile.rows.begin + r, part.row_top[r], hsum(load(part.row_sum[r])));
@@ -214,10 +261,12 @@ class Reduction {
       merge(columns, tile.columns.begin + c, part.column_top[c], part.column_sum[c]);
   }
   void merge(Statistic& statistic, int64_t i, float top, float sum) {
-    if (!running_)
-      statistic.sum[i] += sum;
-    else if (sum > 0)
-      statistic.add(i, top, sum);
+    if (running_) {
+      if (sum > 0) statistic.add(i, top, sum);
+      return;
+    }
+    statistic.sum[i] += sum;
+    if (term_.hinge) statistic.top[i] += top;
   }
   float value(const Statistic& statistic, int64_t i) const {
     return term_.logsumexp ? statistic.logsumexp(i) : float(statistic.sum[i]);

@@ -7,11 +7,34 @@ import torch
 
 from dmlfast.errors import unknown_name
 from dmlfast.losses.base import PairLoss
-from dmlfast.losses.lifted import LiftedStructuredLoss
+from dmlfast.losses.contrastive import ContrastiveLoss
+from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
+from dmlfast.losses.triplet import TripletLoss
 
-__all__ = ["LiftedStructuredLoss", "PairLoss", "create_loss", "loss_names"]
+__all__ = [
+    "ContrastiveLoss",
+    "GeneralizedLiftedStructuredLoss",
+    "LiftedStructuredLoss",
+    "PairLoss",
+    "TripletLoss",
+    "create_loss",
+    "loss_names",
+]
 
-_LOSSES: dict[str, Callable[..., torch.nn.Module]] = {"lifted": LiftedStructuredLoss}
+
+def _contrastive(margin: float | None = None, **kwargs: Any) -> ContrastiveLoss:
+    """``margin``: that of negative pairs, which no contrastive loss can do without."""
+    if margin is not None:
+        kwargs["neg_margin"] = margin
+    return ContrastiveLoss(**kwargs)
+
+
+_LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
+    "contrastive": _contrastive,
+    "generalized-lifted": GeneralizedLiftedStructuredLoss,
+    "lifted": LiftedStructuredLoss,
+    "triplet": TripletLoss,
+}
 
 
 def loss_names() -> list[str]:
@@ -20,7 +43,8 @@ def loss_names() -> list[str]:
 
 
 def create_loss(name: str, **kwargs: Any) -> torch.nn.Module:
-    """The loss module called ``name``; keyword arguments go to its constructor.
+    """The loss module called ``name``; keyword arguments go to its constructor, of which every one
+    takes ``margin``.
 
     Raises:
         UserError: no loss has this name.

@@ -15,6 +15,8 @@ class PairLoss(torch.nn.Module):
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
     """
 
+    settings: tuple[str, ...] = ()  # the attributes of a subclass that are printed
+
     def __init__(self, *, normalize_embeddings: bool = False, impl: str = "auto") -> None:
         super().__init__()
         self.normalize_embeddings = normalize_embeddings
@@ -67,3 +69,7 @@ class PairLoss(torch.nn.Module):
     ) -> torch.Tensor:
         """The loss, (), on one device, of rows that are normalised where that was asked for."""
         raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        names = (*self.settings, "normalize_embeddings", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -1,7 +1,16 @@
 """Pair losses as registered torch ops: one folder per op, its maths and kernels side by side."""
 
+from dmlfast.ops.contrastive.op import contrastive_loss
 from dmlfast.ops.dispatch import available, why_not
 from dmlfast.ops.lifted.op import lifted_structured_loss
 from dmlfast.ops.pairs.op import pair_reduce
+from dmlfast.ops.triplet.op import triplet_loss
 
-__all__ = ["available", "lifted_structured_loss", "pair_reduce", "why_not"]
+__all__ = [
+    "available",
+    "contrastive_loss",
+    "lifted_structured_loss",
+    "pair_reduce",
+    "triplet_loss",
+    "why_not",
+]

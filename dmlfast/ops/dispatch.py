@@ -69,15 +69,20 @@ def why_not(name: str) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _choose(op: str, impl: str, device: str, dtype: torch.dtype) -> str:
+def _choose(
+    op: str, impl: str, device: str, dtype: torch.dtype, without: tuple[str, ...] = ()
+) -> str:
     wanted = (os.environ.get("DMLFAST_IMPL") or "auto") if impl == "auto" else impl
     if wanted != "auto":
         reason = why_not(wanted) or BACKENDS[wanted].declines(device, dtype)
+        if wanted in without:
+            reason = "it has no kernels for it"
         if reason:
             source = "DMLFAST_IMPL" if impl == "auto" else "impl"
             raise RuntimeError(f"{op}: {source}='{wanted}' cannot serve this call: {reason}")
         return wanted
     able = _able(device, dtype, gpu.interpreted(), gpu.emulated())
+    able = tuple(name for name in able if name not in without)
     return FASTEST if len(able) > 2 else able[0]
 
 
@@ -109,13 +114,14 @@ def call(
     plain: Callable[..., torch.Tensor],
     fused: Callable[..., torch.Tensor],
     args: tuple[Any, ...],
+    without: tuple[str, ...] = (),
 ) -> torch.Tensor:
     """Serves a call of ``op``.
 
     The reference is ``plain(*args)``, which autograd differentiates; a backend with kernels is
-    ``fused(*args, name)``, behind a registered op.
+    ``fused(*args, name)``, behind a registered op. ``without``: the backends that have none for it.
     """
-    name = _choose(op, impl, embeddings.device.type, embeddings.dtype)
+    name = _choose(op, impl, embeddings.device.type, embeddings.dtype, without)
     return plain(*args) if name == "reference" else fused(*args, name)
 
 

@@ -10,7 +10,9 @@ CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
 
 SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
-REDUCTIONS = {"logsumexp": 0, "sum": 1}
+REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3}
+MININGS = {"all": 0, "semihard": 1, "hardest": 2}
+LOSS_REDUCTIONS = {"nonzero": 0, "mean": 1, "sum": 2}
 
 
 class Pairs(ctypes.Structure):
@@ -83,6 +85,12 @@ def cpu_library() -> ctypes.CDLL:
     library.dml_cpu_pair_reduce.argtypes = [pairs, term, pointer, pointer]
     library.dml_cpu_pair_grad.argtypes = [pairs, term, *[pointer] * 7]
     library.dml_cpu_lifted.argtypes = [pairs, ctypes.c_float, *[pointer] * 3]
+    library.dml_cpu_triplet.argtypes = [
+        pairs,
+        ctypes.c_float,
+        *[ctypes.c_int32] * 2,
+        *[pointer] * 3,
+    ]
     library.dml_cpu_isa.restype = ctypes.c_char_p
     library.dml_cpu_set_isa.argtypes = [ctypes.c_char_p]
     return library

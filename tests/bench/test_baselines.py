@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from dmlfast.bench import baselines
+from dmlfast.bench import baselines, get_benchmark
 from dmlfast.bench.benchmark import LOSS_SCALE, Size, placed, step
 from dmlfast.bench.harness import TOLERANCE, relative_error, solve
 from dmlfast.bench.lifted import BENCHMARK, ROWS_PER_CLASS
@@ -107,3 +107,25 @@ def test_memory_of_pml_is_that_of_its_pairs() -> None:
     needed = BENCHMARK.competitor("pml").memory
     assert needed is not None
     assert needed(Size(1024, 128)) == pytest.approx(66e9, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "triplet"])
+def test_baselines_of_other_losses_agree_with_the_reference(name):
+    """Over several chunks, and some singular classes."""
+    benchmark = get_benchmark(name)
+    size = Size(300 if name == "contrastive" else 90, 5)
+    batch = placed(benchmark.problem(size), torch.float64)
+    batch["labels"][:7] = torch.arange(7) + 1000
+    expected = step(benchmark.competitor("dmlfast-reference").make(), batch)
+    gradient = batch["embeddings"].grad
+    for competitor in benchmark.baselines:
+        if not competitor.compiles:
+            torch.testing.assert_close(step(competitor.make(), batch), expected)
+            torch.testing.assert_close(batch["embeddings"].grad, gradient)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "triplet"])
+def test_cuda_is_left_out_where_it_has_no_kernels(name):
+    competitor = get_benchmark(name).competitor("dmlfast-cuda")
+    assert "no kernels" in competitor.declines("cuda", torch.float32)
+    assert get_benchmark(name).competitor("dmlfast-cpu").declines("cpu", torch.float32) is None

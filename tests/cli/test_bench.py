@@ -29,7 +29,9 @@ def _make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("arguments", [[], ["--list"], ["lifted", "--list"]])
 def test_list(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 0
-    assert "  lifted  Lifted structured loss" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    for name, title in (("lifted", "Lifted structured"), ("triplet", "Triplet")):
+        assert re.search(rf"^  {name} +{title} loss", listed, re.MULTILINE)
 
 
 def test_table_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

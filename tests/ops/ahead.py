@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -104,6 +105,30 @@ def reductions(dtype: torch.dtype, d: int) -> None:
         pairs.grad_block(*given, stat, stat, None, None, term, wants)
 
 
+def hinges(dtype: torch.dtype, d: int) -> None:
+    """The reductions of the contrastive loss, of a batch and against columns."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    r, others = torch.zeros(500, d, dtype=dtype), torch.zeros(500, dtype=torch.int64)
+    for select, reduce, columns, column_labels in (
+        ("positive", "hinge", None, None),
+        ("negative", "hinge", None, None),
+        ("negative", "squared_hinge", r, others),
+    ):
+        term = PairTerm("distance", select, reduce, -1.0, 1.0)
+        given = x, columns, labels, column_labels, None, None
+        stat = pairs.reduce_block(*given, term)[0]
+        pairs.grad_block(*given, stat, stat, None, None, term, (True, columns is not None, False))
+
+
+def triplets(dtype: torch.dtype, d: int) -> None:
+    """The triplet loss of a batch, and against columns."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    r, others = torch.zeros(500, d, dtype=dtype), torch.zeros(500, dtype=torch.int64)
+    for mining in ("all", "semihard", "hardest"):
+        triplet.forward(x, None, labels, None, None, 0.2, mining, "nonzero", True, False)
+        triplet.forward(x, r, labels, others, torch.arange(300), 0.2, mining, "nonzero", True, True)
+
+
 def candidates(dtype: torch.dtype, d: int) -> None:
     """Every tile that `dmlfast tune` tries; a line says for each why it cannot be compiled."""
     kind = configs.kind_of(dtype)
@@ -121,6 +146,8 @@ def candidates(dtype: torch.dtype, d: int) -> None:
 FORMS = {
     "lifted": small_and_large,
     "reductions": reductions,
+    "hinges": hinges,
+    "triplets": triplets,
     "batches": batches,
     "columns": columns,
     "biased": biased,

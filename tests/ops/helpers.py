@@ -22,6 +22,7 @@ ULPS = 4
 ISAS = ("avx512", "avx2", "generic")
 IMPLS = ("reference", "cpu", "triton", "cuda")
 KERNELS = ("cpu", "triton", "cuda")
+NOT_CUDA = ("cpu", "triton")  # the kernels of ops that CUDA has none for
 ON_GPU = ("triton", "cuda")  # those that run on a GPU, or where there is none in the CPU's stead
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter
 EMULATED_PAIRS = 100_000  # and in the emulation of CUDA
@@ -167,6 +168,9 @@ def plain_pair_reduce(
     if p.bias is not None:
         terms = terms + p.bias
     mask = selected(p, select)
+    if "hinge" in reduce:
+        hinges = (terms * mask).relu()
+        return (hinges.square() if reduce == "squared_hinge" else hinges).sum(1)
     return (terms * mask).sum(1) if reduce == "sum" else plain_logsumexp(terms, mask, 1)
 
 
@@ -187,6 +191,65 @@ def plain_lifted(
     return joint.relu().square().sum() / (2 * max(len(i), 1))
 
 
+def plain_contrastive(
+    p: Problem,
+    *,
+    distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gram_distances,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    squared: bool = False,
+    reduction: str = "nonzero",
+) -> torch.Tensor:
+    """The contrastive loss as one would write it, in the dtype of the problem."""
+    distance = distances(p.rows, p.rows if p.columns is None else p.columns)
+    loss = 0
+    for select, terms in (("positive", distance - pos_margin), ("negative", neg_margin - distance)):
+        hinges = terms[selected(p, select)].relu()
+        counts = {"nonzero": (hinges > 0).sum(), "mean": len(hinges), "sum": 1}
+        hinges = hinges.square() / 2 if squared else hinges
+        loss = loss + hinges.sum() / max(int(counts[reduction]), 1)
+    return loss
+
+
+def triplets(
+    p: Problem, distance: torch.Tensor, mining: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Anchors, positives and negatives of all triplets, picked one by one."""
+    found = []
+    positive, negative = selected(p, "positive").tolist(), selected(p, "negative").tolist()
+    for a, d in enumerate(distance.tolist()):
+        own = [j for j, is_one in enumerate(positive[a]) if is_one]
+        others = [j for j, is_one in enumerate(negative[a]) if is_one]
+        if not own or not others:
+            continue
+        if mining == "all":
+            found += [(a, i, j) for i in own for j in others]
+        elif mining == "hardest":
+            found.append((a, max(own, key=d.__getitem__), min(others, key=d.__getitem__)))
+        else:
+            for i in own:
+                beyond = [j for j in others if d[j] > d[i]]
+                nearest = min(beyond, key=d.__getitem__, default=None)
+                found.append((a, i, max(others, key=d.__getitem__) if nearest is None else nearest))
+    return tuple(torch.tensor(found, dtype=torch.long).view(-1, 3).to(distance.device).T)
+
+
+def plain_triplet(
+    p: Problem,
+    *,
+    distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = gram_distances,
+    margin: float = 0.2,
+    mining: str = "all",
+    reduction: str = "nonzero",
+) -> torch.Tensor:
+    """The triplet loss over a list of triplets, in the dtype of the problem."""
+    distance = distances(p.rows, p.rows if p.columns is None else p.columns)
+    a, i, j = triplets(p, distance.detach(), mining)
+    hinges = (distance[a, i] - distance[a, j] + margin).relu()
+    counts = {"nonzero": (hinges > 0).sum(), "mean": len(hinges), "sum": 1}
+    return hinges.sum() / max(int(counts[reduction]), 1)
+
+
 def pair_reduce(p: Problem, **options) -> torch.Tensor:
     return ops.pair_reduce(
         p.rows,
@@ -203,6 +266,38 @@ def lifted(p: Problem, **options) -> torch.Tensor:
     return ops.lifted_structured_loss(
         p.rows, p.labels, p.columns, p.column_labels, self_index=p.self_index, **options
     )
+
+
+def contrastive(p: Problem, **options) -> torch.Tensor:
+    return ops.contrastive_loss(
+        p.rows, p.labels, p.columns, p.column_labels, self_index=p.self_index, **options
+    )
+
+
+def triplet(p: Problem, **options) -> torch.Tensor:
+    return ops.triplet_loss(
+        p.rows, p.labels, p.columns, p.column_labels, self_index=p.self_index, **options
+    )
+
+
+def decided(
+    *shape, margins: tuple[float, ...] = (0.0, 0.2), dtype: torch.dtype = torch.float32, **options
+) -> Problem:
+    """A `problem` in which no rounding decides whether a distance exceeds another by a margin."""
+    for seed in range(50):
+        p = problem(*shape, seed=seed, **options).to(dtype)
+        r = p.rows if p.columns is None else p.columns
+        distance = direct_distances(p.rows.double(), r.double())
+        clear = True
+        for own, positive, negative in zip(
+            distance, selected(p, "positive"), selected(p, "negative"), strict=True
+        ):
+            gaps = own[positive][:, None] - own[negative][None, :]
+            for margin in margins:
+                clear &= not ((gaps + margin).abs() < 1e-6 * own.max()).any()
+        if clear:
+            return p
+    raise AssertionError("no seed serves")
 
 
 def upstream_for(value: torch.Tensor) -> torch.Tensor:
@@ -257,7 +352,7 @@ def largest_term(
 ):
     """The size of what is exponentiated; 0 where nothing is."""
     r = p.rows if p.columns is None else p.columns
-    if reduce == "sum" or p.rows.numel() == 0 or r.numel() == 0:
+    if reduce != "logsumexp" or p.rows.numel() == 0 or r.numel() == 0:
         return 0.0
     bias = 0.0 if p.bias is None else p.bias
     largest = 0.0

@@ -91,11 +91,12 @@ struct Problem {
     const int64_t n = pairs.n, m = pairs.m, d = pairs.d;
     const bool both = pairs.columns && !biased;
     const dml_term term{score, select, reduce, scale, 0.5f, biased ? bias.get() : nullptr};
-    Array<float> row_stat(new float[n]), column_stat(both ? new float[m] : nullptr);
+    const int64_t values = reduce == DML_LOGSUMEXP || reduce == DML_SUM ? 1 : 2;
+    Array<float> row_stat(new float[values * n]), column_stat(both ? new float[values * m] : nullptr);
     Array<float> row_grad = numbers(n, random), column_grad = both ? numbers(m, random) : nullptr;
     dml_cpu_pair_reduce(&pairs, &term, row_stat.get(), column_stat.get());
-    expect(all_finite(row_stat, n, true), "statistics of the rows", pairs);
-    expect(!both || all_finite(column_stat, m, true), "statistics of the columns", pairs);
+    expect(all_finite(row_stat, values * n, true), "statistics of the rows", pairs);
+    expect(!both || all_finite(column_stat, values * m, true), "statistics of the columns", pairs);
     Array<float> d_rows(new float[n * d]), d_columns(pairs.columns ? new float[m * d] : nullptr);
     Array<float> d_bias(biased ? new float[m] : nullptr);
     dml_cpu_pair_grad(&pairs, &term, row_stat.get(), row_grad.get(), column_stat.get(), column_grad.get(),
@@ -116,14 +117,27 @@ struct Problem {
     expect(all_finite(d_rows, n * d), "gradient of the rows of the loss", pairs);
     expect(!d_columns || all_finite(d_columns, m * d), "gradient of the columns of the loss", pairs);
   }
+
+  void triplet(int32_t mining) {
+    const int64_t n = pairs.n, m = pairs.m, d = pairs.d;
+    Array<float> loss(new float[1]), d_rows(new float[n * d]);
+    Array<float> d_columns(pairs.columns ? new float[m * d] : nullptr);
+    dml_cpu_triplet(&pairs, 0.5f, mining, DML_MEAN, loss.get(), nullptr, nullptr);
+    expect(all_finite(loss, 1), "triplets without gradient", pairs);
+    dml_cpu_triplet(&pairs, 0.5f, mining, DML_NONZERO, loss.get(), d_rows.get(), d_columns.get());
+    expect(all_finite(loss, 1), "triplets", pairs);
+    expect(all_finite(d_rows, n * d), "gradient of the rows of triplets", pairs);
+    expect(!d_columns || all_finite(d_columns, m * d), "gradient of the columns of triplets", pairs);
+  }
 };
 
 void run(int64_t n, int64_t m, int64_t d, int64_t classes, int threads) {
   Problem problem(n, m, d, classes, threads);
   problem.lifted();
+  for (int32_t mining : {DML_ALL_TRIPLETS, DML_SEMIHARD, DML_HARDEST}) problem.triplet(mining);
   for (int32_t score : {DML_DOT, DML_DISTANCE})
     for (int32_t select : {DML_NEGATIVE, DML_POSITIVE, DML_OTHER, DML_ALL})
-      for (int32_t reduce : {DML_LOGSUMEXP, DML_SUM})
+      for (int32_t reduce : {DML_LOGSUMEXP, DML_SUM, DML_SQUARED_HINGE})
         for (bool biased : {false, true})
           problem.reduce_and_differentiate(score, select, reduce, biased ? -1.0f : 25.0f, biased);
 }

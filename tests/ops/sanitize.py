@@ -17,7 +17,17 @@ from triton.runtime.jit import KernelInterface
 from dmlfast.ops import gpu
 from dmlfast.ops.cuda import library
 
-from .helpers import ON_GPU, Tensors, lifted, pair_cases, pair_reduce, problem, results
+from .helpers import (
+    ON_GPU,
+    Tensors,
+    contrastive,
+    lifted,
+    pair_cases,
+    pair_reduce,
+    problem,
+    results,
+    triplet,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +42,11 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tenso
             yield lambda p=p: results(lifted, p, impl=impl)
     p = problem(n, d=24).on(device)
     yield lambda: [lifted(p, impl=impl)]
+    for columns in (None, m) if impl == "triton" else ():
+        p = problem(n, columns, 24, selves=True, per_class=4).on(device)
+        yield lambda p=p: results(contrastive, p, neg_margin=5.0, impl=impl)
+        for mining in ("all", "semihard", "hardest"):
+            yield lambda p=p, mining=mining: results(triplet, p, mining=mining, impl=impl)
     for case in pair_cases():
         p = case.problem(n, m).on(device)
         yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)

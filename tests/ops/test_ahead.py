@@ -1,5 +1,6 @@
 """Every kernel compiles for every architecture, and keeps within what a multiprocessor has."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 MATRIX[120] = MATRIX[80]
 NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
+NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 
 
 def compiled(capability, dtype, widths, form):
@@ -30,11 +32,14 @@ def compiled(capability, dtype, widths, form):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(capability, dtype, widths, form, record_property, stack=0):
+PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
+TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
+
+
+def check(capability, dtype, widths, form, record_property, stack=0, expected=PAIRS):
     kernels = compiled(capability, dtype, widths, form)
     record_property("compiled", kernels)
-    names = {kernel["kernel"] for kernel in kernels}
-    assert {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"} <= names
+    assert expected <= {kernel["kernel"] for kernel in kernels}
     for kernel in kernels:
         assert kernel["stack"] <= stack, f"spills: {kernel}"
         assert kernel["shared"] <= SHARED[capability], f"too much shared memory: {kernel}"
@@ -53,6 +58,25 @@ def test_the_lifted_loss(capability, dtype, record_property):
 def test_other_reductions(dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(90, dtype, widths, "reductions", record_property)
+
+
+def shortly(*quick):
+    """Every architecture and dtype; all but the quick ones are long."""
+    cases = itertools.product((80, 90, 100), (FLOAT32, *HALVES))
+    marked = [pytest.param(*c, marks=() if c in quick else pytest.mark.long) for c in cases]
+    return pytest.mark.parametrize(("capability", "dtype"), marked)
+
+
+@shortly((80, "bfloat16"), (90, FLOAT32))
+def test_the_triplet_loss(capability, dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(capability, dtype, widths, "triplets", record_property, expected=TRIPLETS)
+
+
+@shortly((90, "bfloat16"))
+def test_hinges(capability, dtype, record_property):
+    widths = "64,200" if dtype == FLOAT32 else "128,200"
+    check(capability, dtype, widths, "hinges", record_property)
 
 
 # two where one side alone has a bias, or knows which column is a row itself

@@ -26,15 +26,20 @@ from .helpers import (
     Problem,
     assert_kernels_accurate,
     careful_distances,
+    contrastive,
+    decided,
     direct_distances,
     gram_distances,
     lifted,
     pair_cases,
     pair_reduce,
+    plain_contrastive,
     plain_lifted,
     plain_pair_reduce,
+    plain_triplet,
     problem,
     results,
+    triplet,
     with_duplicates,
 )
 
@@ -163,6 +168,25 @@ def test_pair_reduce(case, impl):
         ulps=ulps,
         **case.options,
     )
+
+
+@DTYPES
+@pytest.mark.parametrize("m", [None, 130])
+@ROUTES
+class TestLossesThatTritonAloneServes:
+    def test_contrastive(self, n, d, m, dtype):
+        p = problem(n, m, d, selves=m is not None, per_class=4, scale=d**-0.5).to(dtype)
+        options = {"kernels": ("triton",), "pos_margin": 0.5, "neg_margin": 1.3}
+        assert_kernels_accurate(contrastive, plain_contrastive, on_gpu(p), **options)
+
+    @pytest.mark.parametrize("mining", ["all", "semihard", "hardest"])
+    def test_triplet(self, n, d, m, dtype, mining):
+        margins = {"all": (0.2,), "semihard": (0.0,), "hardest": ()}[mining]
+        scale, per_class = (8 / d) ** 0.5, 3
+        shape = {"selves": m is not None, "per_class": per_class, "scale": scale}
+        p = decided(n // 2, m, d, dtype=dtype, margins=margins, **shape)
+        options = {"kernels": ("triton",), "mining": mining}
+        assert_kernels_accurate(triplet, plain_triplet, on_gpu(p), **options)
 
 
 def test_any_two_options_of_the_pair_primitive_meet():

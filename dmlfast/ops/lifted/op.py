@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from dmlfast.ops import checks, dispatch
-from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 from dmlfast.ops.lifted import reference
+from dmlfast.ops.loss_op import Found, register_loss
 
 
 def lifted_structured_loss(
@@ -57,80 +57,10 @@ def lifted_structured_loss(
     )
 
 
-def _fused(rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+def _forward(rows: torch.Tensor, *rest: Any) -> Found:
     *arguments, impl = rest
-    graph = torch.is_grad_enabled()
-    want_rows = graph and rows.requires_grad
-    want_columns = graph and columns is not None and columns.requires_grad
-    loss: torch.Tensor = _call(rows, columns, *arguments, want_rows, want_columns, impl)
-    return loss
-
-
-def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    rows, columns, *_, want_rows, want_columns, impl = arguments
-    if not len(rows) or (columns is not None and not len(columns)):
-        return _of_nothing(rows, columns, want_rows, want_columns)
-    found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = dispatch.module(
-        __package__, impl, "lifted", rows
-    ).forward(*arguments[:-1])
+    found: Found = dispatch.module(__package__, impl, "lifted", rows).forward(rows, *arguments)
     return found
 
 
-def _of_nothing(
-    rows: torch.Tensor, columns: torch.Tensor | None, want_rows: bool, want_columns: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Loss and gradients where one side is empty: NaN where the other is not finite."""
-    given = [t for t in (rows, columns) if t is not None]
-    loss = torch.stack([(t.float() * 0).sum() for t in given]).sum()
-    made = [
-        torch.zeros_like(t, dtype=torch.float32) + loss if want and t is not None else None
-        for t, want in ((rows, want_rows), (columns, want_columns))
-    ]
-    return loss, made[0], made[1]
-
-
-def _fake(
-    rows: torch.Tensor, columns: torch.Tensor | None, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    def like(tensor: torch.Tensor | None, want: bool) -> torch.Tensor:
-        if tensor is None or not want:
-            return rows.new_empty(0)
-        return tensor.new_empty(tensor.shape, dtype=statistic_dtype(rows))
-
-    want_rows, want_columns = rest[4:6]
-    loss = rows.new_empty((), dtype=statistic_dtype(rows))
-    return loss, like(rows, want_rows), like(columns, want_columns)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.wants = inputs[6:8]
-    ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
-    ctx.save_for_backward(*inputs[:2], *output[1:])
-
-
-def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    rows, columns, d_rows, d_columns = ctx.saved_tensors
-    want_rows, want_columns = ctx.wants
-    return (
-        _scaled(d_rows, grad, rows) if want_rows else None,
-        _scaled(d_columns, grad, columns) if want_columns else None,
-        *[None] * 7,
-    )
-
-
-def _scaled(gradient: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    # the product is taken in float32 and rounded once: a scaled half-precision gradient does not
-    # underflow
-    return once_differentiable((gradient * grad).to(inputs.dtype), inputs)
-
-
-_call = register(
-    "lifted_structured_loss(Tensor rows, Tensor? columns, Tensor row_labels, "
-    "Tensor? column_labels, Tensor? self_index, float margin, bool want_rows, bool want_columns, "
-    "str impl) -> (Tensor, Tensor, Tensor)",
-    forward=_forward,
-    fake=_fake,
-    setup=_setup,
-    backward=_backward,
-    only_first=True,
-)
+_fused = register_loss("lifted_structured_loss", "float margin", _forward)

@@ -28,10 +28,12 @@ def reduce_block(
     column_bias: torch.Tensor | None,
     term: PairTerm,
 ) -> torch.Tensor:
-    """The statistic of each row over these columns, (N,) float32."""
+    """The statistic of each row over these columns, (N,) float32; of hinges (2, N): their sums and
+    the numbers of those above 0.
+    """
     pairs = native.Pairs(rows, columns, row_labels, column_labels, self_index)
     column_bias = native.float_rows(column_bias)
-    result = native.empty(pairs.n)
+    result = native.empty(2, pairs.n) if term.is_hinge else native.empty(pairs.n)
     status = native.cpu_library().dml_cpu_pair_reduce(
         ctypes.byref(pairs), ctypes.byref(_term(term, column_bias)), result.data_ptr(), None
     )

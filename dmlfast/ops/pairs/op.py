@@ -31,7 +31,8 @@ def pair_reduce(
     self_index: torch.Tensor | None = None,
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Reduces ``scale * score_ij + offset + column_bias_j`` over the selected columns of each row.
+    """Reduces ``t_ij = scale * score_ij + offset + column_bias_j`` over the selected columns of
+    each row.
 
     Nothing of size N x M is kept; memory is O((N + M) D). Differentiable once in ``embeddings``,
     ``ref_emb`` and ``column_bias``.
@@ -46,7 +47,8 @@ def pair_reduce(
         select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other"
             (all but the row itself) or "all".
         column_bias: (M,) added to the terms of each column.
-        reduce: "logsumexp" (-inf over nothing) or "sum" (0 over nothing).
+        reduce: "logsumexp" (-inf over nothing); "sum"; "hinge", the sum of max(0, t), or
+            "squared_hinge", of its square (0 over nothing).
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The
             batch against itself knows its own.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
@@ -73,14 +75,16 @@ def pair_reduce(
         checks.bias("column_bias", column_bias, embeddings if ref_emb is None else ref_emb)
     if not term.by_label:
         labels = ref_labels = None
-    return dispatch.call(
+    found = dispatch.call(
         "pair_reduce",
         impl,
         embeddings,
         plain=reference.pair_reduce,
-        fused=_fused,
+        fused=fused,
         args=(embeddings, ref_emb, labels, ref_labels, self_index, column_bias, term),
+        without=("cuda",) if term.is_hinge else (),
     )
+    return found[0] if term.is_hinge else found
 
 
 def reduce_block(
@@ -94,7 +98,8 @@ def reduce_block(
     *,
     impl: str,
 ) -> torch.Tensor:
-    """The statistic ``running`` (N,) of the rows with a block of columns added; no gradient.
+    """The statistic ``running`` (N,), of hinges (2, N), of the rows with a block of columns added;
+    no gradient.
 
     For columns that arrive in parts: a memory, shards of classes, a ring of processes.
     ``self_index`` (N,) counts in this block and is -1 where the row itself is elsewhere.
@@ -103,7 +108,7 @@ def reduce_block(
     block = backend.reduce_block(rows, columns, row_labels, column_labels, self_index, None, term)
     if running is None:
         return block
-    return running + block if term.reduce == "sum" else torch.logaddexp(running, block)
+    return torch.logaddexp(running, block) if term.reduce == "logsumexp" else running + block
 
 
 def grad_block(
@@ -142,7 +147,7 @@ def grad_block(
     return (d_rows, d_columns) if running is None else (running[0] + d_rows, running[1] + d_columns)
 
 
-def _fused(
+def fused(
     rows: torch.Tensor,
     columns: torch.Tensor | None,
     row_labels: torch.Tensor | None,
@@ -152,6 +157,9 @@ def _fused(
     term: PairTerm,
     impl: str,
 ) -> torch.Tensor:
+    """The statistics on a backend with kernels, (N,); of hinges (2, N): their sums and the numbers
+    of those above 0, which have no gradient.
+    """
     pairs = (columns, row_labels, column_labels, self_index, column_bias)
     return _call_reduce(rows, *pairs, *term, impl)
 
@@ -169,6 +177,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     *pairs, stat = ctx.saved_tensors
+    if stat.dim() == 2:  # hinges and their numbers
+        stat, grad = stat[0], grad[0]
     wants = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]]
     found = _call_grad(*pairs, stat, grad, *wants, *ctx.term)
     rows, columns, bias = (
@@ -202,10 +212,16 @@ def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
     raise AssertionError("the gradients of a pair reduction are marked as not differentiable")
 
 
+def _fake(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+    term = PairTerm(*rest[5:-1])
+    shape = (2, rows.shape[0]) if term.is_hinge else (rows.shape[0],)
+    return rows.new_empty(shape, dtype=statistic_dtype(rows))
+
+
 _call_reduce = register(
     f"pair_reduce({_PAIRS}{_TERM}) -> Tensor",
     forward=_forward,
-    fake=lambda rows, *rest: rows.new_empty(rows.shape[0], dtype=statistic_dtype(rows)),
+    fake=_fake,
     setup=_setup,
     backward=_backward,
 )

@@ -78,7 +78,12 @@ def pair_reduce(
     terms = term.scale * scores + term.offset
     if column_bias is not None:
         terms = terms + computed(column_bias)
-    if term.reduce == "sum":
+    if term.is_hinge:
+        hinges = torch.where(mask, terms, 0).relu()
+        counts = (hinges > 0).sum(1).to(x.dtype)
+        sums = (hinges.square() if term.reduce == "squared_hinge" else hinges).sum(1)
+        result = torch.stack([sums, counts])
+    elif term.reduce == "sum":
         result = torch.where(mask, terms, 0).sum(1)
     else:
         result = masked_logsumexp(terms, mask, 1)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 SCORES = ("dot", "distance")
 SELECTIONS = ("negative", "positive", "other", "all")
-REDUCTIONS = ("logsumexp", "sum")
+REDUCTIONS = ("logsumexp", "sum", "hinge", "squared_hinge")
 
 
 class PairTerm(NamedTuple):
@@ -20,3 +20,8 @@ class PairTerm(NamedTuple):
     def by_label(self) -> bool:
         """Whether labels say which columns are selected."""
         return self.select in ("negative", "positive")
+
+    @property
+    def is_hinge(self) -> bool:
+        """Whether max(0, term) or its square is summed, and those above 0 are counted."""
+        return self.reduce in ("hinge", "squared_hinge")

@@ -117,6 +117,25 @@ def term(score, x, r, i, j, scale, offset):
 
 
 @triton.jit
+def hinge_of(t, REDUCE: tl.constexpr):
+    """max(0, t), or its square."""
+    hinge = tl.maximum(t, 0.0)
+    if REDUCE == "squared_hinge":
+        hinge *= hinge
+    return hinge
+
+
+@triton.jit
+def slope_of(t, REDUCE: tl.constexpr):
+    """d hinge / d term."""
+    if REDUCE == "hinge":
+        slope = tl.where(t > 0.0, 1.0, 0.0)
+    else:
+        slope = 2.0 * tl.maximum(t, 0.0)
+    return slope
+
+
+@triton.jit
 def greatest(values, padded):
     """The greatest of the floats of all tiles of a side."""
     count = padded // TILE_SIZE

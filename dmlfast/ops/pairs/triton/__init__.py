@@ -25,8 +25,11 @@ def reduce_block(
     column_bias: torch.Tensor | None,
     term: PairTerm,
 ) -> torch.Tensor:
-    """The statistic of each row over these columns, (N,) float32."""
-    result = rows.new_empty(rows.shape[0], dtype=torch.float32)
+    """The statistic of each row over these columns, (N,) float32; of hinges (2, N): their sums and
+    the numbers of those above 0.
+    """
+    shape = (2, len(rows)) if term.is_hinge else (len(rows),)
+    result = rows.new_empty(shape, dtype=torch.float32)
     if not len(rows) or (columns is not None and not len(columns)):
         return result.fill_(-torch.inf if term.reduce == "logsumexp" else 0.0)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
@@ -37,7 +40,7 @@ def reduce_block(
         len(partial.top),
         result,
         NO_STATS,
-        LOGSUMEXP=term.reduce == "logsumexp",
+        REDUCE=term.reduce,
         BM=TILE,
         **FUSED,
     )

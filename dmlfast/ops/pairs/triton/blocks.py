@@ -35,7 +35,7 @@ from dmlfast.ops.triton.tile import (
 @triton.jit(do_not_specialize=["n", "m"])
 def weights_kernel(
     x, r, n, m, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, height, pitch,
-    scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr,
     APART: tl.constexpr, POSITIVES: tl.constexpr, NEAR: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
@@ -48,7 +48,7 @@ def weights_kernel(
     x, r = Side(n, *x), Side(m, *r)
     a, b = tl.program_id(0), tl.program_id(1)
     i = first_i + a * BM + tl.arange(0, BM)
-    middle, wide = middle_of(xs, rs, LOGSUMEXP)
+    middle, wide = middle_of(xs, rs, REDUCE)
     tile = first_j // BN + b
     free = free_count(bands(x, r, i, tile, tile + 1, wide, INSIDE, BM, BN), INSIDE)
     own = a * BM + tl.arange(0, BM)
@@ -70,8 +70,8 @@ def weights_kernel(
             # 0 of close pairs, which weigh nothing here
             inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
-        row_factor = factor_of(xs, i, middle, LOGSUMEXP)
-        w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP)
+        row_factor = factor_of(xs, i, middle, REDUCE)
+        w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE)
         if DISTANCE:
             w *= inverse
         w = rounded_weights(w, WEIGHTS)
@@ -86,7 +86,7 @@ def weights_kernel(
             s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BS)
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
             w, near = careful_weights(
-                score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
+                score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, REDUCE, INSIDE,
                 APART, POSITIVES, NEAR,
             )  # fmt: skip
             if DISTANCE:
@@ -105,7 +105,7 @@ def weights_kernel(
 def product_kernel(
     x, r, n, m, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch,
     again, factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
-    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     NEAR: tl.constexpr, DP: tl.constexpr, OPERAND: tl.constexpr, W_OPERAND: tl.constexpr,
     W_PRECISION: tl.constexpr, T: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     BC: tl.constexpr,
@@ -113,7 +113,8 @@ def product_kernel(
     """Adds to ``out`` (n, d) what a block of weights gives for BK components of a band of x.
 
     weights: pitch to a row, tiles of T x T; TURNED, its columns are the rows of x. sums: a row of
-    sums_pitch for each tile of columns. again: something is in ``out`` already.
+    sums_pitch for each tile of columns. flags: of the tiles with near pairs, None where these are
+    added elsewhere. again: something is in ``out`` already.
     """
     x, r = Side(n, *x), Side(m, *r)
     band = tl.program_id(0)
@@ -147,7 +148,7 @@ def product_kernel(
     if again > 0:
         acc += tl.load(at, mask=known, other=0.0)
     tl.store(at, acc, mask=known)
-    if DISTANCE:
+    if flags is not None:
         tl.debug_barrier()
         first_k = tl.program_id(1) * BK
         S: tl.constexpr = BM if BM < T else T
@@ -160,7 +161,7 @@ def product_kernel(
                 if flag > 0:
                     add_near(
                         out, first_k, first_k + BK, factor, x, r, first_i + row,
-                        first_j + tile * T, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART,
+                        first_j + tile * T, xs, rs, scale, offset, REDUCE, INSIDE, APART,
                         POSITIVES, NEAR, S, T,
                     )  # fmt: skip
 
@@ -182,6 +183,8 @@ def gradient_of(
     out = x.norm.new_empty(x.n, x.d)
     how = pairs.products
     tile, product = pairs.tiles.weights, pairs.tiles.product
+    if term.is_hinge and tile.T > 64:  # they take more registers than exponentials
+        tile = tile._replace(T=64, warps=4)
     if x.d % 16:  # stored one by one: addresses take the registers of half a tile
         product = product._replace(BK=product.BK // 2)
     mutual = x.rows is r.rows and xs is rs and x.bias is None and r.bias is None

@@ -37,7 +37,7 @@ from dmlfast.ops.triton.tile import (
 @triton.jit(do_not_specialize=["n", "m"])
 def gradient_kernel(
     x, r, n, m, xs, rs, out, factor, mean, scale, offset, DISTANCE: tl.constexpr,
-    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     DP: tl.constexpr, BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     WEIGHTS: tl.constexpr, W_OPERAND: tl.constexpr, W_PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BS: tl.constexpr, NEAR: tl.constexpr,
@@ -52,13 +52,13 @@ def gradient_kernel(
     k = tl.arange(0, DP)
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
     xn = tl.load(x.norm + i)
-    middle, wide = middle_of(xs, rs, LOGSUMEXP)
+    middle, wide = middle_of(xs, rs, REDUCE)
     acc = tl.zeros((BM, DP), tl.float32)
     weight = tl.zeros((BM,), tl.float32)
     nearest = tl.full((BM,), 1.0, tl.float32)
     tiles = bands(x, r, i, 0, r.padded // BN, wide, INSIDE, BM, BN)
     first_near, end_near = tiles.end, tiles.first  # the tiles in which pairs may be near
-    row_factor = factor_of(xs, i, middle, LOGSUMEXP)
+    row_factor = factor_of(xs, i, middle, REDUCE)
     for tile in range(free_count(tiles, INSIDE)):
         j = free_tile(tiles, tile) * BN + tl.arange(0, BN)
         rows = load_rows(r, j, k, DP, OPERAND)
@@ -69,7 +69,7 @@ def gradient_kernel(
             # 0 of close pairs, which weigh nothing here
             inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
             score = score * inverse
-        w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP)
+        w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE)
         if DISTANCE:
             w *= inverse
         w = rounded_weights(w, WEIGHTS)
@@ -83,7 +83,7 @@ def gradient_kernel(
         s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
         w, near = careful_weights(
-            score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP, INSIDE,
+            score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, REDUCE, INSIDE,
             APART, POSITIVES, NEAR,
         )  # fmt: skip
         if DISTANCE:
@@ -103,7 +103,7 @@ def gradient_kernel(
                 score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
                 if tl.min(tl.min(excess, 1), 0) <= 0.0:
                     w, near = careful_weights(
-                        score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, LOGSUMEXP,
+                        score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, REDUCE,
                         INSIDE, APART, POSITIVES, NEAR,
                     )  # fmt: skip
                     first_near = tl.where(near > 0, tl.minimum(first_near, tile), first_near)
@@ -130,7 +130,7 @@ def gradient_kernel(
             for tile in range(first_near, end_near):
                 add_near(
                     out, 0, DP, factor, x, r, tl.program_id(0) * BM, tile * BN, xs, rs, scale,
-                    offset, LOGSUMEXP, INSIDE, APART, POSITIVES, NEAR, BM, BN,
+                    offset, REDUCE, INSIDE, APART, POSITIVES, NEAR, BM, BN,
                 )  # fmt: skip
 
 
@@ -145,7 +145,8 @@ def gradient_of(
     mean: Mean = NO_MEAN,
 ) -> torch.Tensor:
     """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``."""
-    if pairs.products.by_blocks:
+    # a band of float32 rows leaves no registers for hinges
+    if pairs.products.by_blocks or (term.is_hinge and pairs.dtype == torch.float32):
         return blocks.gradient_of(pairs, x, r, xs, rs, term, factor, mean)
     out = x.norm.new_empty(x.n, x.d)
     tile = pairs.tiles.gradient
@@ -171,7 +172,7 @@ def gradient_of(
 
 @triton.jit(do_not_specialize=["n", "m"])
 def bias_kernel(
-    x, r, n, m, xs, rs, out, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr,
+    x, r, n, m, xs, rs, out, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr,
     INSIDE: tl.constexpr, APART: tl.constexpr, DP: tl.constexpr, BD: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -190,7 +191,7 @@ def bias_kernel(
             if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
                 score = tl.where(close, squared_differences(x, r, i, j, BM, BN), score)
             score = tl.sqrt(tl.maximum(score, 0.0))
-        w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, False)
+        w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, False)
         total += tl.sum(w, 1)
     poison = poison_of(x, r)
     tl.store(out + tl.load(x.order + i), total + poison, mask=i < x.n)

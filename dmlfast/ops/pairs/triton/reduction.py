@@ -21,6 +21,7 @@ from dmlfast.ops.triton.tile import (
     first_chunk,
     free_count,
     free_tile,
+    hinge_of,
     masked_count,
     masked_tile,
     products,
@@ -35,23 +36,29 @@ BLOCKS = 32  # blocks of rows in a reduction, at most: partial statistics are (B
 
 
 @triton.jit
-def _add(top, total, t, taken, AXIS: tl.constexpr, LOGSUMEXP: tl.constexpr):
-    """Statistics exp2(top) total, or total, with the terms of a tile added along an axis."""
-    if LOGSUMEXP:
+def _add(top, total, t, taken, AXIS: tl.constexpr, REDUCE: tl.constexpr):
+    """Statistics exp2(top) total, or total, with the terms of a tile added along an axis; of hinges
+    top is the number.
+    """
+    if REDUCE == "logsumexp":
         t = tl.where(taken, t, NOTHING)
         high = tl.maximum(top, tl.max(t, AXIS))
         part = tl.exp2(t - tl.expand_dims(high, AXIS))
         total = total * tl.exp2(top - high) + tl.sum(tl.where(taken, part, 0.0), AXIS)
         top = high
-    else:
+    elif REDUCE == "sum":
         total += tl.sum(tl.where(taken, t, 0.0), AXIS)
+    else:
+        t = tl.where(taken, hinge_of(t, REDUCE), 0.0)
+        top += tl.sum((t > 0.0).to(tl.float32), AXIS)
+        total += tl.sum(t, AXIS)
     return top, total
 
 
 @triton.jit
 def _reduce_tile(
     x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total, scale, offset,
-    DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
+    DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
     HALF: tl.constexpr, COLUMNS: tl.constexpr, AGAIN: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
@@ -73,21 +80,21 @@ def _reduce_tile(
         if DISTANCE:
             score = tl.sqrt(tl.maximum(score, 0.0))
         t = term(score, x, r, i, j, scale, offset)
-        top, total = _add(top, total, t, taken, 1, LOGSUMEXP)
+        top, total = _add(top, total, t, taken, 1, REDUCE)
         if COLUMNS:
             before_top = tl.load(column_top + j)
             before = tl.load(column_total + j)
-            new_top, new = _add(before_top, before, t, taken, 0, LOGSUMEXP)
+            new_top, new = _add(before_top, before, t, taken, 0, REDUCE)
             tl.store(column_top + j, new_top)
             tl.store(column_total + j, new)
     return top, total, nearest
 
 
 @triton.jit
-def _start(x, r, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr):
+def _start(x, r, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr):
     """The exponent that statistics start with, and whether it has to follow the terms."""
     start, running = 0.0, False
-    if LOGSUMEXP:
+    if REDUCE == "logsumexp":
         lowest, highest = term_bounds(x, r, scale, offset, DISTANCE)
         running = (highest - lowest <= SAFE_SPAN) == 0
         start = tl.where(running, NOTHING, highest)
@@ -97,7 +104,7 @@ def _start(x, r, scale, offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr)
 @triton.jit(do_not_specialize=["n", "m"])
 def reduce_kernel(
     x, r, n, m, row_top, row_total, column_top, column_total, row_block, column_block, scale,
-    offset, DISTANCE: tl.constexpr, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr,
     APART: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BS: tl.constexpr,
@@ -112,7 +119,7 @@ def reduce_kernel(
     if HALF:
         if b < a:
             return
-    start, running = _start(x, r, scale, offset, DISTANCE, LOGSUMEXP)
+    start, running = _start(x, r, scale, offset, DISTANCE, REDUCE)
     row_top += b.to(tl.int64) * x.padded
     row_total += b.to(tl.int64) * x.padded
     column_top += a.to(tl.int64) * r.padded
@@ -144,10 +151,17 @@ def reduce_kernel(
                 score = tl.sqrt(tl.maximum(score, 0.0))
                 nearest = tl.minimum(nearest, tl.min(excess, 1))
             t = term(score, x, r, i, j, scale, offset)
-            if LOGSUMEXP:
+            if REDUCE == "logsumexp":
                 t = tl.exp2(t - start)
+            elif REDUCE != "sum":
+                t = hinge_of(t, REDUCE)
             if DISTANCE:
                 t = tl.where(excess > 0.0, t, 0.0)
+            if REDUCE != "logsumexp" and REDUCE != "sum":
+                above = (t > 0.0).to(tl.float32)
+                top += tl.sum(above, 1)
+                if COLUMNS:
+                    tl.store(column_top + j, tl.load(column_top + j) + tl.sum(above, 0))
             total += tl.sum(t, 1)
             if COLUMNS:
                 tl.store(column_total + j, tl.load(column_total + j) + tl.sum(t, 0))
@@ -155,7 +169,7 @@ def reduce_kernel(
             j = masked_tile(tiles, k // (BN // BS)) * BN + k % (BN // BS) * BS
             top, total, nearest = _reduce_tile(
                 x_chunk, xn, x, r, i, j + tl.arange(0, BS), top, total, nearest, column_top,
-                column_total, scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART, HALF, COLUMNS,
+                column_total, scale, offset, DISTANCE, REDUCE, INSIDE, APART, HALF, COLUMNS,
                 False, DP, BD, OPERAND, PRECISION, BM, BS,
             )  # fmt: skip
         if DISTANCE:
@@ -165,7 +179,7 @@ def reduce_kernel(
                     j = tiles.first * BN + k * BS + tl.arange(0, BS)
                     top, total, nearest = _reduce_tile(
                         x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total,
-                        scale, offset, DISTANCE, LOGSUMEXP, INSIDE, APART, HALF, COLUMNS, True,
+                        scale, offset, DISTANCE, REDUCE, INSIDE, APART, HALF, COLUMNS, True,
                         DP, BD, OPERAND, PRECISION, BM, BS,
                     )  # fmt: skip
         if COLUMNS:
@@ -173,13 +187,15 @@ def reduce_kernel(
         if HALF:
             if a == b:  # the slot has what these rows got as columns
                 before = tl.load(row_total + i)
-                if LOGSUMEXP:
+                if REDUCE == "logsumexp":
                     old = tl.load(row_top + i)
                     high = tl.maximum(top, old)
                     total = total * tl.exp2(top - high) + before * tl.exp2(old - high)
                     top = high
                 else:
                     total += before
+                    if REDUCE != "sum":
+                        top += tl.load(row_top + i)
         tl.store(row_top + i, top)
         tl.store(row_total + i, total)
         if HALF:
@@ -197,6 +213,8 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
     row_block, column_block = block_of(x.padded), block_of(r.padded)
     a, b = -(-x.padded // row_block), -(-r.padded // column_block)
     tile = pairs.reduce_tile
+    if term.is_hinge:  # whose counts take registers too
+        tile = tile._replace(BN=max(tile.BS, tile.BN // 2))
     rows = Partial(*x.norm.new_empty(2, b, x.padded))
     columns = rows
     if with_columns and not pairs.half:

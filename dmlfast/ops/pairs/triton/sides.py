@@ -25,11 +25,11 @@ class Pairs(NamedTuple):
     products: configs.Products
     tiles: configs.Tiles
 
-    def asks(self, term: PairTerm) -> dict[str, bool]:
+    def asks(self, term: PairTerm) -> dict[str, bool | str]:
         """What every kernel is compiled for."""
         return {
             "DISTANCE": term.score == "distance",
-            "LOGSUMEXP": term.reduce == "logsumexp",
+            "REDUCE": term.reduce,
             "INSIDE": term.select == "positive",
             "APART": self.apart,
         }

@@ -13,7 +13,10 @@ from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, count_of, poison_of, to
 
 
 class Partial(NamedTuple):
-    """Partial statistics exp2(top) total, (slots, padded)."""
+    """Partial statistics exp2(top) total, (slots, padded).
+
+    Of sums, total alone. Of hinges top is the number of those above 0.
+    """
 
     top: torch.Tensor
     total: torch.Tensor
@@ -67,20 +70,22 @@ NO_MEAN = Mean(None, None, 0, 0, None)
 
 @triton.jit(do_not_specialize=["n", "m", "slots"])
 def combine_kernel(
-    x, r, n, m, tops, totals, slots, result, stats, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
+    x, r, n, m, tops, totals, slots, result, stats, REDUCE: tl.constexpr, BM: tl.constexpr
 ):
     """Adds up the slots. ``result`` (n,) gets natural logarithms in the order of the given rows,
     ``stats`` powers of two by position and their range; each may be missing. Of sums there is the
-    result only.
+    result only, of hinges (2, n), their sums and numbers.
     """
     x, r = Side(n, *x), Side(m, *r)
     tile = tl.program_id(0)
     i = tile * BM + tl.arange(0, BM)
-    top = tl.full((BM,), NOTHING, tl.float32)
+    top = tl.zeros((BM,), tl.float32)
+    if REDUCE == "logsumexp":
+        top += NOTHING
     total = tl.zeros((BM,), tl.float32)
     for slot in range(slots):
         at = tl.cast(slot, tl.int64) * x.padded + i
-        if LOGSUMEXP:
+        if REDUCE == "logsumexp":
             part_top = tl.load(tops + at)
             higher = tl.maximum(top, part_top)
             total = total * tl.exp2(top - higher) + tl.load(totals + at) * tl.exp2(
@@ -89,16 +94,21 @@ def combine_kernel(
             top = higher
         else:
             total += tl.load(totals + at)
+            if REDUCE != "sum":
+                top += tl.load(tops + at)
     some = (total > 0.0) & (i < x.n)
-    if LOGSUMEXP:
+    if REDUCE == "logsumexp":
         found = top + tl.log2(tl.where(some, total, 1.0))
     else:
         found = total
     if result is not None:
         value = found
-        if LOGSUMEXP:
+        if REDUCE == "logsumexp":
             value = tl.where(some, found * LN2, -float("inf"))
-        tl.store(result + tl.load(x.order + i), value + poison_of(x, r), mask=i < x.n)
+        at = result + tl.load(x.order + i)
+        tl.store(at, value + poison_of(x, r), mask=i < x.n)
+        if REDUCE != "sum" and REDUCE != "logsumexp":
+            tl.store(at + x.n, top, mask=i < x.n)
     if stats.value is not None:
         tl.store(stats.value + i, tl.where(some, found, NOTHING))
         tl.store(stats.lowest + tile, tl.max(tl.where(some, -found, -float("inf")), 0))
@@ -106,9 +116,7 @@ def combine_kernel(
 
 
 @triton.jit(do_not_specialize=["n"])
-def stats_kernel(
-    side, n, stats, given_value, given_grad, LOGSUMEXP: tl.constexpr, BM: tl.constexpr
-):
+def stats_kernel(side, n, stats, given_value, given_grad, REDUCE: tl.constexpr, BM: tl.constexpr):
     """Brings statistics and their gradients, as they were given, in the order of a side."""
     side = Side(n, *side)
     tile = tl.program_id(0)
@@ -116,7 +124,7 @@ def stats_kernel(
     there = i < side.n
     row = tl.load(side.order + i)
     grad = tl.load(given_grad + row, mask=there, other=0.0)
-    if LOGSUMEXP:
+    if REDUCE == "logsumexp":
         value = tl.load(given_value + row, mask=there, other=-float("inf"))
         some = there & (value != -float("inf"))
         value *= LOG2E
@@ -148,7 +156,7 @@ def stats_of(
         stats,
         value.to(torch.float32).contiguous(),
         grad.to(torch.float32).contiguous(),
-        LOGSUMEXP=logsumexp,
+        REDUCE=term.reduce,
         BM=TILE,
         **FUSED,
     )
@@ -158,6 +166,13 @@ def stats_of(
 def combined(x: Side, r: Side, partial: Partial) -> Stats:
     stats = empty_stats(x)
     combine_kernel[(x.tiles,)](
-        *arguments(x, r), *partial, len(partial.top), None, stats, LOGSUMEXP=True, BM=TILE, **FUSED
+        *arguments(x, r),
+        *partial,
+        len(partial.top),
+        None,
+        stats,
+        REDUCE="logsumexp",
+        BM=TILE,
+        **FUSED,
     )
     return stats

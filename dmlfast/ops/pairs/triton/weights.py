@@ -9,6 +9,7 @@ from dmlfast.ops.triton.tile import (
     SAFE_SPAN,
     given_rows,
     selected,
+    slope_of,
     squared_differences,
     statistic,
     statistic_range,
@@ -29,7 +30,7 @@ def hinge(distance, row, column):
 
 @triton.jit
 def pair_weights(
-    score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr,
+    score, x, r, i, j, xs, rs, scale, offset, REDUCE: tl.constexpr, INSIDE: tl.constexpr,
     APART: tl.constexpr, POSITIVES: tl.constexpr,
 ):  # fmt: skip
     """d loss / d score over scale, for terms and statistics of any span; 0 where not selected.
@@ -41,16 +42,18 @@ def pair_weights(
     w = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
     if xs.grad is not None:
         grad = tl.load(xs.grad + i)[:, None]
-        if LOGSUMEXP:
+        if REDUCE == "logsumexp":
             w += tl.exp2(tl.minimum(t - statistic(xs, i)[:, None], 0.0)) * grad
         else:
             w += grad
     if rs.grad is not None:
         grad = tl.load(rs.grad + j)[None, :]
-        if LOGSUMEXP:
+        if REDUCE == "logsumexp":
             w += tl.exp2(tl.minimum(t - statistic(rs, j)[None, :], 0.0)) * grad
         else:
             w += grad
+    if REDUCE != "logsumexp" and REDUCE != "sum":
+        w *= slope_of(t, REDUCE)
     w = tl.where(mask, w, 0.0)
     if POSITIVES:
         positive = selected(x, r, i, j, True, APART, False)
@@ -60,10 +63,10 @@ def pair_weights(
 
 
 @triton.jit
-def middle_of(xs, rs, LOGSUMEXP: tl.constexpr):
+def middle_of(xs, rs, REDUCE: tl.constexpr):
     """The middle of all statistics, and whether they span too much for one exponential a pair."""
     middle, wide = 0.0, False
-    if LOGSUMEXP:
+    if REDUCE == "logsumexp":
         lowest, highest = statistic_range(xs, rs)
         middle = 0.5 * (lowest + highest)
         wide = (highest - lowest <= SAFE_SPAN) == 0
@@ -71,29 +74,31 @@ def middle_of(xs, rs, LOGSUMEXP: tl.constexpr):
 
 
 @triton.jit
-def factor_of(stats, i, middle, LOGSUMEXP: tl.constexpr):
+def factor_of(stats, i, middle, REDUCE: tl.constexpr):
     """Gradient times exp2(middle - statistic) of some rows; 0 where there are no statistics."""
     factor = i * 0.0
     if stats.grad is not None:
         factor = tl.load(stats.grad + i)
-        if LOGSUMEXP:
+        if REDUCE == "logsumexp":
             factor *= tl.exp2(middle - statistic(stats, i))
     return factor
 
 
 @triton.jit
-def free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, LOGSUMEXP: tl.constexpr):
-    """The same as `pair_weights` by one exponential, where all pairs are selected."""
-    w = row_factor[:, None] + factor_of(rs, j, middle, LOGSUMEXP)[None, :]
-    if LOGSUMEXP:
+def free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE: tl.constexpr):
+    """The same as `pair_weights` by at most one exponential, where all pairs are selected."""
+    w = row_factor[:, None] + factor_of(rs, j, middle, REDUCE)[None, :]
+    if REDUCE == "logsumexp":
         w *= tl.exp2(term(score, x, r, i, j, scale, offset) - middle)
+    elif REDUCE != "sum":
+        w *= slope_of(term(score, x, r, i, j, scale, offset), REDUCE)
     return w
 
 
 @triton.jit
 def careful_weights(
     score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE: tl.constexpr,
-    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     NEAR: tl.constexpr,
 ):  # fmt: skip
     """What a tile of any pairs weighs in a product, and 1 if it has near ones, else 0.
@@ -110,7 +115,7 @@ def careful_weights(
             score = tl.where(close, tl.where(near, 0.0, direct), score)
             some = tl.max(tl.max(near.to(tl.int32), 1), 0)
         score = tl.sqrt(tl.maximum(score, 0.0))
-    w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES)
+    w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, POSITIVES)
     if DISTANCE:
         w = tl.where(score > 0.0, w / score, 0.0)
     return w, some
@@ -134,7 +139,7 @@ def _is_near(squared, xn, rn, NEAR: tl.constexpr):
 @triton.jit
 def add_near(
     out, first_k, end_k, factor, x, r, first_i, first_j, xs, rs, scale, offset,
-    LOGSUMEXP: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
+    REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
     NEAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Adds to components [first_k, end_k) of ``out`` what the near pairs of a tile (BM, BN) give,
@@ -150,19 +155,25 @@ def add_near(
         if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
             distance = tl.sqrt(squared)
             w = pair_weights(
-                distance, x, r, i, j, xs, rs, scale, offset, LOGSUMEXP, INSIDE, APART, POSITIVES
+                distance, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, POSITIVES
             )
             w = tl.where(near & (distance > 0.0), w / distance, 0.0)
-            for column in range(P):
-                chosen = tl.arange(0, P) == column
-                of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
-                if tl.max(tl.abs(of_column), 0) > 0.0:
-                    other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
-                    for first in range(first_k, tl.minimum(end_k, x.d), 32):
-                        k = first + tl.arange(0, 32)
-                        difference = given_rows(x, i, k) - given_rows(r, other, k)
-                        known = (i < x.n)[:, None] & (k < x.d)[None, :]
-                        at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
-                        part = factor * of_column[:, None] * difference
-                        tl.store(at, tl.load(at, mask=known) + part, mask=known)
-                    tl.debug_barrier()  # the next column adds to what others have stored
+            add_differences(out, first_k, end_k, factor, x, r, i, j, w, P)
+
+
+@triton.jit
+def add_differences(out, first_k, end_k, factor, x, r, i, j, w, P: tl.constexpr):
+    """Adds to components [first_k, end_k) of ``out`` what P x P pairs of weights w give."""
+    for column in range(P):
+        chosen = tl.arange(0, P) == column
+        of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
+        if tl.max(tl.abs(of_column), 0) > 0.0:
+            other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
+            for first in range(first_k, tl.minimum(end_k, x.d), 32):
+                k = first + tl.arange(0, 32)
+                difference = given_rows(x, i, k) - given_rows(r, other, k)
+                known = (i < x.n)[:, None] & (k < x.d)[None, :]
+                at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
+                part = factor * of_column[:, None] * difference
+                tl.store(at, tl.load(at, mask=known) + part, mask=known)
+            tl.debug_barrier()  # the next column adds to what others have stored
