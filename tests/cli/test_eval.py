@@ -269,7 +269,7 @@ def test_classification(tmp_path, capsys, arguments, settings):
     arguments = ["--protocol", *arguments, "--train-feats", train]
     result = result_of(capsys, feats, *arguments)
     expected = evaluate_classification(load_features(feats), load_features(train), **settings)
-    shown = {name: None if value != value else value for name, value in expected.items()}
+    shown = json.loads(json.dumps(expected).replace("NaN", "null"))
     assert {name: result[name] for name in expected} == shown
     assert main(["eval", feats, *arguments]) == 0
     output = lines(capsys)
