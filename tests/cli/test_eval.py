@@ -276,6 +276,7 @@ def test_classification(tmp_path, capsys, arguments, settings):
     few, many = expected["shots"]
     medium = expected["medium_shot_classes"]
     assert any(line.startswith(f"  {few} to {many} images, {medium} classes") for line in output)
+    assert not any("n/a to n/a" in line for line in output)
     assert output[-1] == f"classes shared with {train}: 5"
 
 
