@@ -11,12 +11,12 @@ from torch import nn
 
 from dmlfast.data import prepare_images
 from dmlfast.data.loading import Images
-from dmlfast.errors import UserError
-from dmlfast.files import TEMPORARY_PREFIX, write_error
+from dmlfast.files import TEMPORARY_PREFIX, check_writable
 from dmlfast.models import EmbeddingModel, load_model
 from dmlfast.recipes import Comparison
 from dmlfast.retrieval import export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
+from dmlfast.retrieval.store import refuse_existing
 from dmlfast.training import (
     RunFolder,
     image_transform,
@@ -111,6 +111,8 @@ def command(
     if not run:
         click.echo(f"embedding with the newest run, {folder}", err=True)
     config = folder.config
+    refuse_existing(out, overwrite)  # before all images are decoded
+    check_writable(out)
     dataset = load_split(config, split)
     if raw_pixels:
         model: nn.Module = RawPixels()
@@ -159,13 +161,7 @@ def embed_for_ann_benchmarks(
     model: nn.Module, dataset: Images, out: str, *, overwrite: bool, **settings: Any
 ) -> int:
     """Embeds into an embedding file that is thrown away, and exports what it holds to `out`."""
-    if Path(out).exists() and not overwrite:
-        raise UserError(f"{out} exists; --overwrite replaces it")
-    try:
-        aside = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=Path(out).parent)
-    except OSError as error:
-        raise write_error(out, error) from error
-    with aside as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=Path(out).parent) as folder:
         features = Path(folder) / "features.h5"
         images = embed(model, dataset, features, **settings)
         export_ann_benchmarks(load_features(features), out, overwrite=overwrite)

@@ -109,7 +109,8 @@ def _numbered(report: dict[str, Any], prefix: str, name: str) -> dict[str, str]:
 def _spread(report: dict[str, Any], key: str) -> str:
     if f"{key}_std" in report:
         return f"+- {_percent(report[f'{key}_std'])}"
-    return " to ".join(_percent(end) for end in report.get("intervals", {}).get(key, ()))
+    ends = report.get("intervals", {}).get(key, ())
+    return "" if any(map(math.isnan, ends)) else " to ".join(map(_percent, ends))
 
 
 def _warnings(features: "Features", report: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import click
-from dmlfast.cli.card import comparison_lines
+from dmlfast.cli.card import card_lines, comparison_lines
 from dmlfast.cli.options import GroupedCommand, given_settings, load_config_file, setting_options
 
 from dmlfast.models import load_model
@@ -107,7 +107,12 @@ def summary(run: RunFolder) -> str:
     """What a run came to, and what to type next, in a few lines."""
     values, comparison = result(run), Comparison.of(run)
     curves = f", curves in {run.curves_path}" if run.curves_path.exists() else ""
-    lines = [f"{run}: {values['steps']} steps{curves}"]
+    card = values["card"]
+    lines = [
+        f"{run}: {values['steps']} steps{curves}",
+        f"{card['model']}, {card['embedding_dim']} dimensions",
+        *card_lines(card),
+    ]
     best = values["best"]
     if best:
         on_test = values["selected_on"] == "test"

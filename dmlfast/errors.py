@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 30  # names that an error lists
+
 
 class UserError(Exception):
     """What the user can mend. The message is the one line that is shown; the exit code is 1."""
@@ -17,4 +19,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f": did you mean '{close[0]}'?" if close else ""
-    return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})")
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return UserError(f"unknown {kind} '{name}'{hint} (known: {', '.join(names[:SHOWN])}{more})")

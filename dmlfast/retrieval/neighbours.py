@@ -12,7 +12,7 @@ QUERY_TILE = 256  # a tile of distances, 4 MiB in float64, stays in the cache
 GALLERY_TILE = 2048
 FAR = torch.iinfo(torch.int64).max  # the key of no neighbour
 NEAR = 2.0**-20  # share of |x|^2 below which a squared distance is taken from the difference itself
-PAIR_BYTES = 2**26  # for the differences of near pairs
+PAIR_BYTES = 2**22  # of differences of pairs at a time, which stay in the cache
 
 FAISS_MIN_GALLERY = 8192
 FAISS_MAX_K = 256
@@ -104,8 +104,8 @@ def _search_torch(
             keys = _encode(d2.div_(2) if halve else d2.sqrt_(), start)
             inside = (own[rows] >= start) & (own[rows] < start + len(columns))
             keys[inside, own[rows][inside] - start] = FAR
-            best[rows] = _least(torch.cat([best[rows], _least(keys, k)], dim=1), k)
-    return best
+            best[rows] = _least(torch.cat([best[rows], keys], dim=1), k, ordered=False)
+    return best.sort(dim=1).values
 
 
 def _squared_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def _search_faiss(
     step = max(1, PAIR_BYTES // (8 * D * wanted))
     for first in range(0, len(x), step):
         rows = slice(first, first + step)
-        d2[rows] = (x[rows, None].double() - r[index[rows]].double()).square_().sum(2)
+        d2[rows] = r[index[rows]].double().sub_(x[rows, None]).square_().sum(2)
     keys = _encode(d2 / 2 if halve else d2.sqrt(), 0, index)
     keys[index == own[:, None]] = FAR
     best = _least(keys, k)
@@ -185,8 +185,8 @@ def _decode(keys: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return indices.cpu().numpy(), distances.cpu().numpy()
 
 
-def _least(keys: torch.Tensor, k: int) -> torch.Tensor:
-    return keys.topk(min(k, keys.shape[1]), dim=1, largest=False, sorted=True).values
+def _least(keys: torch.Tensor, k: int, *, ordered: bool = True) -> torch.Tensor:
+    return keys.topk(min(k, keys.shape[1]), dim=1, largest=False, sorted=ordered).values
 
 
 def _floats(array: Array) -> torch.Tensor:

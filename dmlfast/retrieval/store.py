@@ -73,7 +73,7 @@ class FeatureWriter:
             "dmlfast_version": dmlfast.__version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        _refuse_existing(self.path, overwrite)
+        refuse_existing(self.path, overwrite)
 
     def __enter__(self) -> "FeatureWriter":
         self._stack = ExitStack()
@@ -192,7 +192,7 @@ def export_ann_benchmarks(
     each row's nearest neighbour is then itself. The neighbours are exact. Raises UserError if the
     file cannot be written.
     """
-    _refuse_existing(Path(path), overwrite)
+    refuse_existing(Path(path), overwrite)
     train = features.embeddings[features.rows_as("gallery")]
     test = features.embeddings[features.rows_as("query")]
     k = min(k, len(train))
@@ -218,7 +218,7 @@ def new_hdf5(path: Path, overwrite: bool) -> Iterator[tuple[h5py.File, "_Sink"]]
             with h5py.File(sink, "w", libver=("v110", "v110")) as file:
                 yield file, sink
             sink.check(path)
-        _refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite)
 
 
 class _Sink(io.FileIO):
@@ -261,8 +261,9 @@ class _Discarded(BaseException):
     """Ends the writing of a file that is not wanted any more."""
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raises a `UserError` for a file that is there and is not to be replaced."""
+    if Path(path).exists() and not overwrite:
         raise UserError(f"{path} exists; --overwrite replaces it")
 
 

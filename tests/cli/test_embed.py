@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from dmlfast.cli import embed as cli_embed
 from dmlfast.cli.main import main
 
 from dmlfast.data import create_dataset, prepare_images
@@ -145,6 +146,16 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(capsys, words, code, message
     assert message in line
     assert {path.name for path in Path().iterdir()} == {"here.h5", "runs"}
     assert Path("here.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["here.h5", "nowhere/f.h5"])
+def test_a_file_that_cannot_be_written_is_told_before_images_are_read(
+    run, tmp_path, monkeypatch, out
+):
+    monkeypatch.chdir(tmp_path)
+    Path("here.h5").touch()
+    monkeypatch.setattr(cli_embed, "load_split", lambda *_: pytest.fail("images are read"))
+    assert embed(str(run), "--out", out) == 1
 
 
 def test_without_any_run(tmp_path, monkeypatch, capsys):

@@ -269,13 +269,14 @@ def test_classification(tmp_path, capsys, arguments, settings):
     arguments = ["--protocol", *arguments, "--train-feats", train]
     result = result_of(capsys, feats, *arguments)
     expected = evaluate_classification(load_features(feats), load_features(train), **settings)
-    shown = {name: None if value != value else value for name, value in expected.items()}
+    shown = json.loads(json.dumps(expected).replace("NaN", "null"))
     assert {name: result[name] for name in expected} == shown
     assert main(["eval", feats, *arguments]) == 0
     output = lines(capsys)
     few, many = expected["shots"]
     medium = expected["medium_shot_classes"]
     assert any(line.startswith(f"  {few} to {many} images, {medium} classes") for line in output)
+    assert not any("n/a to n/a" in line for line in output)
     assert output[-1] == f"classes shared with {train}: 5"
 
 

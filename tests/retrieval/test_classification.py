@@ -224,12 +224,35 @@ def test_one_class_and_no_rows():
 def test_intervals_hold_the_mean():
     queries, train = halves(blobs(900, 12, noise=2), 400)
     report = evaluate_classification(queries, train, bootstrap=1000)
-    assert set(report["intervals"]) == {"top_1", "top_5"}
+    assert set(report["intervals"]) == {name for name in report if "top_" in name}
     low, high = report["intervals"]["top_1"]
     p = report["top_1"]
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / 400), rel=0.1)
     assert low < p < high
     assert "intervals" not in evaluate_classification(queries, train, bootstrap=0)
+
+
+def test_intervals_of_class_averages_resample_within_classes():
+    queries, train = halves(blobs(2000, 12, noise=2), 1000)
+    chosen = (queries.labels < 3) | (np.arange(1000) < 300)  # a few classes have most queries
+    queries = Features(queries.embeddings[chosen], queries.labels[chosen])
+    report = evaluate_classification(queries, train, shots=(85, 90), bootstrap=2000)
+    right = rank_by_means(queries, match_sides(queries, train), 5) < 1
+    images = np.bincount(train.labels)
+    groups = {
+        "class_average_top_1": images > 0,
+        "many_shot_top_1": images > 90,
+        "medium_shot_top_1": (images >= 85) & (images <= 90),
+        "few_shot_top_1": images < 85,
+    }
+    for name, members in groups.items():
+        drawn = [right[queries.labels == label] for label in np.flatnonzero(members)]
+        deviation = math.sqrt(sum(part.var() / len(part) for part in drawn)) / len(drawn)
+        low, high = report["intervals"][name]
+        assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+        assert low < report[name] < high
+    report = evaluate_classification(queries, train, shots=(1, 1))
+    assert np.isnan(report["intervals"]["few_shot_top_1"]).all()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import normalized_mutual_info_score
 
 from dmlfast.errors import UserError
-from dmlfast.retrieval import Features, evaluate
+from dmlfast.retrieval import Features, evaluate, nearest_neighbours
 from dmlfast.retrieval.evaluation import ranking as ranking_module
 from dmlfast.retrieval.evaluation.clustering import (
     cluster,
@@ -207,6 +207,28 @@ def test_blocks_do_not_show(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("shallow", [1, 12, 1000])
+def test_only_queries_that_have_not_found_their_class_are_searched_deeper(monkeypatch, shallow):
+    searched = {}
+
+    def count(queries, gallery, k, **options):
+        searched[k] = len(queries)
+        return nearest_neighbours(queries, gallery, k, **options)
+
+    monkeypatch.setattr(ranking_module, "nearest_neighbours", count)
+    monkeypatch.setattr(ranking_module, "SHALLOW", shallow)
+    features = blobs(200, 60, noise=4)
+    report = evaluate(features, ks=[1, 10, 30, 150], clustering=False, bootstrap=0)
+    expected, lone = by_definition(features, ks=[1, 10, 30, 150])
+    recalls = ["recall_at_1", "recall_at_10", "recall_at_30", "recall_at_150"]
+    assert recalls == sorted(recalls, key=report.get)
+    assert len({report[name] for name in recalls}) == 4
+    np.testing.assert_allclose(
+        ranking(report, [*recalls, "map_at_r", "r_precision"]), expected, rtol=1e-12
+    )
+    assert (searched[150] == 200 - lone) == (shallow == 1000)
+
+
 def test_more_neighbours_than_images():
     report = evaluate(blobs(20, 2, noise=9), ks=[1, 100, 10**30], clustering=False)
     assert report["recall_at_100"] == report[f"recall_at_{10**30}"] == 1
@@ -294,7 +316,7 @@ def test_clustering_scores_at_their_ends():
 
 MEMORY = """
 import resource, numpy as np
-from dmlfast.retrieval import Features, evaluate
+from dmlfast.retrieval import Features, evaluate, nearest_neighbours
 rng = np.random.default_rng(0)
 x = rng.normal(size=(9_000, 4)).astype(np.float32)
 evaluate(Features(x[:100], np.zeros(100, np.int64)), clustering=False)

@@ -1,5 +1,7 @@
 """CUB-200-2011: birds; the first 100 classes train, the last 100 test."""
 
+from pathlib import Path
+
 import numpy as np
 
 from dmlfast.data.images import ImageDataset
@@ -26,7 +28,7 @@ def load_cub200(data_dir: str | None, *, crop: bool = False) -> Listing:
     classes_file = find_file("cub200", root, "image_class_labels.txt")
     class_of = dict(zip(*read_columns(classes_file, ["image_id", "class_id"]), strict=True))
     if class_of.keys() != set(ids):
-        raise UserError(f"{classes_file} is not about the images of {source}")
+        raise _other_images(classes_file, len(class_of), source, len(ids))
     labels = integers((class_of[id] for id in ids), "class id", classes_file) - 1
     parts = np.where(labels < COUNTS["cub200"]["train"][1], TRAIN, TEST)
     check_count("cub200", "train", labels[parts == TRAIN], classes_file)
@@ -45,9 +47,15 @@ def load_cub200(data_dir: str | None, *, crop: bool = False) -> Listing:
         columns = read_columns(file, ["image_id", "x", "y", "width", "height"])
         box_of = {id: row for id, *row in zip(*columns, strict=True)}
         if not box_of.keys() >= set(ids):
-            raise UserError(f"{file} is not about the images of {source}")
+            raise _other_images(file, len(box_of), source, len(ids))
         boxes = integers((number for id in ids for number in box_of[id]), "coordinate", file)
         boxes = boxes.reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         dataset.boxes = boxes
     return Listing(dataset, parts)
+
+
+def _other_images(file: Path, found: int, source: Path, listed: int) -> UserError:
+    return UserError(
+        f"{file} is about {found} images, which are not the {listed} images of {source}"
+    )

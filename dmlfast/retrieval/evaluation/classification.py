@@ -7,7 +7,7 @@ import numpy as np
 
 from dmlfast.retrieval.evaluation.class_ranks import rank_by_means, rank_by_votes
 from dmlfast.retrieval.evaluation.sides import Sides, match_sides
-from dmlfast.retrieval.evaluation.summary import summarize
+from dmlfast.retrieval.evaluation.summary import summarize, summarize_classes
 from dmlfast.retrieval.features import Features
 
 METHODS = ("nearest-centroid", "knn")
@@ -41,7 +41,8 @@ def evaluate_classification(
       many_shot_top_1, medium_shot_top_1, few_shot_top_1      the same over the classes of more than
                                     shots[1] training images, of less than shots[0], and between
       many_shot_classes, medium_shot_classes, few_shot_classes      how many those are
-      intervals                     of top_1 and top_5, as in `evaluate`
+      intervals                     as in `evaluate`; for averages over classes the queries of each
+                                    class are resampled among themselves
       distance, dimension, seed, bootstrap, shots, and for "knn" neighbours, vote      what was done
     A value that is not defined is nan.
 
@@ -63,14 +64,18 @@ def evaluate_classification(
         settings = {"neighbours": neighbours, "vote": vote}
     else:
         ranks = rank_by_means(features, sides, 5)
+    shares = summarize({"top_1": ranks < 1, "top_5": ranks < 5}, bootstrap, seed)
+    averages = _by_shots(features, sides, ranks < 1, few, many, bootstrap, seed)
+    if bootstrap:
+        averages["intervals"] = shares["intervals"] | averages["intervals"]
     return {
         "queries": len(sides.queries),
         "lone_queries": len(sides.queries) - len(ranks),
         "classes": len(np.unique(features.labels[sides.queries])),
         "train_images": len(sides.rows),
         "train_classes": len(np.unique(train.labels[sides.rows])),
-        **summarize({"top_1": ranks < 1, "top_5": ranks < 5}, bootstrap, seed),
-        **_by_shots(features, sides, ranks < 1, few, many),
+        **shares,
+        **averages,
         "distance": features.distance,
         "dimension": features.dimension,
         "seed": seed,
@@ -81,26 +86,28 @@ def evaluate_classification(
 
 
 def _by_shots(
-    features: Features, sides: Sides, right: np.ndarray, few: int, many: int
+    features: Features,
+    sides: Sides,
+    right: np.ndarray,
+    few: int,
+    many: int,
+    bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Accuracy averaged over the classes with many, medium and few training images."""
+    """Accuracy averaged over all classes, and those with many, medium and few training images."""
     kept = sides.relevant > 0
-    labels = features.labels[sides.queries[kept]]
-    classes, index = np.unique(labels, return_inverse=True)
-    accuracy = np.bincount(index, weights=right) / np.bincount(index)
+    classes, index = np.unique(features.labels[sides.queries[kept]], return_inverse=True)
     trained, counts = np.unique(sides.gallery.labels[sides.rows], return_counts=True)
     images = counts[np.searchsorted(trained, classes)]
-    groups = {
+    shots = {
         "many_shot": images > many,
         "medium_shot": (images >= few) & (images <= many),
         "few_shot": images < few,
     }
-    report: dict[str, Any] = {"class_average_top_1": _mean(accuracy)}
-    for name, members in groups.items():
-        report[f"{name}_top_1"] = _mean(accuracy[members])
-        report[f"{name}_classes"] = int(members.sum())
-    return report
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+    groups = {"class_average_top_1": np.ones(len(classes), bool)}
+    groups |= {f"{name}_top_1": members for name, members in shots.items()}
+    right, queries = np.bincount(index[right], minlength=len(classes)), np.bincount(index)
+    return {
+        **summarize_classes(right, queries, groups, bootstrap, seed),
+        **{f"{name}_classes": int(members.sum()) for name, members in shots.items()},
+    }

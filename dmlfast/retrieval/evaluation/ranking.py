@@ -18,6 +18,8 @@ from dmlfast.retrieval.features import DISTANCES, Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
 
 BLOCK_NEIGHBOURS = 2**21  # neighbours held at a time: queries times their number
+SHALLOW = 128  # neighbours searched for at first; most queries find their class among them
+NOT_FOUND = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -118,27 +120,32 @@ def score_queries(
     kept = np.flatnonzero(sides.relevant > 0)
     gallery = sides.gallery.embeddings[sides.rows]
     gallery_labels = sides.gallery.labels[sides.rows]
-    largest = min(max(ks), len(gallery))  # beyond it there is nothing to find
-    recall = np.zeros((len(kept), len(ks)))
+    deepest = min(max(ks), len(gallery))  # beyond it there is nothing to find
+    shallow = min(deepest, SHALLOW)
+    first = np.empty(len(kept), dtype=np.int64)
     r_precision, average_precision, nearest = np.zeros((3, len(kept)))
+
+    def search(block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Whether the k nearest of each query are right, and how far they are, (q, k) both."""
+        rows = sides.queries[kept[block]]
+        found, distances = nearest_neighbours(
+            features.embeddings[rows],
+            gallery,
+            k,
+            exclude=sides.own[kept[block]],
+            distance=DISTANCES[features.distance],
+        )
+        right = gallery_labels[found] == features.labels[rows][:, None]
+        return right & (found >= 0), distances
 
     with tqdm(
         total=len(kept), desc="search", unit="query", leave=False, disable=not progress
     ) as bar:
-        for block in _blocks(sides.relevant[kept], largest):
-            chosen = kept[block]
-            rows = sides.queries[chosen]
-            R = sides.relevant[chosen][:, None]
-            k = max(largest, int(R.max()))
-            found, distances = nearest_neighbours(
-                features.embeddings[rows],
-                gallery,
-                k,
-                exclude=sides.own[chosen],
-                distance=DISTANCES[features.distance],
-            )
-            right = (gallery_labels[found] == features.labels[rows][:, None]) & (found >= 0)
-            recall[block] = np.stack([right[:, :K].any(axis=1) for K in ks], axis=1)
+        for block in _blocks(sides.relevant[kept], shallow):
+            R = sides.relevant[kept[block]][:, None]
+            k = max(shallow, int(R.max()))
+            right, distances = search(block, k)
+            first[block] = _first(right)
             right &= np.arange(k) < R
             hits = right.cumsum(axis=1)
             precision = hits / np.arange(1, k + 1)
@@ -146,8 +153,22 @@ def score_queries(
             average_precision[block] = (precision * right).sum(axis=1) / R[:, 0]
             nearest[block] = distances[:, 0]
             bar.update(len(block))
+        if deepest > shallow:
+            missed = np.flatnonzero(first == NOT_FOUND)
+            bar.reset(total=len(missed))
+            size = max(1, BLOCK_NEIGHBOURS // deepest)
+            for start in range(0, len(missed), size):
+                block = missed[start : start + size]
+                first[block] = _first(search(block, deepest)[0])
+                bar.update(len(block))
+    recall = (first[:, None] < [min(k, deepest) for k in ks]).astype(np.float64)
     lone = len(sides.queries) - len(kept)
     return Scores(sides.queries[kept], recall, r_precision, average_precision, nearest, lone)
+
+
+def _first(right: np.ndarray) -> np.ndarray:
+    """The place of the first that is right in each row of (q, k), from 0, or NOT_FOUND, (q,)."""
+    return np.where(right.any(axis=1), right.argmax(axis=1), NOT_FOUND)
 
 
 def _blocks(relevant: np.ndarray, k: int) -> Iterator[np.ndarray]:

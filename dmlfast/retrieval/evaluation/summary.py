@@ -35,6 +35,40 @@ def bootstrap_intervals(values: np.ndarray, resamples: int, seed: int = 0) -> np
     return np.percentile(means, [2.5, 97.5], axis=0).T
 
 
+def summarize_classes(
+    right: np.ndarray,
+    queries: np.ndarray,
+    groups: Mapping[str, np.ndarray],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The accuracy averaged over each named group of classes and, if asked for, its `intervals`.
+
+    These are as in `summarize`, but the queries of each class are resampled among themselves.
+
+    Args:
+        right, queries: (C,) integers, how many queries of a class are right, and how many it has.
+        groups: by name, (C,) bool; the average of no class is nan.
+        resamples: 0 for no intervals.
+        seed: of the resampling.
+    """
+
+    def averages(accuracy: np.ndarray) -> list[float]:
+        chosen = (accuracy[members] for members in groups.values())
+        return [float(values.mean()) if len(values) else float("nan") for values in chosen]
+
+    accuracy = right / queries
+    report: dict[str, Any] = dict(zip(groups, averages(accuracy), strict=True))
+    if resamples:
+        generator = np.random.default_rng(seed)
+        means = np.empty((resamples, len(groups)))
+        for row in means:
+            row[:] = averages(generator.binomial(queries, accuracy) / queries)
+        intervals = np.percentile(means, [2.5, 97.5], axis=0).T.tolist()
+        report["intervals"] = dict(zip(groups, intervals, strict=True))
+    return report
+
+
 def mean_and_deviation(name: str, values: np.ndarray) -> dict[str, float]:
     """The mean of repeated measurements as `name`, their standard deviation as `name`_std.
 

@@ -95,7 +95,7 @@ def test_bad_lines(root, line, message):
 def test_labels_of_other_images(root):
     labels = root / "CUB_200_2011/image_class_labels.txt"
     labels.write_text(labels.read_text().replace("1 1\n", "9 1\n"))
-    with pytest.raises(UserError, match="is not about the images of"):
+    with pytest.raises(UserError, match=r"is about 8 images, which are not the 8 images of"):
         create_dataset("cub200", "test", str(root))
 
 
