@@ -7,15 +7,16 @@
 namespace dml {
 
 // WHOLE > 0: rows of so many chunks, all of which stay in shared memory. WHOLE = 0: rows of any number of
-// chunks, which come one by one; KEPT of them, those of the columns from chunk `kept` on, stay until the next
-// tile.
+// chunks, which come one by one; KEPT of them, those of the columns from chunk `kept` on, stay until those of
+// the tile after the next one come. Chunks are added up in one order by all kernels, whose scores are the
+// same to the bit: what is rounded in a statistic is rounded alike where weights are taken from it.
 template <class T, int WHOLE, int KEPT>
 class Stream {
  public:
   static constexpr int STAGES = WHOLE ? 3 : 2;
   static constexpr int BAND_CHUNK = BAND / TILE * TILE_CHUNK;
   static constexpr int STAGE = WHOLE ? WHOLE * TILE_CHUNK : BAND_CHUNK + TILE_CHUNK;
-  static constexpr int RESIDENT = WHOLE ? WHOLE * BAND_CHUNK : KEPT * TILE_CHUNK;
+  static constexpr int RESIDENT = WHOLE ? WHOLE * BAND_CHUNK : 2 * KEPT * TILE_CHUNK;
   static constexpr size_t SHARED = RESIDENT + STAGES * STAGE;
 
   // Begins with the tiles [first, end) of the columns r for a band of x.
@@ -49,10 +50,8 @@ class Stream {
       for (int c = 0; c < WHOLE; c++)
         add_scores<T>(scores, memory_ + (half * WHOLE + c) * TILE_CHUNK + begin, columns(c), fast_);
     } else {
-      const bool all_kept = is_kept(chunk_of(0));
-      for (int step = 0; step < x_.chunks; step++) {
-        arrive(!all_kept || step + 1 < x_.chunks);
-        const int c = chunk_of(step);
+      for (int c = 0; c < x_.chunks; c++) {
+        arrive();
         add_scores<T>(scores, stage(stage_) + half * TILE_CHUNK + begin,
                       is_kept(c) ? columns(c - kept_) : single(stage_), fast_);
       }
@@ -65,12 +64,7 @@ class Stream {
   template <int N>
   __device__ __forceinline__ void advance(Scores& scores, float (&sums)[N][4]) {
     add_weighted<T>(sums, scores, columns(0), fast_);
-    if (++tile_ == end_) return;
-    if (!WHOLE && is_kept(chunk_of(0))) {
-      __syncthreads();
-      look_ahead();
-    }
-    next(scores);
+    if (++tile_ < end_) next(scores);
   }
 
   // Ends the use of shared memory, which another stream may take then.
@@ -82,17 +76,15 @@ class Stream {
  private:
   // A chunk of the columns of the tile at hand: of all, or of those that are kept.
   __device__ __forceinline__ const char* columns(int c) const {
-    return (WHOLE ? stage(stage_) : memory_) + c * TILE_CHUNK;
+    return WHOLE ? stage(stage_) + c * TILE_CHUNK : kept(tile_, c);
+  }
+  __device__ __forceinline__ char* kept(int tile, int c) const {
+    return memory_ + (tile % 2 * KEPT + c) * TILE_CHUNK;
   }
 
   __device__ __forceinline__ char* stage(int k) const { return memory_ + RESIDENT + k * STAGE; }
   __device__ __forceinline__ char* single(int k) const { return stage(k) + BAND_CHUNK; }
   __device__ __forceinline__ bool is_kept(int c) const { return c >= kept_ && c < kept_ + KEPT; }
-
-  // Chunks that are kept come last, when those of the tile before are no longer needed.
-  __device__ __forceinline__ int chunk_of(int step) const {
-    return (min(kept_ + KEPT, x_.chunks) + step) % x_.chunks;
-  }
 
   __device__ __forceinline__ static const char* rows_of(const dml_side& side, int tile, int chunk) {
     return static_cast<const char*>(side.rows) + (int64_t(tile) * side.chunks + chunk) * TILE_CHUNK;
@@ -103,11 +95,11 @@ class Stream {
   }
 
   // Waits for the step at hand, and sends for one that lies ahead.
-  __device__ __forceinline__ void arrive(bool ahead = true) {
+  __device__ __forceinline__ void arrive() {
     await_copies<STAGES - 2>();
     __syncthreads();
     stage_ = (stage_ + 1) % STAGES;
-    if (ahead) look_ahead();
+    look_ahead();
   }
 
   __device__ __forceinline__ void look_ahead() {
@@ -116,13 +108,13 @@ class Stream {
         copy(stage(ahead_stage_), rows_of(r_, ahead_tile_, 0), WHOLE * TILE_CHUNK);
         ahead_tile_++;
       } else {
-        const int c = chunk_of(ahead_step_);
+        const int c = ahead_chunk_;
         char* const to = stage(ahead_stage_);
         for (int k = 0; k < BAND / TILE; k++)
           copy(to + k * TILE_CHUNK, rows_of(x_, band_ * (BAND / TILE) + k, c), TILE_CHUNK);
-        copy(is_kept(c) ? memory_ + (c - kept_) * TILE_CHUNK : single(ahead_stage_),
-             rows_of(r_, ahead_tile_, c), TILE_CHUNK);
-        if (++ahead_step_ == x_.chunks) ahead_step_ = 0, ahead_tile_++;
+        copy(is_kept(c) ? kept(ahead_tile_, c - kept_) : single(ahead_stage_), rows_of(r_, ahead_tile_, c),
+             TILE_CHUNK);
+        if (++ahead_chunk_ == x_.chunks) ahead_chunk_ = 0, ahead_tile_++;
       }
     }
     ahead_stage_ = (ahead_stage_ + 1) % STAGES;
@@ -133,7 +125,7 @@ class Stream {
   const dml_side& r_;
   const bool fast_;
   const int band_, end_, kept_;
-  int tile_, ahead_tile_, ahead_step_ = 0, ahead_stage_ = 0, stage_ = STAGES - 1;
+  int tile_, ahead_tile_, ahead_chunk_ = 0, ahead_stage_ = 0, stage_ = STAGES - 1;
   char* memory_;
 };
 
