@@ -107,6 +107,7 @@ def test_a_run_by_a_recipe(capsys):
         "batch_norm": "trained",
         "loss": "lifted",
         "batch_size": 12,
+        "sampler": "balanced",
         "images_per_class": 4,
         "step": 4,
         "selection": "best MAP at R on val",

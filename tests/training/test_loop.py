@@ -213,8 +213,9 @@ def test_images_are_augmented_unless_it_is_switched_off(augment):
 
 def test_the_loss_has_the_margin_and_the_implementation_of_the_settings():
     device = torch.device("cpu")
-    assert loop.build_loss(tiny_config(), device).margin == LiftedStructuredLoss().margin
-    loss_fn = loop.build_loss(tiny_config(margin=0.25, impl="reference"), device)
+    labels = np.arange(3)
+    assert loop.build_loss(tiny_config(), device, labels).margin == LiftedStructuredLoss().margin
+    loss_fn = loop.build_loss(tiny_config(margin=0.25, impl="reference"), device, labels)
     assert (loss_fn.margin, loss_fn.impl) == (0.25, "reference")
 
 
