@@ -113,7 +113,8 @@ def create_dataset(
             it is the share of each class's training images.
         seed: draws the classes of "val".
         options: what the data set takes besides: `crop` (True crops to the boxes), `subset`,
-            `imbalance`, `on_error` ("stop" or "skip" at an image that cannot be read), ... (docs/data.md).
+            `imbalance`, `on_error` ("stop" or "skip" at an image that cannot be read), ...
+            (docs/data.md).
 
     Raises:
         UserError: for an unknown name, split or option, a `val_fraction` or `seed` out of range,

@@ -1,8 +1,16 @@
 """A linear classifier that is trained along with a metric loss."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F  # noqa: N812
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from dmlfast.errors import UserError
+from dmlfast.retrieval import LinearClassifier
+from dmlfast.training.checkpoint import LOSS
 
 
 class ClassifierLoss(nn.Module):
@@ -33,3 +41,16 @@ class ClassifierLoss(nn.Module):
         cross_entropy = F.cross_entropy(self.classifier(embeddings), targets)
         loss: Tensor = self.loss_fn(embeddings, labels) + self.weight * cross_entropy
         return loss
+
+
+def load_classifier(folder: str | Path) -> LinearClassifier:
+    """The classifier in the folder of a checkpoint; a `UserError` says why there is none."""
+    path = Path(folder) / LOSS
+    try:
+        tensors = load_file(path) if path.exists() else {}
+        names = ("classifier.weight", "classifier.bias", "classes")
+        return LinearClassifier(*(tensors[name].numpy() for name in names))
+    except KeyError:
+        raise UserError(f"{folder} has no classifier: it is trained with --ce-weight") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
