@@ -183,7 +183,7 @@ def command(
     assumed = protocol or ("query-gallery" if gallery_feats else "leave-one-out")
     check_options(ctx, assumed)
     if assumed in CLASSIFICATION and not train_feats:
-        raise click.UsageError(f"protocol {assumed} classifies by the images of --train-feats")
+        raise click.UsageError(f"protocol {assumed} needs the training images: --train-feats")
 
     from dmlfast.retrieval import load_features
 

@@ -12,7 +12,7 @@ TEST_IMAGES, VAL_IMAGES, LARGEST = 4, 2, 10  # of a class; LARGEST is the most t
 LEFT_OUT = -1
 
 
-def load_glyphs_lt(data_dir: str | None = None, imbalance: str = "10") -> Listing:
+def load_glyphs_lt(data_dir: str | None = None, imbalance: float | str = 10) -> Listing:
     """Glyphs of the characters with 16 drawings or more, closed-set.
 
     Args:
@@ -21,7 +21,7 @@ def load_glyphs_lt(data_dir: str | None = None, imbalance: str = "10") -> Listin
             train on as the smallest. In between, the number falls exponentially.
     """
     try:
-        ratio = float(imbalance)
+        ratio = float(str(imbalance))  # float(True) is 1
     except ValueError:
         ratio = np.nan
     if not 1 <= ratio <= LARGEST:

@@ -234,6 +234,7 @@ class Trainer:
             "step": self.step,
             "total_steps": self.total_steps,
             "selected_on": self.config.select_on,
+            "closed_set": self.dataset.closed_set,
             "best": self.best,
             "versions": versions(self.config.backbone),
         }
