@@ -156,8 +156,8 @@ class TrainConfig:
     epochs: int = setting(
         54,
         OPTIMISATION,
-        "Length of the run in passes over the classes, or over as many images as there are with "
-        "samplers of pairs.",
+        "Length of the run in passes over the classes; with samplers of pairs, over as many images "
+        "as there are.",
         minimum=1,
         maximum=10**6,
         resumable=True,
