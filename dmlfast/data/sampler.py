@@ -265,7 +265,7 @@ class HardNeighbourSampler(PairSampler):
         if needed > len(labels):
             raise UserError(
                 f"a batch size of {batch_size} with {candidates} candidates for each neighbour "
-                f"needs {needed} images, and there are {len(labels)}"
+                f"needs {needed} images, and there are {len(labels)}: try fewer --candidates"
             )
 
     @property

@@ -149,7 +149,7 @@ def test_class_aware_sampling_of_a_long_tail_and_pairs_that_follow_it():
         (
             lambda: HardNeighbourSampler(LABELS, 100, 4, 0),
             "a batch size of 100 with 4 candidates for each neighbour needs 200 images, and there "
-            "are 150",
+            "are 150: try fewer --candidates",
         ),
     ],
 )
