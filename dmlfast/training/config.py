@@ -48,8 +48,8 @@ def setting(
 
 DATA, MODEL, LOSS = "Data", "Model", "Loss"
 RECIPE = "Recipe"
-SAMPLERS = ("balanced", "pairs", "hard-neighbours")
 OPTIMISATION, PROGRESS, MACHINE = "Optimisation", "Evaluation and checkpoints", "Machine"
+SAMPLERS = ("balanced", "pairs", "hard-neighbours")
 
 
 @dataclass(frozen=True)
