@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 CARD = (  # a line each, of what is known
     ("weights", "pooling", "batch_norm"),
     ("image_size", "crop", "crop_pct", "pictures", "train_crop", "test_crop", "bounding_boxes"),
-    ("loss", "batch_size", "images_per_class", "epochs", "step"),
+    (
+        *("loss", "ce_weight", "batch_size", "sampler", "images_per_class", "candidates"),
+        *("epochs", "step"),
+    ),
     ("trained_with",),
 )
 NAMES = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dmlfast.recipes import Comparison
-    from dmlfast.retrieval import Features
+    from dmlfast.retrieval import Features, LinearClassifier
 
 MAX_RESAMPLES = 1_000_000  # minutes of work, for digits that nobody reads
 
@@ -183,7 +183,7 @@ def command(
     assumed = protocol or ("query-gallery" if gallery_feats else "leave-one-out")
     check_options(ctx, assumed)
     if assumed in CLASSIFICATION and not train_feats:
-        raise click.UsageError(f"protocol {assumed} classifies by the images of --train-feats")
+        raise click.UsageError(f"protocol {assumed} needs the training images: --train-feats")
 
     from dmlfast.retrieval import load_features
 
@@ -274,6 +274,7 @@ def evaluate_by(
             features,
             train,
             method=protocol,
+            classifier=own_classifier(features) if protocol == "classifier" else None,
             neighbours=neighbours,
             vote=vote,
             shots=shots,
@@ -291,6 +292,15 @@ def evaluate_by(
         kmeans=kmeans,
         progress=progress,
     )
+
+
+def own_classifier(features: "Features") -> "LinearClassifier":
+    """The classifier that was trained with the network that made the embeddings."""
+    from dmlfast.training.classifier import load_classifier
+
+    if features.attributes.get("normalized"):
+        raise UserError(f"{features.source} has embeddings of length 1, not the classifier's")
+    return load_classifier(features.checkpoint_folder())
 
 
 def recipe_comparison(features: "Features") -> "Comparison | None":

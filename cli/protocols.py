@@ -32,10 +32,13 @@ PROTOCOLS = {
     ),
     "nearest-centroid": Protocol("classify by the class means of --train-feats"),
     "knn": Protocol("classify by the nearest images of --train-feats"),
+    "classifier": Protocol(
+        "classify by the network's own classifier; --train-feats has the counts"
+    ),
     "zero-shot": Protocol("hit at K against unseen classes", (1, 2, 5, 10, 20)),
 }
 RETRIEVAL = ("leave-one-out", "query-gallery", "vehicleid-dml")  # what `evaluate` computes
-CLASSIFICATION = ("nearest-centroid", "knn")
+CLASSIFICATION = ("nearest-centroid", "knn", "classifier")
 OPTIONS = {  # those that not every protocol takes
     "--gallery-feats": ("query-gallery", "zero-shot"),
     "--train-feats": (*RETRIEVAL, *CLASSIFICATION, "zero-shot"),

@@ -90,6 +90,7 @@ def result(run: RunFolder) -> dict[str, Any]:
         "run": str(run),
         "steps": last.step,
         "selected_on": last.state["selected_on"],
+        "closed_set": last.state.get("closed_set", False),
         "best": last.state["best"],
         "checkpoint": str(best.folder),
         "card": {
@@ -115,8 +116,10 @@ def summary(run: RunFolder) -> str:
     ]
     best = values["best"]
     if best:
-        on_test = values["selected_on"] == "test"
-        where = "TEST classes, selected on them" if on_test else "held-out training classes"
+        on_test, closed_set = values["selected_on"] == "test", values["closed_set"]
+        held_out = "images of the training classes" if closed_set else "training classes"
+        what = "images" if closed_set else "classes"
+        where = f"TEST {what}, selected on them" if on_test else f"held-out {held_out}"
         lines.append(
             f"best: recall@1 {best['recall_at_1']:.4f}, MAP@R {best['map_at_r']:.4f} "
             f"on {where}, step {best['step']}"

@@ -1,4 +1,4 @@
-"""Data sets, the sampler that makes batches for losses over pairs, and augmentation."""
+"""Data sets, samplers that make batches for losses over pairs, and augmentation."""
 
 from dmlfast.data.augmentation import AffineJitter
 from dmlfast.data.dataset import Dataset
@@ -12,7 +12,12 @@ from dmlfast.data.registry import (
     dataset_notes,
     parse_options,
 )
-from dmlfast.data.sampler import ClassBalancedSampler
+from dmlfast.data.sampler import (
+    ClassBalancedSampler,
+    HardNeighbourSampler,
+    PairSampler,
+    Sampler,
+)
 from dmlfast.data.transforms import Transform, create_transform, transform_names
 
 __all__ = [
@@ -20,7 +25,10 @@ __all__ = [
     "AnyDataset",
     "ClassBalancedSampler",
     "Dataset",
+    "HardNeighbourSampler",
     "ImageDataset",
+    "PairSampler",
+    "Sampler",
     "Transform",
     "create_augmentation",
     "create_dataset",

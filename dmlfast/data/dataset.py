@@ -1,5 +1,6 @@
 """A data set in memory."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Dataset:
         labels: (N,) int64, the same numbering in every split.
         paths: one stable and unique identifier per image.
         class_names: the names of the classes of every split, indexed by label.
+        closed_set: whether the test images are of the classes that training sees.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Dataset:
     labels: np.ndarray
     paths: list[str]
     class_names: list[str]
+    closed_set: bool = False
 
     @property
     def channels(self) -> int:
@@ -61,11 +64,10 @@ class Dataset:
 
     def with_rows(self, rows: np.ndarray, split: str) -> "Dataset":
         """The images at `rows`, as the split of that name."""
-        return Dataset(
-            name=self.name,
+        return dataclasses.replace(
+            self,
             split=split,
             images=self.images[torch.from_numpy(rows)],
             labels=self.labels[rows],
             paths=[self.paths[row] for row in rows],
-            class_names=self.class_names,
         )

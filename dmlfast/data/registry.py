@@ -14,6 +14,7 @@ from dmlfast.data.digits import load_digits
 from dmlfast.data.glyphs import load_glyphs
 from dmlfast.data.images import ON_ERROR, ImageDataset
 from dmlfast.data.listing import PARTS, TEST, TRAIN, VAL, Listing
+from dmlfast.data.long_tail import load_glyphs_lt
 from dmlfast.data.readers.cars196 import load_cars196
 from dmlfast.data.readers.cub200 import load_cub200
 from dmlfast.data.readers.folder import load_folder
@@ -48,6 +49,8 @@ def _halves(load: Callable[[str | None], Dataset], data_dir: str | None) -> List
     return Listing(dataset, np.where(training, TRAIN, TEST))
 
 
+GLYPHS_JITTER = AffineJitter(8, 0.06, 0.12, 0.2)
+
 _DATASETS = {
     "cars196": _Entry(load_cars196, None, "cars; the first 98 classes train, the others test"),
     "csv": _Entry(load_csv, None, "your images, listed as open-metric-learning does"),
@@ -60,8 +63,11 @@ _DATASETS = {
     "folder": _Entry(load_folder, None, "your images, a folder per class"),
     "glyphs": _Entry(
         functools.partial(_halves, load_glyphs),
-        AffineJitter(8, 0.06, 0.12, 0.2),
+        GLYPHS_JITTER,
         "the characters of matplotlib's typefaces",
+    ),
+    "glyphs-lt": _Entry(
+        load_glyphs_lt, GLYPHS_JITTER, "a long-tailed cut of the glyphs; closed-set"
     ),
     "imagenet-lt": _Entry(load_imagenet_lt, None, "long-tailed ImageNet; closed-set"),
     "inshop": _Entry(load_inshop, None, "DeepFashion In-Shop; queries and a gallery"),
@@ -107,7 +113,8 @@ def create_dataset(
             it is the share of each class's training images.
         seed: draws the classes of "val".
         options: what the data set takes besides: `crop` (True crops to the boxes), `subset`,
-            `on_error` ("stop" or "skip" at an image that cannot be read), ... (docs/data.md).
+            `imbalance`, `on_error` ("stop" or "skip" at an image that cannot be read), ...
+            (docs/data.md).
 
     Raises:
         UserError: for an unknown name, split or option, a `val_fraction` or `seed` out of range,
@@ -119,12 +126,11 @@ def create_dataset(
     _check_options(name, entry, options)
     on_error = options.pop("on_error", "stop")
     dataset, parts = entry.load(data_dir, **options)
-    closed_set = False
     if isinstance(dataset, ImageDataset):
         dataset.on_error = on_error
-        closed_set = dataset.closed_set
-        if closed_set:
-            logger.warning("%s is closed-set: its splits share classes", name)
+    closed_set = dataset.closed_set
+    if closed_set:
+        logger.warning("%s is closed-set: its splits share classes", name)
     rows = split_rows(dataset.labels, parts, split, val_fraction, seed, closed_set=closed_set)
     if split == "test" and not len(rows):
         raise UserError(f"{name} in {data_dir} has no test images")

@@ -2,6 +2,7 @@
 
 from dmlfast.retrieval.embedding_map import draw_map
 from dmlfast.retrieval.evaluation import (
+    LinearClassifier,
     evaluate,
     evaluate_classification,
     evaluate_identity_draws,
@@ -15,6 +16,7 @@ from dmlfast.retrieval.store import FeatureWriter, export_ann_benchmarks, load_f
 __all__ = [
     "FeatureWriter",
     "Features",
+    "LinearClassifier",
     "draw_map",
     "draw_montage",
     "evaluate",

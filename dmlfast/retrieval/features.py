@@ -1,9 +1,14 @@
 """Embeddings with what is known about each row."""
 
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dmlfast.errors import UserError
+from dmlfast.models.checkpoint import TENSORS_FILE
 
 DISTANCES = {"euclidean": "euclidean", "angular": "cosine"}  # name in a file: name in a search
 ROLES = {"both": 0, "query": 1, "gallery": 2}
@@ -81,6 +86,23 @@ class Features:
         if self.roles is None:
             return np.arange(len(self))
         return np.flatnonzero(np.isin(self.roles, [ROLES["both"], ROLES[role]]))
+
+    def checkpoint_folder(self) -> Path:
+        """The folder of the checkpoint that made these; a `UserError` where it is another now."""
+        folder = self.attributes.get("checkpoint")
+        if not folder:
+            raise UserError(
+                f"{self.source} does not say which checkpoint made it (no `checkpoint`)"
+            )
+        weights = Path(folder) / TENSORS_FILE
+        try:
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read {weights}: {error.strerror}") from error
+        made_by = self.attributes.get("checkpoint_sha256")
+        if made_by and digest != made_by:
+            raise UserError(f"{weights} has changed since {self.source} was made with it")
+        return Path(folder)
 
     def vectors(self, rows: np.ndarray | slice) -> np.ndarray:
         """Embeddings of some rows as they are averaged, (n, D) float64.

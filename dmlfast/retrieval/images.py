@@ -1,6 +1,5 @@
 """The images behind the rows of an embedding file, and the embedding of an image from outside."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -51,17 +50,8 @@ def embed_picture(
     missing or not the one that made the embeddings.
     """
     image = open_picture(picture)
-    checkpoint = features.attributes.get("checkpoint")
-    if not checkpoint:
-        raise UserError(
-            f"{features.source} does not say which checkpoint made it (no `checkpoint`)"
-        )
+    checkpoint = features.checkpoint_folder()
     model = load_model(checkpoint)
-    weights = Path(checkpoint) / "model.safetensors"
-    made_by = features.attributes.get("checkpoint_sha256")
-    if made_by and hashlib.sha256(weights.read_bytes()).hexdigest() != made_by:
-        raise UserError(f"{weights} has changed since {features.source} was made with it")
-
     if model.spec["transform"]:
         image = image.convert("RGB")
         transform = create_transform(**model.spec["transform"])
@@ -75,7 +65,7 @@ def embed_picture(
         embedding = normalize(embedding)
     if embedding.shape[1] != features.dimension:
         raise UserError(
-            f"{weights} makes {embedding.shape[1]} dimensions, {features.source} has"
+            f"{checkpoint} makes {embedding.shape[1]} dimensions, {features.source} has"
             f" {features.dimension}"
         )
     result: np.ndarray = embedding.float().numpy()

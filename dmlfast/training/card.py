@@ -55,8 +55,10 @@ def training_card(config: TrainConfig, checkpoint: Checkpoint, name: str) -> dic
     state, best = checkpoint.state, checkpoint.state["best"]
     values = {
         "loss": config.loss,
+        **({"ce_weight": config.ce_weight} if config.ce_weight else {}),
         "batch_size": config.batch_size,
-        "images_per_class": config.images_per_class,
+        "sampler": config.sampler,
+        **_settings_of_sampler(config),
         "step": checkpoint.step,
         "selection": "last step",
     }
@@ -67,6 +69,12 @@ def training_card(config: TrainConfig, checkpoint: Checkpoint, name: str) -> dic
         known = state["versions"].items()
         values["trained_with"] = ", ".join(f"{name} {version}" for name, version in known)
     return values
+
+
+def _settings_of_sampler(config: TrainConfig) -> dict[str, Any]:
+    names = {"balanced": "images_per_class", "hard-neighbours": "candidates"}
+    name = names.get(config.sampler)
+    return {name: getattr(config, name)} if name else {}
 
 
 def versions(backbone: str) -> dict[str, str]:

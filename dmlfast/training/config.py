@@ -49,6 +49,7 @@ def setting(
 DATA, MODEL, LOSS = "Data", "Model", "Loss"
 RECIPE = "Recipe"
 OPTIMISATION, PROGRESS, MACHINE = "Optimisation", "Evaluation and checkpoints", "Machine"
+SAMPLERS = ("balanced", "pairs", "hard-neighbours")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,23 @@ class TrainConfig:
     batch_size: int = setting(
         256, DATA, "Images in a step, the global batch: divided over the processes.", minimum=1
     )
-    images_per_class: int = setting(4, DATA, "Images of each class in a batch.", minimum=1)
+    sampler: str = setting(
+        "balanced",
+        DATA,
+        "What a batch is of: classes in turn (class-aware sampling), random positive and negative "
+        "pairs, or positive pairs and their hard neighbours.",
+        choices=SAMPLERS,
+    )
+    images_per_class: int = setting(
+        4, DATA, "Images of each class in a batch of sampler balanced.", minimum=1
+    )
+    candidates: int = setting(
+        4,
+        DATA,
+        "Images that sampler hard-neighbours compares for each one that it takes.",
+        minimum=1,
+        maximum=10**6,
+    )
     augment: bool = setting(True, DATA, "Vary the images: crop at random, mirror, jitter.")
     transform: str = setting(
         "auto",
@@ -124,6 +141,14 @@ class TrainConfig:
 
     loss: str = setting("lifted", LOSS, "Loss to train with.")
     margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
+    ce_weight: float = setting(
+        0.0,
+        LOSS,
+        "Weight of the cross-entropy of a linear classifier of the embeddings, trained along; 0 is "
+        "none.",
+        minimum=0,
+        maximum=10**6,
+    )
     impl: str = setting(
         "auto", LOSS, "Implementation of the loss: auto, reference, cpu, ...", resumable=True
     )
@@ -131,7 +156,8 @@ class TrainConfig:
     epochs: int = setting(
         54,
         OPTIMISATION,
-        "Length of the run in passes over the classes.",
+        "Length of the run in passes over the classes; with samplers of pairs, over as many images "
+        "as there are.",
         minimum=1,
         maximum=10**6,
         resumable=True,
@@ -152,7 +178,7 @@ class TrainConfig:
     loss_lr: float | None = setting(
         None,
         OPTIMISATION,
-        "Peak learning rate of the loss's own weights; --lr by default.",
+        "Peak learning rate of the loss's own weights, and of the classifier's; --lr by default.",
         minimum=0,
         maximum=1000,
     )

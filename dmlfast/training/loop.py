@@ -16,8 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast.data import (
     AnyDataset,
-    ClassBalancedSampler,
+    HardNeighbourSampler,
     ImageDataset,
+    Sampler,
     create_augmentation,
     create_dataset,
     parse_options,
@@ -31,12 +32,14 @@ from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
 from dmlfast.training.card import versions
 from dmlfast.training.checkpoint import save_checkpoint
+from dmlfast.training.classifier import ClassifierLoss
 from dmlfast.training.config import TrainConfig
 from dmlfast.training.curves import draw_curves
 from dmlfast.training.distributed import World, join_world
 from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_signals, stop_on_signals
+from dmlfast.training.neighbours import hard_neighbours
 from dmlfast.training.optimisation import build_optimizer, learning_rate_factor
-from dmlfast.training.preparation import image_transform, model_arguments
+from dmlfast.training.preparation import build_sampler, image_transform, model_arguments
 from dmlfast.training.progress import Progress
 from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
 
@@ -106,14 +109,7 @@ class Trainer:
         self.config, self.world = config, world
         self.dataset = load_split(config, "train")
         self.eval_dataset = load_split(config, config.select_on)
-        sampler = ClassBalancedSampler(
-            self.dataset.labels, config.batch_size, config.images_per_class, config.seed
-        )
-        if not sampler.has_positive_pairs:
-            raise UserError(
-                f"the {config.loss} loss compares images of one class, and no batch would hold "
-                "two: images-per-class must be at least 2"
-            )
+        sampler = build_sampler(config, self.dataset.labels)
         self.sampler = sampler.shard(world.rank, world.size)
         self.total_steps = config.total_steps(sampler.steps_per_epoch)
         transform = image_transform(config, self.dataset)
@@ -121,7 +117,7 @@ class Trainer:
         self.augment = create_augmentation(config.dataset) if augmenting else None
         channels = self.dataset.channels if transform is None else RGB
         self.model = build_model(config, channels, transform).to(world.device)
-        self.loss_fn = build_loss(config, world.device)
+        self.loss_fn = build_loss(config, world.device, self.dataset.labels)
         self.load_images(transform)
         self.optimizer = build_optimizer(config, self.model, self.loss_fn)
         self.network = world.wrap(self.model, compile=config.compile)
@@ -238,6 +234,7 @@ class Trainer:
             "step": self.step,
             "total_steps": self.total_steps,
             "selected_on": self.config.select_on,
+            "closed_set": self.dataset.closed_set,
             "best": self.best,
             "versions": versions(self.config.backbone),
         }
@@ -248,9 +245,8 @@ class Trainer:
 
     def batches(self) -> Loader:
         """This process's share of the batches from the present step to the last."""
-        first = self.world.rank * self.config.batch_size // self.world.size
         return Loader(
-            StepBatches(self.images, self.sampler, self.config.seed, first),
+            StepBatches(self.images, self.sampler, self.config.seed),
             range(self.step, self.total_steps),
             workers=self.config.workers,
             pin_memory=self.world.device.type == "cuda",
@@ -268,7 +264,7 @@ class Trainer:
         """One step on this process's rows of the batch.
 
         Args:
-            images: (B, C, H, W) uint8.
+            images: (B, C, H, W) uint8, as the sampler draws them.
             labels: (B,) int64.
 
         Returns:
@@ -276,14 +272,16 @@ class Trainer:
         """
         device, size = self.world.device, self.world.size
         generator = torch.Generator().manual_seed(self.seed_step())
-        images = images.to(device, non_blocking=True)
+        images, labels = images.to(device, non_blocking=True), labels.to(device)
         if self.augment is not None:
             images = self.augment(images, generator)
+        if isinstance(self.sampler, HardNeighbourSampler):
+            images, labels = self.with_neighbours(images, labels)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             embeddings = self.network(images)
 
         rows = embeddings.detach().float().requires_grad_()
-        all_rows, all_labels = self.world.gather(rows), self.world.gather(labels.to(device))
+        all_rows, all_labels = self.world.gather(rows), self.world.gather(labels)
         started = self.now()
         loss = self.criterion(all_rows, all_labels)
         loss.backward()
@@ -297,6 +295,29 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return value, loss_seconds
+
+    def with_neighbours(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's part of the positive pairs and their hard neighbours.
+
+        The present network compares them, in eval mode, so that a step depends on nothing but
+        weights, settings and its number; which process has the candidates makes no difference.
+
+        Args:
+            images: (B, C, H, W), this process's part of what the sampler drew.
+            labels: (B,) int64.
+        """
+        precision = self.config.precision
+        self.model.eval()
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            embeddings = self.model(images).float()
+        self.model.train()
+        every_label = self.world.gather(labels)
+        rows = hard_neighbours(self.world.gather(embeddings), every_label, self.sampler.group)
+        rows = rows.chunk(self.world.size)[self.world.rank]
+        return self.world.gather(images)[rows], every_label[rows]
 
     def seed_step(self) -> int:
         """Seeds what is drawn in the present step, and returns the seed."""
@@ -332,18 +353,17 @@ class StepBatches(TorchDataset[Batch]):
         images: the training split.
         sampler: of this process's rows of the batches.
         seed: with the step and the place in the batch of all processes it determines an image.
-        first: the place of this process's first row in that batch.
     """
 
-    def __init__(self, images: Images, sampler: ClassBalancedSampler, seed: int, first: int = 0):
-        self.images, self.sampler, self.seed, self.first = images, sampler, seed, first
+    def __init__(self, images: Images, sampler: Sampler, seed: int):
+        self.images, self.sampler, self.seed = images, sampler, seed
 
     def __getitem__(self, step: int) -> Batch:
         """Images (B, C, H, W) uint8 and labels (B,) int64 of a step."""
         rows = self.sampler.batch(step)
         if not isinstance(self.images, TransformedImages):
             return self.images.take(rows)
-        places = range(self.first, self.first + len(rows))
+        places = range(self.sampler.rows)[self.sampler.part]
         generators = [np.random.default_rng((self.seed, 2, step, place)) for place in places]
         return self.images.take(rows, generators)
 
@@ -396,8 +416,11 @@ def build_model(
     return model
 
 
-def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
-    """The loss of the settings, tried once: a `UserError` says why it cannot be had there."""
+def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) -> nn.Module:
+    """The loss of the settings, tried once: a `UserError` says why it cannot be had there.
+
+    The classifier beside it, where they ask for one, is of the classes in `labels`, (N,) integers.
+    """
     margin = {} if config.margin is None else {"margin": config.margin}
     loss_fn = create_loss(config.loss, impl=config.impl, **margin).to(device)
     try:
@@ -406,4 +429,7 @@ def build_loss(config: TrainConfig, device: torch.device) -> nn.Module:
         raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
     if not loss.isfinite():
         raise UserError(f"margin {config.margin}: the {config.loss} loss would be {loss.item()}")
-    return loss_fn
+    if config.ce_weight:
+        classes = torch.from_numpy(np.unique(labels))
+        loss_fn = ClassifierLoss(loss_fn, classes, config.embedding_dim, config.ce_weight)
+    return loss_fn.to(device)

@@ -1,10 +1,19 @@
-"""What the settings of a run say about its images and its network's beginning."""
+"""What the settings of a run say about its images, batches and its network's beginning."""
 
 from typing import Any
 
-from dmlfast.data import Dataset
+import numpy as np
+
+from dmlfast.data import (
+    ClassBalancedSampler,
+    Dataset,
+    HardNeighbourSampler,
+    PairSampler,
+    Sampler,
+)
 from dmlfast.data.loading import Pictures
 from dmlfast.data.transforms import transform_size
+from dmlfast.errors import UserError
 from dmlfast.models import backbone_preprocessing, has_default_weights
 from dmlfast.training.config import TrainConfig
 
@@ -34,6 +43,31 @@ def image_transform(config: TrainConfig, dataset: Pictures) -> dict[str, Any] | 
         "interpolation": preprocessing.interpolation,
         "crop_pct": preprocessing.crop_pct,
     }
+
+
+def build_sampler(config: TrainConfig, labels: np.ndarray) -> Sampler:
+    """What makes a run's batches of images with these labels, (N,) integers.
+
+    Raises:
+        UserError: where they cannot fill a batch, or none would hold two images of one class.
+    """
+    sampler: Sampler
+    if config.sampler == "balanced":
+        sampler = ClassBalancedSampler(
+            labels, config.batch_size, config.images_per_class, config.seed
+        )
+    elif config.sampler == "pairs":
+        sampler = PairSampler(labels, config.batch_size, config.seed)
+    else:
+        sampler = HardNeighbourSampler(labels, config.batch_size, config.candidates, config.seed)
+    if not sampler.has_positive_pairs:
+        balanced = isinstance(sampler, ClassBalancedSampler)
+        reason = "images-per-class must be at least 2" if balanced else "no class has two"
+        raise UserError(
+            f"the {config.loss} loss compares images of one class, and no batch would hold "
+            f"two: {reason}"
+        )
+    return sampler
 
 
 def model_arguments(

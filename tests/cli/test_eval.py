@@ -380,7 +380,7 @@ def test_pictures_without_images(tmp_path, capsys):
         (["--bootstrap", "-1"], "--bootstrap"),
         (["--bootstrap", "9999999999999999"], "not in the range 0<=x<=1000000"),
         (["--protocol", "loo"], "'loo' is not one of 'leave-one-out', "),
-        (["--protocol", "knn"], "protocol knn classifies by the images of --train-feats"),
+        (["--protocol", "knn"], "protocol knn needs the training images: --train-feats"),
         (["--shots", "100,20"], "'100,20' is not two ascending numbers"),
         (["--shots", "20"], "'20' is not two ascending numbers"),
         (["--shots", "0,20"], "'0,20' is not a list of positive numbers"),

@@ -60,7 +60,7 @@ def test_one_recipe(capsys):
     marked = {line.split()[0] for line in lines if line.startswith("  ") and "doubtful" in line}
     assert {name.replace("-", "_") for name in marked} == recipe.doubtful.keys()
     assert "  lr                      1e-06" in lines
-    assert f"  images-per-class: {recipe.doubtful['images_per_class']}" in lines
+    assert f"  sampler: {recipe.doubtful['sampler']}" in lines
     for number, target in enumerate(recipe.targets, start=1):
         assert f"  [{number}] {target}" in lines
     assert any(line.strip().startswith("recall at 1 47.2 %, recall at 2 58.9 %") for line in lines)
@@ -107,6 +107,7 @@ def test_a_run_by_a_recipe(capsys):
         "batch_norm": "trained",
         "loss": "lifted",
         "batch_size": 12,
+        "sampler": "balanced",
         "images_per_class": 4,
         "step": 4,
         "selection": "best MAP at R on val",

@@ -1,7 +1,7 @@
 """Every recipe trains two steps, embeds and is evaluated, on a small tree in the official layout.
 
 Backbone, transform, loss, optimiser and schedule are the recipe's; there are no pretrained weights,
-and the batch holds four classes.
+and the batch holds eight images.
 """
 
 import json
@@ -26,7 +26,7 @@ def test_two_steps_embed_and_eval(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(listing.COUNTS, recipe.config.dataset, {"train": half, "test": half})
     WRITERS[recipe.config.dataset](tmp_path, CLASSES)
     run, feats = str(tmp_path / "run"), str(tmp_path / "feats.h5")
-    batch = 4 * recipe.config.images_per_class
+    batch = 8
     words = [
         *("train", "-c", name, "--data-dir", str(tmp_path), "--out", run, "--device", "cpu"),
         *("--max-steps", "2", "--batch-size", str(batch)),

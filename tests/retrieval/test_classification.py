@@ -8,9 +8,14 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from dmlfast.errors import UserError
-from dmlfast.retrieval import Features, evaluate_classification
+from dmlfast.retrieval import Features, LinearClassifier, evaluate_classification
 from dmlfast.retrieval.evaluation import class_ranks
-from dmlfast.retrieval.evaluation.class_ranks import UNRANKED, rank_by_means, rank_by_votes
+from dmlfast.retrieval.evaluation.class_ranks import (
+    UNRANKED,
+    rank_by_means,
+    rank_by_scores,
+    rank_by_votes,
+)
 from dmlfast.retrieval.evaluation.sides import match_sides
 
 from .helpers import blobs, halves
@@ -306,3 +311,36 @@ def test_very_many_classes_need_no_matrix_of_queries_and_classes():
     classes, mebibytes = done.stdout.split()
     assert int(classes) == 10_000
     assert float(mebibytes) < 350
+
+
+@pytest.mark.parametrize("block_values", [1, 40, 2**21])
+def test_ranks_by_the_scores_of_a_classifier(monkeypatch, block_values):
+    monkeypatch.setattr(class_ranks, "BLOCK_VALUES", block_values)
+    generator = np.random.default_rng(0)
+    train = Features(np.zeros((6, 3), np.float32), np.array([2, 3, 5, 5, 8, 9]))
+    labels = generator.choice([2, 3, 5, 7, 8, 9], 50)
+    queries = Features(generator.normal(size=(50, 3)).astype(np.float32), labels)
+    weight = generator.normal(size=(4, 3)).astype(np.float32)
+    bias = generator.normal(size=4).astype(np.float32)
+    weight[3], bias[3] = weight[1], bias[1]  # equal scores
+    classifier = LinearClassifier(weight, bias, np.array([2, 3, 5, 8]))
+    expected = []
+    for embedding, label in zip(queries.embeddings, labels, strict=True):
+        if label == 7:  # not among the training images
+            continue
+        scores = [float(row.astype(np.float64) @ embedding) + float(b)
+                  for row, b in zip(weight, bias, strict=True)]  # fmt: skip
+        order = sorted(range(4), key=lambda c: (-round(scores[c], 9), c))
+        place = order.index([2, 3, 5, 8].index(label)) if label != 9 else UNRANKED
+        expected.append(place)
+    found = rank_by_scores(queries, match_sides(queries, train), classifier)
+    assert found.tolist() == expected
+    report = evaluate_classification(
+        queries, train, method="classifier", classifier=classifier, shots=(1, 1), bootstrap=0
+    )
+    assert report["top_1"] == np.mean(np.array(expected) < 1)
+    assert report["many_shot_classes"] == 1
+    with pytest.raises(ValueError, match="method classifier takes a classifier"):
+        evaluate_classification(queries, train, method="classifier")
+    with pytest.raises(ValueError, match="method classifier takes a classifier"):
+        evaluate_classification(queries, train, classifier=classifier)

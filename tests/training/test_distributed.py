@@ -2,6 +2,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,14 +77,17 @@ def soften(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def train_perceptron(rank: int, size: int, port: str, out: Path, resume: bool) -> None:
+def train_perceptron(
+    rank: int, size: int, port: str, out: Path, resume: bool, changes: dict[str, Any]
+) -> None:
     join(rank, size, port)
     real, real_optimizer = loop.create_loss, loop.build_optimizer
     loop.create_model = lambda name, **spec: Perceptron(**spec)
     checkpoint.load_model = load_perceptron
     loop.create_loss = lambda name, **kwargs: Scaled(real(name, **kwargs))
     loop.build_optimizer = lambda *args: soften(real_optimizer(*args))
-    config = tiny_config(max_steps=8 if resume else 5, augment=False, warmup_steps=0, lr=0.1)
+    steps = 8 if resume else 5
+    config = tiny_config(max_steps=steps, augment=False, warmup_steps=0, lr=0.1, **changes)
     loop.learning_rate_factor = lambda config, step, total_steps: 1.0
     train(config, out, resume=resume)
 
@@ -108,11 +112,19 @@ def test_rows_of_all_processes_and_the_gradient_of_ones_own():
     run_processes(check_gather, 2)
 
 
-def test_two_processes_train_the_weights_that_one_does(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sampler": "pairs", "ce_weight": 0.5},
+        {"sampler": "hard-neighbours", "batch_size": 16},
+    ],
+)
+def test_two_processes_train_the_weights_that_one_does(tmp_path, changes):
     """Also through a resumption: the loss is that of the whole batch, its gradient exact."""
     for size in (1, 2):
         for resume in (False, True):
-            run_processes(train_perceptron, size, tmp_path / f"run-{size}", resume)
+            run_processes(train_perceptron, size, tmp_path / f"run-{size}", resume, changes)
     one, two = (RunFolder(tmp_path / f"run-{size}") for size in (1, 2))
     for name in ("model.safetensors", "loss.safetensors"):
         ours, theirs = (load_file(run.checkpoint("last").folder / name) for run in (two, one))

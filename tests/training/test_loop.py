@@ -213,8 +213,9 @@ def test_images_are_augmented_unless_it_is_switched_off(augment):
 
 def test_the_loss_has_the_margin_and_the_implementation_of_the_settings():
     device = torch.device("cpu")
-    assert loop.build_loss(tiny_config(), device).margin == LiftedStructuredLoss().margin
-    loss_fn = loop.build_loss(tiny_config(margin=0.25, impl="reference"), device)
+    labels = np.arange(3)
+    assert loop.build_loss(tiny_config(), device, labels).margin == LiftedStructuredLoss().margin
+    loss_fn = loop.build_loss(tiny_config(margin=0.25, impl="reference"), device, labels)
     assert (loss_fn.margin, loss_fn.impl) == (0.25, "reference")
 
 
@@ -295,6 +296,11 @@ def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkey
         ({"batch_size": 13}, "13 is no multiple of images per class, 4"),
         ({"images_per_class": 1, "batch_size": 3}, "images-per-class must be at least 2"),
         ({"val_fraction": 0.99}, "leaves no class to train on"),
+        ({"sampler": "pair"}, "sampler must be balanced or pairs or hard-neighbours, not 'pair'"),
+        ({"sampler": "pairs", "batch_size": 7}, "a multiple of 2, which 7 is not"),
+        ({"sampler": "hard-neighbours", "batch_size": 10}, "a multiple of 4, which 10 is not"),
+        ({"sampler": "hard-neighbours", "candidates": 99}, "needs 594 images, and there are"),
+        ({"ce_weight": -1.0}, "ce-weight must be at least 0, not -1.0"),
     ],
 )
 def test_settings_that_cannot_be_are_found_before_anything_is_written(tmp_path, changes, message):

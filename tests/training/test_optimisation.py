@@ -53,6 +53,45 @@ def test_learning_rates_of_each_group():
     assert groups(backbone_lr_multiplier=0.0) == [(0.01, 0.1, {2}, HEAD), (0.01, 0.0, {1}, 8)]
 
 
+@pytest.mark.parametrize("width", [64, 128, 256, 512, 1024])
+def test_the_head_of_the_lifted_paper(width):
+    """Dropout, one linear layer as Caffe starts it, ten times the rate, its bias twenty times."""
+    config = tiny_config(
+        embedding_dim=width, head_dropout=0.4, head_init="caffe", head_lr_multiplier=10.0,
+        bias_lr_multiplier=2.0, optimizer="sgd", lr=1e-4, warmup_steps=0, schedule="step",
+        sampler="pairs",
+    )  # fmt: skip
+    trainer = Trainer(config, ALONE)
+    model, head = trainer.model, trainer.model.head
+    assert (model.dropout.p, head.out_features, trainer.model.spec["normalize"]) == (
+        0.4,
+        width,
+        False,
+    )
+    bound = (3 / head.in_features) ** 0.5
+    assert 0.99 * bound < head.weight.abs().max() <= bound
+    assert not head.bias.any()
+    rates = {
+        id(weight): group["peak_lr"]
+        for group in trainer.optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert (rates[id(head.weight)], rates[id(head.bias)]) == pytest.approx((1e-3, 2e-3))
+    assert {round(rates[id(weight)] / 1e-4, 6) for weight in model.backbone.parameters()} == {1, 2}
+
+    shares, before = [], head.weight.detach().clone()
+    head.register_forward_pre_hook(lambda head, args: shares.append((args[0] == 0).float().mean()))
+    images, labels = next(iter(trainer.batches()))
+    with torch.no_grad():
+        model.eval()(images)
+    trainer.model.train()
+    trainer.set_learning_rate()
+    trainer.train_step(images, labels)
+    kept = (1 - shares[1]) / (1 - shares[0])
+    assert kept == pytest.approx(0.6, abs=0.05)
+    assert (head.weight - before).abs().max() > 0
+
+
 def test_learning_rates_in_a_step():
     trainer = Trainer(tiny_config(lr=0.01, head_lr_multiplier=10.0, warmup_steps=2), ALONE)
     assert trainer.set_learning_rate() == pytest.approx(0.005)
@@ -147,6 +186,8 @@ def test_a_step_of_sgd():
         {"optimizer": "sgd", "schedule": "step", "milestones": (3, 6), "bias_lr_multiplier": 2.0},
         {"optimizer": "sgd", "momentum": 0.0, "head_dropout": 0.4, "head_init": "caffe"},
         {"schedule": "step", "milestones": (2, 5), "gamma": 0.5},
+        {"sampler": "pairs", "ce_weight": 0.5, "loss_lr": 0.01},
+        {"sampler": "hard-neighbours", "head_dropout": 0.4},
     ],
 )
 def test_stopping_and_going_on_gives_the_same_bits(tmp_path, monkeypatch, changes):

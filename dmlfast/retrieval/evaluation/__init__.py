@@ -1,5 +1,6 @@
 """How well embeddings retrieve and classify, by the protocols of the field."""
 
+from dmlfast.retrieval.evaluation.class_ranks import LinearClassifier
 from dmlfast.retrieval.evaluation.classification import evaluate_classification
 from dmlfast.retrieval.evaluation.identity_draws import evaluate_identity_draws
 from dmlfast.retrieval.evaluation.ranking import Scores, evaluate, score_queries
@@ -7,6 +8,7 @@ from dmlfast.retrieval.evaluation.sides import Sides, match_sides
 from dmlfast.retrieval.evaluation.zero_shot import evaluate_zero_shot
 
 __all__ = [
+    "LinearClassifier",
     "Scores",
     "Sides",
     "evaluate",

@@ -1,6 +1,7 @@
 """At which place the class of a query stands among all classes."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,35 @@ from dmlfast.retrieval.neighbours import nearest_neighbours, paired_distances
 
 BLOCK_VALUES = 2**21  # of embeddings or neighbours held at a time
 UNRANKED = np.iinfo(np.int64).max  # the place of a class that is not among the candidates
+
+
+class LinearClassifier(NamedTuple):
+    """Scores classes by weight @ embedding + bias: (C, D) and (C,); their labels (C,) ascend."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    classes: np.ndarray
+
+
+def rank_by_scores(features: Features, sides: Sides, classifier: LinearClassifier) -> np.ndarray:
+    """The place of each query's class by the scores of a classifier, in float64, highest first.
+
+    Equal scores are ordered by label. Only queries that have something to find: returns (Q,) int64,
+    0 the highest, UNRANKED for a class that the classifier does not have.
+    """
+    rows = np.flatnonzero(sides.relevant > 0)
+    weight, bias = (part.astype(np.float64) for part in classifier[:2])
+    labels = features.labels[sides.queries[rows]]
+    own = np.searchsorted(classifier.classes, labels).clip(max=len(bias) - 1)
+    ranks = np.empty(len(rows), dtype=np.int64)
+    for block in _blocks(len(rows), len(bias) + features.dimension):
+        embeddings = features.embeddings[sides.queries[rows[block]]].astype(np.float64)
+        scores = embeddings @ weight.T + bias
+        of_own = np.take_along_axis(scores, own[block, None], axis=1)
+        before = np.arange(len(bias)) < own[block, None]
+        ranks[block] = ((scores > of_own) | ((scores == of_own) & before)).sum(axis=1)
+    ranks[classifier.classes[own] != labels] = UNRANKED
+    return ranks
 
 
 def rank_by_means(features: Features, sides: Sides, depth: int) -> np.ndarray:

@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from dmlfast.retrieval.evaluation.class_ranks import rank_by_means, rank_by_votes
+from dmlfast.retrieval.evaluation.class_ranks import (
+    LinearClassifier,
+    rank_by_means,
+    rank_by_scores,
+    rank_by_votes,
+)
 from dmlfast.retrieval.evaluation.sides import Sides, match_sides
 from dmlfast.retrieval.evaluation.summary import summarize, summarize_classes
 from dmlfast.retrieval.features import Features
 
-METHODS = ("nearest-centroid", "knn")
+METHODS = ("nearest-centroid", "knn", "classifier")
 VOTES = ("majority", "distance")
 
 
@@ -19,6 +24,7 @@ def evaluate_classification(
     train: Features,
     *,
     method: str = "nearest-centroid",
+    classifier: LinearClassifier | None = None,
     neighbours: int = 20,
     vote: str = "majority",
     shots: Sequence[int] = (20, 100),
@@ -28,8 +34,9 @@ def evaluate_classification(
     """Classifies the queries of `features` by the gallery rows of `train`.
 
     method: "nearest-centroid", which ranks the classes by the distance of their means, or "knn",
-    by the votes of the `neighbours` nearest rows, vote "majority" or "distance" (1 / distance); the
-    ranking functions in `class_ranks` say how ties are broken. An image that both hold (same data
+    by the votes of the `neighbours` nearest rows, vote "majority" or "distance" (1 / distance), or
+    "classifier", by the scores of `classifier`, where `train` only counts the images; the ranking
+    functions in `class_ranks` say how ties are broken. An image that both hold (same data
     set, same path) takes no part in its own classification.
 
     Returns plain values:
@@ -57,11 +64,15 @@ def evaluate_classification(
     few, many = shots
     if not 1 <= few <= many:
         raise ValueError(f"shots must be two ascending numbers of images, not {list(shots)}")
+    if (method == "classifier") != (classifier is not None):
+        raise ValueError("method classifier takes a classifier, and no other does")
     sides = match_sides(features, train)
     settings: dict[str, Any] = {}
     if method == "knn":
         ranks = rank_by_votes(features, sides, neighbours, weighted=vote == "distance")
         settings = {"neighbours": neighbours, "vote": vote}
+    elif classifier is not None:
+        ranks = rank_by_scores(features, sides, classifier)
     else:
         ranks = rank_by_means(features, sides, 5)
     shares = summarize({"top_1": ranks < 1, "top_5": ranks < 5}, bootstrap, seed)
