@@ -30,7 +30,7 @@ format: setup
 	$(BIN)/clang-format -i $(KERNELS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long and not gpu" -n 2 --dist worksteal
 
 test-all: lint
 	$(BIN)/pytest -m "not gpu"

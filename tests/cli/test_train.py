@@ -46,7 +46,7 @@ def test_a_run_says_where_it_is_and_what_comes_next(capsys):
     assert card[:-1] == [
         "convnet, 8 dimensions",
         "weights none; pooling average of each of 4 x 4 cells; batch norm trained",
-        f"loss lifted; batch size 12; images per class 4; step {state['step']}",
+        f"loss lifted; batch size 12; sampler balanced; images per class 4; step {state['step']}",
     ]
     assert card[-1].startswith("trained with dmlfast ")
     assert f"recall@1 {state['recall_at_1']:.4f}" in best
