@@ -67,7 +67,7 @@ def shortly(*quick):
     return pytest.mark.parametrize(("capability", "dtype"), marked)
 
 
-@shortly((80, "bfloat16"), (90, FLOAT32))
+@shortly((90, FLOAT32))
 def test_the_triplet_loss(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "triplets", record_property, expected=TRIPLETS)
