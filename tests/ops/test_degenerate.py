@@ -238,7 +238,8 @@ def test_one_class_and_classes_of_one_agree_on_who_is_negative(impl, n):
     alone = replace(p, labels=torch.arange(n))
     positive = pair_reduce(p, select="positive", impl=impl)
     negative = pair_reduce(alone, select="negative", impl=impl)
-    torch.testing.assert_close(positive, negative, rtol=1e-6, atol=0.0)
+    # two CUDA kernels serve, which add up in orders of their own
+    torch.testing.assert_close(positive, negative, rtol=1e-6 if impl == "cuda" else 0.0, atol=0.0)
     assert pair_reduce(p, select="negative", impl=impl).isneginf().all()
     assert pair_reduce(alone, select="positive", impl=impl).isneginf().all()
 

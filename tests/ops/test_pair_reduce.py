@@ -50,14 +50,7 @@ CASES = list(
 )
 
 
-def gathered_sums_later(case):
-    """Sums of gathered rows take the paths of sums and those of gathered rows."""
-    return pytest.param(*case, marks=pytest.mark.long if case[2:] == ("sum", "gathered") else ())
-
-
-@pytest.mark.parametrize(
-    ("score", "select", "reduce", "columns"), list(map(gathered_sums_later, CASES))
-)
+@pytest.mark.parametrize(("score", "select", "reduce", "columns"), CASES)
 def test_values_and_gradients(score, select, reduce, columns):
     first = CASES.index((score, select, reduce, columns)) % 3
     for k in range(first, len(SHAPES), 3):
