@@ -10,8 +10,8 @@ CARD = (  # a line each, of what is known
     ("weights", "pooling", "batch_norm"),
     ("image_size", "crop", "crop_pct", "pictures", "train_crop", "test_crop", "bounding_boxes"),
     (
-        *("loss", "ce_weight", "batch_size", "sampler", "images_per_class", "candidates"),
-        *("epochs", "step"),
+        *("loss", "margin", "loss_options", "ce_weight"),
+        *("batch_size", "sampler", "images_per_class", "candidates", "epochs", "step"),
     ),
     ("trained_with",),
 )

@@ -24,6 +24,7 @@ from dmlfast.data.readers.sop import load_sop
 from dmlfast.data.readers.table import load_csv
 from dmlfast.data.readers.vehicleid import load_vehicleid
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.options import parse_name_values
 
 AnyDataset = Dataset | ImageDataset
 
@@ -144,13 +145,10 @@ def parse_options(text: str | None) -> dict[str, Any]:
         UserError: for a part that is not NAME=VALUE, or names another argument.
     """
     options: dict[str, Any] = {}
-    for part in text.split(",") if text else []:
-        name, equals, value = part.strip().partition("=")
-        if not (name and equals and value):
-            raise UserError(f"data set options are NAME=VALUE,NAME=VALUE, which '{part}' is not")
+    for name, value in parse_name_values(text, "data set options").items():
         if name in inspect.signature(create_dataset).parameters:
             raise UserError(f"'{name}' is not among the data set options, but a setting of its own")
-        options[name.replace("-", "_")] = {"true": True, "false": False}.get(value.lower(), value)
+        options[name] = {"true": True, "false": False}.get(value.lower(), value)
     return options
 
 

@@ -1,15 +1,17 @@
 """Loss modules on top of :mod:`dmlfast.ops`, called the way the field calls them."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from dmlfast.errors import unknown_name
+from dmlfast.errors import UserError, unknown_name
 from dmlfast.losses.base import PairLoss
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
 from dmlfast.losses.triplet import TripletLoss
+from dmlfast.options import parse_name_values, plain_value
 
 __all__ = [
     "ContrastiveLoss",
@@ -19,18 +21,12 @@ __all__ = [
     "TripletLoss",
     "create_loss",
     "loss_names",
+    "parse_loss_options",
+    "register_loss",
 ]
 
-
-def _contrastive(margin: float | None = None, **kwargs: Any) -> ContrastiveLoss:
-    """``margin``: that of negative pairs, which no contrastive loss can do without."""
-    if margin is not None:
-        kwargs["neg_margin"] = margin
-    return ContrastiveLoss(**kwargs)
-
-
 _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
-    "contrastive": _contrastive,
+    "contrastive": ContrastiveLoss,
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,
     "triplet": TripletLoss,
@@ -42,13 +38,68 @@ def loss_names() -> list[str]:
     return sorted(_LOSSES)
 
 
-def create_loss(name: str, **kwargs: Any) -> torch.nn.Module:
-    """The loss module called ``name``; keyword arguments go to its constructor, of which every one
-    takes ``margin``.
+def register_loss(name: str, loss: Callable[..., torch.nn.Module]) -> None:
+    """Makes a loss known to :func:`create_loss`, and so to training, in this process.
+
+    Args:
+        name: one that is not taken.
+        loss: a class, or what else makes a module of the arguments ``impl``, ``margin`` (or what
+            its attribute ``margin_argument`` says) and options of its own.
 
     Raises:
-        UserError: no loss has this name.
+        ValueError: another loss has this name.
+    """
+    if _LOSSES.setdefault(name, loss) is not loss:
+        raise ValueError(f"there is a loss '{name}' already")
+
+
+def create_loss(name: str, **options: Any) -> torch.nn.Module:
+    """The loss module called ``name``; the options go to its constructor.
+
+    ``margin`` is an option of every loss: of the contrastive one it is that of negative pairs.
+
+    Raises:
+        UserError: no loss has this name, or the loss takes no such option or value.
     """
     if name not in _LOSSES:
         raise unknown_name("loss", name, _LOSSES)
-    return _LOSSES[name](**kwargs)
+    loss = _LOSSES[name]
+    margin = getattr(loss, "margin_argument", "margin")
+    if "margin" in options and margin != "margin":
+        if margin in options:
+            raise UserError(f"the margin of the {name} loss is given twice, also as {margin}")
+        options[margin] = options.pop("margin")
+    known = inspect.signature(loss).parameters
+    for option, value in options.items():
+        if option not in known:
+            raise unknown_name(f"option of the {name} loss", option, known)
+        _check_option(name, option, value, known[option].annotation)
+    return loss(**options)
+
+
+_SETTINGS = {"margin": "margin", "impl": "impl", "normalize_embeddings": "normalize"}
+_KINDS = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+}
+
+
+def _check_option(name: str, option: str, value: Any, kind: Any) -> None:
+    words, types = _KINDS.get(kind, ("", (object,)))
+    if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
+        raise UserError(f"{option} of the {name} loss must be {words}, not {value!r}")
+
+
+def parse_loss_options(text: str | None) -> dict[str, Any]:
+    """The options in "mining=semihard,reduction=mean", as `create_loss` takes them.
+
+    Raises:
+        UserError: for a part that is not NAME=VALUE, or is a setting of its own.
+    """
+    options = parse_name_values(text, "loss options")
+    for name, own in _SETTINGS.items():
+        if name in options:
+            raise UserError(f"'{name}' is not among the loss options, but a setting: --{own}")
+    return {name: plain_value(value) for name, value in options.items()}

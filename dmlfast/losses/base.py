@@ -16,6 +16,7 @@ class PairLoss(torch.nn.Module):
     """
 
     settings: tuple[str, ...] = ()  # the attributes of a subclass that are printed
+    margin_argument = "margin"  # what the constructor calls the margin that no such loss is without
 
     def __init__(self, *, normalize_embeddings: bool = False, impl: str = "auto") -> None:
         super().__init__()

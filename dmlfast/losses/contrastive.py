@@ -20,6 +20,7 @@ class ContrastiveLoss(PairLoss):
     """
 
     settings = ("pos_margin", "neg_margin", "squared", "reduction")
+    margin_argument = "neg_margin"
 
     def __init__(
         self,

@@ -55,6 +55,8 @@ def training_card(config: TrainConfig, checkpoint: Checkpoint, name: str) -> dic
     state, best = checkpoint.state, checkpoint.state["best"]
     values = {
         "loss": config.loss,
+        **({"margin": config.margin} if config.margin is not None else {}),
+        **({"loss_options": config.loss_options} if config.loss_options else {}),
         **({"ce_weight": config.ce_weight} if config.ce_weight else {}),
         "batch_size": config.batch_size,
         "sampler": config.sampler,

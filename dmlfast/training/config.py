@@ -122,6 +122,9 @@ class TrainConfig:
         "where it has any, by default.",
     )
     embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1, maximum=65536)
+    normalize: bool = setting(
+        False, MODEL, "Scale every embedding to length 1, in training and ever after."
+    )
     head_dropout: float = setting(
         0.0,
         MODEL,
@@ -141,6 +144,11 @@ class TrainConfig:
 
     loss: str = setting("lifted", LOSS, "Loss to train with.")
     margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
+    loss_options: str | None = setting(
+        None,
+        LOSS,
+        "What the loss takes besides, such as mining=semihard,reduction=mean.",
+    )
     ce_weight: float = setting(
         0.0,
         LOSS,

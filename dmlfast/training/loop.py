@@ -26,7 +26,7 @@ from dmlfast.data import (
 from dmlfast.data.loading import Batch, Images, Loader, TransformedImages, load_rows
 from dmlfast.data.prepare import prepare_images
 from dmlfast.errors import UserError
-from dmlfast.losses import create_loss
+from dmlfast.losses import create_loss, parse_loss_options
 from dmlfast.models import EmbeddingModel, create_model
 from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
@@ -421,8 +421,10 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
 
     The classifier beside it, where they ask for one, is of the classes in `labels`, (N,) integers.
     """
-    margin = {} if config.margin is None else {"margin": config.margin}
-    loss_fn = create_loss(config.loss, impl=config.impl, **margin).to(device)
+    options = parse_loss_options(config.loss_options)
+    if config.margin is not None:
+        options["margin"] = config.margin
+    loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)
     try:
         loss = loss_fn(torch.zeros(3, config.embedding_dim, device=device), torch.tensor([0, 0, 1]))
     except (RuntimeError, ValueError) as error:

@@ -79,6 +79,7 @@ def model_arguments(
         "name": config.backbone,
         "channels": channels,
         "embedding_dim": config.embedding_dim,
+        "normalize": config.normalize,
         "dropout": config.head_dropout,
         "transform": transform,
         "weights": starting_weights(config),

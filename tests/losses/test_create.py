@@ -1,7 +1,9 @@
 """Losses by name."""
 
 import pytest
+import torch
 
+import dmlfast.losses
 from dmlfast.errors import UserError
 from dmlfast.losses import (
     ContrastiveLoss,
@@ -10,6 +12,8 @@ from dmlfast.losses import (
     TripletLoss,
     create_loss,
     loss_names,
+    parse_loss_options,
+    register_loss,
 )
 
 CLASSES = {
@@ -21,7 +25,7 @@ CLASSES = {
 
 
 def test_every_name_makes_a_loss():
-    assert loss_names() == sorted(CLASSES)
+    assert set(CLASSES) <= set(loss_names())  # others may have been registered
     for name, kind in CLASSES.items():
         assert type(create_loss(name)) is kind
 
@@ -42,3 +46,49 @@ def test_the_contrastive_loss_takes_its_own_names_too():
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match=r"unknown loss 'lited': did you mean 'lifted'\?"):
         create_loss("lited")
+
+
+def test_options_are_read_from_a_text():
+    options = parse_loss_options("mining=semihard,is-so=True, margin_of=2,x=1e-3,k=3")
+    assert options == {"mining": "semihard", "is_so": True, "margin_of": 2, "x": 1e-3, "k": 3}
+    assert type(options["k"]) is int
+    assert parse_loss_options(None) == parse_loss_options("") == {}
+    loss = create_loss("triplet", **parse_loss_options("mining=semihard,reduction=sum"))
+    assert (loss.mining, loss.reduction) == ("semihard", "sum")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("triplet", "mining", "loss options are NAME=VALUE,NAME=VALUE, which 'mining' is not"),
+        ("triplet", "margin=2", "'margin' is not among the loss options, but a setting: --margin"),
+        ("lifted", "normalize-embeddings=true", "but a setting: --normalize"),
+        ("triplet", "minig=all", r"unknown option of the triplet loss 'minig': did you mean 'min"),
+        ("contrastive", "squared=no", "squared of the contrastive loss must be true or false, not"),
+        ("contrastive", "pos-margin=true", "pos_margin of the contrastive loss must be a number"),
+        ("triplet", "mining=3", "mining of the triplet loss must be a text, not 3"),
+    ],
+)
+def test_options_that_a_loss_does_not_take_are_refused(name, text, message):
+    with pytest.raises(UserError, match=message):
+        create_loss(name, **parse_loss_options(text))
+
+
+def test_a_margin_is_given_once():
+    with pytest.raises(UserError, match="given twice, also as neg_margin"):
+        create_loss("contrastive", margin=1.0, neg_margin=2.0)
+
+
+def test_a_loss_of_ones_own_can_be_registered(monkeypatch):
+    monkeypatch.setattr("dmlfast.losses._LOSSES", dict(dmlfast.losses._LOSSES))
+
+    class Own(torch.nn.Module):
+        def __init__(self, margin: float = 2.0, impl: str = "auto") -> None:
+            super().__init__()
+            self.margin = margin
+
+    register_loss("own", Own)
+    register_loss("own", Own)
+    assert create_loss("own", margin=3.0).margin == 3.0
+    with pytest.raises(ValueError, match="there is a loss 'lifted' already"):
+        register_loss("lifted", Own)

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from dmlfast.data import create_augmentation
 from dmlfast.errors import UserError
 from dmlfast.losses import LiftedStructuredLoss
+from dmlfast.models import load_model
 from dmlfast.training import loop, train
 from dmlfast.training.distributed import World
 
@@ -219,6 +220,19 @@ def test_the_loss_has_the_margin_and_the_implementation_of_the_settings():
     assert (loss_fn.margin, loss_fn.impl) == (0.25, "reference")
 
 
+def test_the_loss_has_the_options_of_the_settings():
+    config = tiny_config(loss="triplet", loss_options="mining=semihard,reduction=mean")
+    loss_fn = loop.build_loss(config, torch.device("cpu"), np.arange(4))
+    assert (loss_fn.mining, loss_fn.reduction) == ("semihard", "mean")
+
+
+def test_embeddings_have_length_1_where_that_is_asked_for(tmp_path):
+    run = train(tiny_config(normalize=True, max_steps=1), tmp_path / "run")
+    images, _ = loop.load_split(run.config, "test").take(range(9))
+    model = load_model(run.checkpoint("last").folder)
+    torch.testing.assert_close(model(images).norm(dim=1), torch.ones(9))
+
+
 @pytest.mark.parametrize("compile", [True, False])
 def test_the_network_that_trains_is_compiled_where_it_is_asked_for(monkeypatch, compile):
     calls = []
@@ -301,6 +315,8 @@ def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkey
         ({"sampler": "hard-neighbours", "batch_size": 10}, "a multiple of 4, which 10 is not"),
         ({"sampler": "hard-neighbours", "candidates": 99}, "needs 594 images, and there are"),
         ({"ce_weight": -1.0}, "ce-weight must be at least 0, not -1.0"),
+        ({"loss_options": "mining=all"}, "unknown option of the lifted loss 'mining'"),
+        ({"loss": "triplet", "loss_options": "mining=some"}, "the triplet loss cannot be computed"),
     ],
 )
 def test_settings_that_cannot_be_are_found_before_anything_is_written(tmp_path, changes, message):

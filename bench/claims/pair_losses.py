@@ -1,0 +1,28 @@
+"""The lifted loss against contrastive and triplet losses, each with the same effort."""
+
+from dmlfast.bench.claims.claim import Arm, Claim
+from dmlfast.bench.claims.retrieval import MEASURES, recall, small_run
+
+CLAIM = Claim(
+    name="pair_losses",
+    title="Losses at an equal budget",
+    hypothesis="The lifted loss retrieves better than contrastive and triplet losses (Oh Song et "
+    "al., CVPR 2016, say so of CUB, Cars and SOP).",
+    settings=small_run(),
+    arms=[
+        Arm("lifted", {"loss": "lifted"}),
+        Arm("contrastive", {"loss": "contrastive"}),
+        Arm("triplet, all", {"loss": "triplet"}),
+        Arm("triplet, semi-hard", {"loss": "triplet", "loss_options": "mining=semihard"}),
+        Arm("triplet, hardest", {"loss": "triplet", "loss_options": "mining=hardest"}),
+    ],
+    grid={
+        "margin": (0.1, 0.3, 1.0, 3.0),
+        "lr": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
+        "normalize": (False, True),
+    },
+    trials=12,
+    baseline="lifted",
+    measure=recall,
+    measures=MEASURES,
+)
