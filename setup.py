@@ -172,6 +172,7 @@ setup(
         *find_packages(include=["dmlfast", "dmlfast.*"]),
         "dmlfast.cli",
         "dmlfast.bench",
+        "dmlfast.bench.claims",
     ],
     package_data={"dmlfast": ["py.typed", "ops/fastest.csv", "recipes/*.yaml"]},
     ext_modules=[

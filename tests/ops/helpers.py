@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from dmlfast import ops
@@ -22,6 +23,7 @@ ULPS = 4
 ISAS = ("avx512", "avx2", "generic")
 IMPLS = ("reference", "cpu", "triton", "cuda")
 KERNELS = ("cpu", "triton", "cuda")
+LONG_4096 = pytest.param(4096, marks=pytest.mark.long)  # emulated, 4,096 components take minutes
 NOT_CUDA = ("cpu", "triton")  # the kernels of ops that CUDA has none for
 ON_GPU = ("triton", "cuda")  # those that run on a GPU, or where there is none in the CPU's stead
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter

@@ -54,8 +54,13 @@ class TestATenthOfTheRowsDuplicatedAcrossClasses:
         )
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-4, 0.01])
-@pytest.mark.parametrize("d", [20, 140])
+@pytest.mark.parametrize(
+    ("d", "noise"),
+    [
+        *[(20, 0.0), (20, 1e-5), (20, 1e-4), (20, 0.01), (140, 1e-4)],
+        *[pytest.param(140, noise, marks=pytest.mark.long) for noise in (0.0, 1e-5, 0.01)],
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 class TestCloseNegativesOfEveryDtype:
     """Enough rows for whole tiles, few enough for an interpreter."""

@@ -13,6 +13,8 @@ from dmlfast.ops import lifted_structured_loss
 from .helpers import (
     IMPLS,
     KERNELS,
+    LONG_4096,
+    NOT_CUDA,
     Problem,
     assert_accurate,
     assert_kernels_accurate,
@@ -176,9 +178,14 @@ def test_accuracy_over_columns_of_their_own(n, m, selves):
     assert_kernels_accurate(lifted, plain_lifted, p)
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17, 64, 100, 257, 1024, 4096])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17, 64, 100, 257, 1024, LONG_4096])
 def test_accuracy_over_dimensions(d):
     assert_kernels_accurate(lifted, plain_lifted, problem(70, d=d, seed=d))
+
+
+def test_the_widest_rows_without_emulation():
+    p = problem(70, d=4096, seed=4096)
+    assert_kernels_accurate(lifted, plain_lifted, p, kernels=NOT_CUDA)
 
 
 @pytest.mark.parametrize("margin", [-40.0, -3.0, 100.0])

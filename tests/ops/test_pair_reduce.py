@@ -10,6 +10,8 @@ from dmlfast import ops
 
 from .helpers import (
     IMPLS,
+    LONG_4096,
+    NOT_CUDA,
     assert_kernels_accurate,
     careful_distances,
     generator,
@@ -72,11 +74,17 @@ def test_values_and_gradients(score, select, reduce, columns):
 
 
 @pytest.mark.parametrize("score", ["dot", "distance"])
-@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17, 64, 100, 257, 1024, 4096])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17, 64, 100, 257, 1024, LONG_4096])
 def test_dimensions(score, d):
     for p in (problem(70, d=d, seed=d), problem(33, 50, d, bias=True, seed=d)):
         scale = -1 / d**0.5
         assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, score=score, scale=scale)
+
+
+def test_the_widest_rows_without_emulation():
+    p = problem(33, 50, 4096, bias=True, seed=4096)
+    options = {"score": "distance", "scale": -1 / 64}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, kernels=NOT_CUDA, **options)
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 17000), (17000, 40)])
