@@ -101,11 +101,6 @@ def _able(device: str, dtype: torch.dtype, interpreted: bool, emulated: bool) ->
     )
 
 
-def forget() -> None:
-    """Lets the next call ask again which backends there are."""
-    _able.cache_clear()
-
-
 def call(
     op: str,
     impl: str,

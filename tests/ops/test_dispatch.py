@@ -23,9 +23,9 @@ EVERY_OP = pytest.mark.parametrize("op", CALLS)
 
 @pytest.fixture(autouse=True)
 def forget():
-    dispatch.forget()
+    dispatch._able.cache_clear()
     yield
-    dispatch.forget()
+    dispatch._able.cache_clear()
 
 
 @pytest.fixture
