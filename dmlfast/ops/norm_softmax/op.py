@@ -1,0 +1,227 @@
+"""The normalised softmax loss: signature, registration, gradient. README.md has the maths."""
+
+from typing import Any, NoReturn
+
+import torch
+
+from dmlfast.ops import checks, dispatch
+from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.norm_softmax import reference
+from dmlfast.ops.norm_softmax.assembly import counting, losses_and_gradients
+from dmlfast.ops.norm_softmax.settings import REDUCTIONS, Settings
+
+_INPUTS = "Tensor rows, Tensor weight, Tensor labels"
+_SETTINGS = (
+    "float temperature, float cosine_margin, float angular_margin, float label_smoothing, "
+    "int ignore_index, bool low_memory"
+)
+_WANTS = "bool want_rows, bool want_weight, str impl"
+
+
+def norm_softmax_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    temperature: float = 0.05,
+    cosine_margin: float = 0.0,
+    angular_margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    low_memory: bool = False,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Cross-entropy over the cosines of embeddings with the weights of classes (Zhai and Wu, BMVC
+    2019), with the margins of CosFace (Wang et al., CVPR 2018) and ArcFace (Deng et al., CVPR 2019).
+
+    Both sides are normalised inside. The N x C logits never exist, nor does a normalised copy of
+    the weights: memory beyond inputs and gradients is O(N D + D) and a scratch of bounded size.
+    Differentiable once in ``embeddings`` and ``weight``; gradients of a "mean" or a "sum" are
+    computed with the loss, and those of the weights are scaled where they are.
+
+    Args:
+        embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
+            only). A row of zeros has a cosine of 0 with all classes, and no gradient.
+        labels: (N,) integers, each from 0 to C - 1, or ``ignore_index``. On a GPU, where looking
+            would make the host wait, another label gives a loss of NaN.
+        weight: (C, D), one row a class, C >= 1.
+        temperature: what cosines are divided by, above 0.
+        cosine_margin: taken from the cosine of a row with its own class.
+        angular_margin: added to the angle of a row with its own class, in radians. Angles beyond pi
+            are not treated apart: the cosine rises again.
+        label_smoothing: share of the target that is spread over all classes, 0 to 1.
+        ignore_index: the label of rows that do not count.
+        reduction: "mean" over the rows that count, "sum", or "none".
+        low_memory: compute cosines again for the gradient rather than keep some of them: a third
+            more work, and less scratch.
+        impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
+
+    Returns:
+        () or, with "none", (N,); float32, float64 for float64. 0 without rows that count. NaN where
+        any embedding that counts, or any weight, is NaN or infinite.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, device or value.
+        RuntimeError: the backend asked for by name cannot serve the call.
+    """
+    checks.embeddings("embeddings", embeddings)
+    checks.embeddings("weight", weight, like=embeddings)
+    checks.labels("labels", labels, embeddings)
+    if not len(weight):
+        raise ValueError("weight must have a row for each class, and has none")
+    checks.choice("reduction", reduction, REDUCTIONS)
+    settings = Settings(
+        checks.finite("temperature", temperature),
+        checks.finite("cosine_margin", cosine_margin),
+        checks.finite("angular_margin", angular_margin),
+        checks.finite("label_smoothing", label_smoothing),
+        int(ignore_index),
+        bool(low_memory),
+    )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be from 0 to 1, not {label_smoothing}")
+    return dispatch.call(
+        "norm_softmax_loss",
+        impl,
+        embeddings,
+        plain=reference.norm_softmax_loss,
+        fused=_fused,
+        args=(embeddings, weight, labels, settings, reduction),
+        without=("cuda",),
+    )
+
+
+def _kernels(impl: str, rows: torch.Tensor) -> Any:
+    return dispatch.module(__package__, impl, "norm_softmax", rows).forward
+
+
+def _forward(
+    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, reduction: str, *rest: Any
+) -> tuple[torch.Tensor | None, ...]:
+    *fields, want_rows, want_weight, impl = rest
+    settings = Settings(*fields)
+    counts = counting(labels, settings)
+    if reduction == "none":  # what its gradients are weighted by is not known yet
+        want_rows = want_weight = False
+    elif reduction == "mean":
+        counts = counts / counts.sum().clamp_min(1)
+    losses, d_rows, d_weight = losses_and_gradients(
+        _kernels(impl, rows), rows, weight, labels, counts, settings, want_rows, want_weight
+    )
+    return losses if reduction == "none" else losses @ counts, d_rows, d_weight
+
+
+def _gradients(
+    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, grad: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the losses of rows by ``grad`` (N,), in the dtypes of rows and weight."""
+    *fields, want_rows, want_weight, impl = rest
+    _, *found = losses_and_gradients(
+        _kernels(impl, rows), rows, weight, labels, grad, Settings(*fields), want_rows, want_weight
+    )
+    return tuple(
+        None if gradient is None else gradient.to(like.dtype)
+        for gradient, like in zip(found, (rows, weight), strict=True)
+    )
+
+
+def _fused(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    settings: Settings,
+    reduction: str,
+    impl: str,
+) -> torch.Tensor:
+    graph = torch.is_grad_enabled()
+    wants = graph and rows.requires_grad, graph and weight.requires_grad
+    loss: torch.Tensor = _call(rows, weight, labels, reduction, *settings, *wants, impl)
+    return loss
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.reduction, ctx.rest = inputs[3], inputs[4:]
+    ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
+    ctx.made = output[1:]  # not saved, but handed on by the first backward pass
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    rows, weight, labels = ctx.saved_tensors
+    *fields, want_rows, want_weight, _ = ctx.rest
+    made, ctx.made = ctx.made, None
+    if ctx.reduction == "none":
+        found = _call_gradients(rows, weight, labels, grad, *ctx.rest)
+    elif made is None:  # the graph was retained, and the gradients have gone to the first pass
+        counts = counting(labels, Settings(*fields))
+        counts = counts / counts.sum().clamp_min(1) if ctx.reduction == "mean" else counts
+        found = _call_gradients(rows, weight, labels, counts * grad, *ctx.rest)
+    else:
+        found = (_scaled(d, grad, x) for d, x in zip(made, (rows, weight), strict=True))
+    d_rows, d_weight = found
+    return (
+        once_differentiable(d_rows, rows) if want_rows else None,
+        once_differentiable(d_weight, weight) if want_weight else None,
+        *[None] * (2 + len(ctx.rest)),
+    )
+
+
+def _scaled(
+    gradient: torch.Tensor | None, grad: torch.Tensor, inputs: torch.Tensor
+) -> torch.Tensor | None:
+    """The gradient times ``grad``, in its own memory: that of the weights is large."""
+    if gradient is None or torch.compiler.is_compiling():
+        return None if gradient is None else (gradient * grad).to(inputs.dtype)
+    return gradient.mul_(grad).to(inputs.dtype)
+
+
+def _fake(
+    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, reduction: str, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dtype = statistic_dtype(rows)
+    none = reduction == "none"
+    wants = (want and not none for want in rest[-3:-1])
+    loss = rows.new_empty(rows.shape[:1] if none else (), dtype=dtype)
+    d_rows, d_weight = (
+        like.new_empty(like.shape if want else (0,), dtype=dtype if want else rows.dtype)
+        for like, want in zip((rows, weight), wants, strict=True)
+    )
+    return loss, d_rows, d_weight
+
+
+def _fake_gradients(
+    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, grad: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    d_rows, d_weight = (
+        like.new_empty(like.shape) if want else rows.new_empty(0)
+        for like, want in zip((rows, weight), rest[-3:-1], strict=True)
+    )
+    return d_rows, d_weight
+
+
+def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    ctx.mark_non_differentiable(*(tensor for tensor in output if tensor is not None))
+
+
+def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
+    raise AssertionError("the gradients of a normalised softmax are marked as not differentiable")
+
+
+_call = register(
+    f"norm_softmax({_INPUTS}, str reduction, {_SETTINGS}, {_WANTS}) -> (Tensor, Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    only_first=True,
+)
+_call_gradients = register(
+    f"norm_softmax_grad({_INPUTS}, Tensor grad, {_SETTINGS}, {_WANTS}) -> (Tensor, Tensor)",
+    forward=_gradients,
+    fake=_fake_gradients,
+    setup=_no_setup,
+    backward=_no_backward,
+)
