@@ -36,6 +36,15 @@ struct dml_term {
   const float* column_bias;  // (m,) or NULL; with columns of their own and statistics of the rows alone
 };
 
+// Rows against classes, each with one row of weights.
+struct dml_classes {
+  const float* rows;    // (n, d)
+  const float* weight;  // (c, d)
+  int64_t n, c, d;
+  const int64_t* labels;  // (n,): the row's own class, -1 for none
+  int32_t threads;
+};
+
 // row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
 // column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of terms above 0.
 DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
@@ -56,6 +65,13 @@ DML_API int dml_cpu_lifted(const struct dml_pairs*, float margin, float* loss, f
 // The triplet loss, and its gradients where d_rows or d_columns is not NULL.
 DML_API int dml_cpu_triplet(const struct dml_pairs*, float margin, int32_t mining, int32_t reduction,
                             float* loss, float* d_rows, float* d_columns);
+
+// logsumexp (n,): of scale * cosine of a row with all classes but its own, -inf over none. Where d_rows or
+// d_weight is not NULL, the gradients of sum_i row_weight[i] softplus(logsumexp[i] - target[i]), through the
+// normalisation of both sides. Cosines are kept for them in at most scratch_bytes.
+DML_API int dml_cpu_softmax(const struct dml_classes*, float scale, int64_t scratch_bytes,
+                            const float* target, const float* row_weight, float* logsumexp, float* d_rows,
+                            float* d_weight);
 
 DML_API const char* dml_cpu_isa(void);          // "avx512", "avx2" or "generic"
 DML_API int dml_cpu_set_isa(const char* name);  // 0, or 1 where this machine or build lacks it

@@ -13,6 +13,7 @@ std::atomic<bool> poison_buffers{false};
                 float*, float*, float*);                                                                   \
   int lifted(const dml_pairs*, float, float*, float*, float*);                                             \
   int triplet(const dml_pairs*, float, int32_t, int32_t, float*, float*, float*);                          \
+  int softmax(const dml_classes*, float, int64_t, const float*, const float*, float*, float*, float*);     \
   }
 
 DML_DECLARE(generic)
@@ -31,11 +32,12 @@ struct Kernels {
   decltype(&generic::pair_grad) pair_grad;
   decltype(&generic::lifted) lifted;
   decltype(&generic::triplet) triplet;
+  decltype(&generic::softmax) softmax;
 };
 
-#define DML_KERNELS(isa)                                              \
-  Kernels {                                                           \
-    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet \
+#define DML_KERNELS(isa)                                                            \
+  Kernels {                                                                         \
+    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet, isa::softmax \
   }
 
 const Kernels* find(const char* name) {
@@ -78,6 +80,10 @@ int dml_cpu_lifted(const dml_pairs* p, float margin, float* loss, float* d_rows,
 int dml_cpu_triplet(const dml_pairs* p, float margin, int32_t mining, int32_t reduction, float* loss,
                     float* d_rows, float* d_columns) {
   return kernels().triplet(p, margin, mining, reduction, loss, d_rows, d_columns);
+}
+int dml_cpu_softmax(const dml_classes* p, float scale, int64_t scratch_bytes, const float* target,
+                    const float* row_weight, float* logsumexp, float* d_rows, float* d_weight) {
+  return kernels().softmax(p, scale, scratch_bytes, target, row_weight, logsumexp, d_rows, d_weight);
 }
 const char* dml_cpu_isa(void) {
   return kernels().isa;

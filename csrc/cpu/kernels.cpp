@@ -1,6 +1,7 @@
 // The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the
 // namespace.
 #include "lifted.h"
+#include "softmax.h"
 #include "triplet.h"
 
 namespace DML_ISA {
@@ -106,6 +107,17 @@ int triplet(const dml_pairs* p, float margin, int32_t mining, int32_t reduction,
     *loss = float(triplet.sum() * share);
     if (d_rows) triplet.write_rows(float(share), d_rows);
     if (d_columns) triplet.write_columns(float(share), d_columns);
+  });
+}
+
+int softmax(const dml_classes* p, float scale, int64_t scratch_bytes, const float* target,
+            const float* row_weight, float* logsumexp, float* d_rows, float* d_weight) {
+  return guarded([&] {
+    Softmax softmax(*p, scale, scratch_bytes, d_rows != nullptr, d_weight != nullptr);
+    if (softmax.finite()) return softmax.run(target, row_weight, logsumexp, d_rows, d_weight);
+    fill(logsumexp, p->n, nan_value);
+    fill(d_rows, p->n * p->d, nan_value);
+    fill(d_weight, p->c * p->d, nan_value);
   });
 }
 

@@ -67,31 +67,45 @@ inline std::vector<float> mean_row(const Side& a, const Side* b, int threads) {
   return mean;
 }
 
+// Packs VL rows of a side, panel p, of which load(i, k, width) gives values from the k-th on; `visit` sees
+// every packed vector. The buffers that a side has are filled.
+template <class Load, class Visit>
+inline void pack_panel(Side& side, int64_t p, Load&& load, Visit&& visit) {
+  for (int64_t q = 0; q < side.d_panels(); q++) {
+    const int64_t k = q * VL, width = std::min<int64_t>(VL, side.d - k);
+    vf block[VL];
+    for (int r = 0; r < VL; r++) {
+      const int64_t i = p * VL + r;
+      block[r] = i < side.n ? load(i, k, width) : vf{};
+      if (side.spread) store(side.spread.data() + q * side.spread_stride() + i * VL, block[r]);
+    }
+    if (!side.packed) continue;
+    transpose(block);
+    for (int64_t c = 0; c < width; c++) {
+      store(side.packed.data() + (p * side.d + k + c) * VL, block[c]);
+      visit(block[c]);
+    }
+  }
+}
+
 // Packs the rows of a side, whose x, n, d, order and label are set. Rows past the end are zero.
 inline void pack(Side& side, const std::vector<float>& mean, bool with_spread, int threads) {
-  const int64_t n = side.n, d = side.d, panels = side.panels(), d_panels = side.d_panels();
+  const int64_t n = side.n, d = side.d, panels = side.panels();
   side.packed = Buffer<float>(panels * d * VL);
   side.norm = Buffer<float>(panels * VL + NR);
   std::fill_n(side.norm.data() + panels * VL, NR, 0.0f);
-  if (with_spread) side.spread = Buffer<float>(d_panels * side.spread_stride());
+  if (with_spread) side.spread = Buffer<float>(side.d_panels() * side.spread_stride());
   parallel_for(threads, panels, [&](int64_t p) {
     vd squared = {};
-    for (int64_t q = 0; q < d_panels; q++) {
-      const int64_t k = q * VL, width = std::min<int64_t>(VL, d - k);
-      const vf centre = load_first(mean.data() + k, width);
-      vf block[VL];
-      for (int r = 0; r < VL; r++) {
-        const int64_t i = p * VL + r;
-        block[r] = i < n ? load_first(side.row(i) + k, width) - centre : vf{};
-        if (with_spread) store(side.spread.data() + q * side.spread_stride() + i * VL, block[r]);
-      }
-      transpose(block);
-      for (int64_t c = 0; c < width; c++) {
-        store(side.packed.data() + (p * d + k + c) * VL, block[c]);
-        const vd wide = __builtin_convertvector(block[c], vd);
-        squared += wide * wide;
-      }
-    }
+    pack_panel(
+        side, p,
+        [&](int64_t i, int64_t k, int64_t width) {
+          return load_first(side.row(i) + k, width) - load_first(mean.data() + k, width);
+        },
+        [&](vf values) {
+          const vd wide = __builtin_convertvector(values, vd);
+          squared += wide * wide;
+        });
     store(side.norm.data() + p * VL, __builtin_convertvector(squared, vf));
   });
   float largest = 0, sum = 0;  // a NaN or an infinity anywhere makes the sum NaN

@@ -3,6 +3,7 @@
 from dmlfast.ops.contrastive.op import contrastive_loss
 from dmlfast.ops.dispatch import available, why_not
 from dmlfast.ops.lifted.op import lifted_structured_loss
+from dmlfast.ops.norm_softmax.op import norm_softmax_loss
 from dmlfast.ops.pairs.op import pair_reduce
 from dmlfast.ops.triplet.op import triplet_loss
 
@@ -10,6 +11,7 @@ __all__ = [
     "available",
     "contrastive_loss",
     "lifted_structured_loss",
+    "norm_softmax_loss",
     "pair_reduce",
     "triplet_loss",
     "why_not",

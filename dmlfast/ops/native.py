@@ -52,6 +52,25 @@ class Pairs(ctypes.Structure):
         )
 
 
+class Classes(ctypes.Structure):
+    """``dml_classes``, with the tensors whose addresses it holds."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("c", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("labels", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+    )
+
+    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
+        self.tensors = float_rows(rows), float_rows(weight), int_labels(labels)
+        x, w, own = map(address, self.tensors)
+        super().__init__(x, w, len(rows), *weight.shape, own, torch.get_num_threads())
+
+
 class Term(ctypes.Structure):
     """``dml_term``."""
 
@@ -90,6 +109,12 @@ def cpu_library() -> ctypes.CDLL:
         ctypes.c_float,
         *[ctypes.c_int32] * 2,
         *[pointer] * 3,
+    ]
+    library.dml_cpu_softmax.argtypes = [
+        ctypes.POINTER(Classes),
+        ctypes.c_float,
+        ctypes.c_int64,
+        *[pointer] * 5,
     ]
     library.dml_cpu_isa.restype = ctypes.c_char_p
     library.dml_cpu_set_isa.argtypes = [ctypes.c_char_p]

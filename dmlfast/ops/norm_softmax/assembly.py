@@ -39,6 +39,10 @@ def losses_and_gradients(
     want_weight: bool,
 ) -> Found:
     """The loss of each row, (N,), and the gradients of their sum by ``row_weights`` (N,)."""
+    if not len(rows):
+        wants = ((rows, want_rows), (weight, want_weight))
+        made = (torch.zeros_like(t, dtype=torch.float32) if want else None for t, want in wants)
+        return (row_weights.float(), *made)
     C = len(weight)
     counts = labels != settings.ignore_index
     labels, unknown = _known(labels, counts, C)
