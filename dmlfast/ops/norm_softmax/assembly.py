@@ -94,9 +94,7 @@ def losses_and_gradients(
     return losses, d_rows, d_weight
 
 
-def _known(
-    labels: torch.Tensor, counts: torch.Tensor, C: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _known(labels: torch.Tensor, counts: torch.Tensor, C: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels that are classes, 0 in the place of others, and (N,) which of them are neither a class
     nor ignored.
     """

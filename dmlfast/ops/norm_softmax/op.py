@@ -33,7 +33,7 @@ def norm_softmax_loss(
     impl: str = "auto",
 ) -> torch.Tensor:
     """Cross-entropy over the cosines of embeddings with the weights of classes (Zhai and Wu, BMVC
-    2019), with the margins of CosFace (Wang et al., CVPR 2018) and ArcFace (Deng et al., CVPR 2019).
+    2019), with the margins of CosFace (Wang et al., CVPR 2018) and ArcFace (Deng et al., 2019).
 
     Both sides are normalised inside. The N x C logits never exist, nor does a normalised copy of
     the weights: memory beyond inputs and gradients is O(N D + D) and a scratch of bounded size.
@@ -173,9 +173,10 @@ def _scaled(
     gradient: torch.Tensor | None, grad: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor | None:
     """The gradient times ``grad``, in its own memory: that of the weights is large."""
-    if gradient is None or torch.compiler.is_compiling():
-        return None if gradient is None else (gradient * grad).to(inputs.dtype)
-    return gradient.mul_(grad).to(inputs.dtype)
+    if gradient is None:
+        return None
+    in_place = type(gradient) is torch.Tensor and not torch.compiler.is_compiling()
+    return (gradient.mul_(grad) if in_place else gradient * grad).to(inputs.dtype)
 
 
 def _fake(

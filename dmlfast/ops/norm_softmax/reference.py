@@ -1,4 +1,4 @@
-"""The normalised softmax in plain PyTorch, with the whole matrix of logits: the definition of right."""
+"""The normalised softmax in plain PyTorch, with all logits: the definition of right."""
 
 import math
 
@@ -12,7 +12,7 @@ from dmlfast.ops.pairs.reference import computed, nan_unless_finite, pair_produc
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     """The rows at length 1, (N, D); a row of zeros stays, with a zero gradient."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    some = norm > 0
+    some = norm != 0
     return torch.where(some, rows / torch.where(some, norm, 1), 0)
 
 
