@@ -148,7 +148,7 @@ def test_a_loss_near_zero_keeps_its_digits(impl):
     weight = torch.eye(40)[:, :39]  # the last class is zeros
     rows, labels = weight[:30] * 5 + 0.1, torch.arange(30)
     cosines = F.normalize(rows.double()) @ F.normalize(weight.double()).T / 0.03
-    own = cosines.diagonal()[:30]
+    own = cosines.diagonal().clone()
     exact = F.softplus(cosines.fill_diagonal_(-torch.inf).logsumexp(1) - own)
     options = {"temperature": 0.03, "reduction": "none"}
     found = ops.norm_softmax_loss(rows, labels, weight, impl=impl, **options)
