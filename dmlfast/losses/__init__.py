@@ -10,6 +10,7 @@ from dmlfast.errors import UserError, unknown_name
 from dmlfast.losses.base import PairLoss
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
+from dmlfast.losses.norm_softmax import NormSoftmaxLoss
 from dmlfast.losses.triplet import TripletLoss
 from dmlfast.options import parse_name_values, plain_value
 
@@ -17,8 +18,10 @@ __all__ = [
     "ContrastiveLoss",
     "GeneralizedLiftedStructuredLoss",
     "LiftedStructuredLoss",
+    "NormSoftmaxLoss",
     "PairLoss",
     "TripletLoss",
+    "compares_with_classes",
     "create_loss",
     "loss_names",
     "parse_loss_options",
@@ -29,6 +32,7 @@ _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
     "contrastive": ContrastiveLoss,
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,
+    "norm-softmax": NormSoftmaxLoss,
     "triplet": TripletLoss,
 }
 
@@ -36,6 +40,16 @@ _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
 def loss_names() -> list[str]:
     """The names that :func:`create_loss` knows."""
     return sorted(_LOSSES)
+
+
+def compares_with_classes(name: str) -> bool:
+    """Whether a loss has weights of the classes, so that :func:`create_loss` needs ``classes`` and
+    ``embedding_dim``; pair losses compare the images of a batch.
+
+    Raises:
+        UserError: no loss has this name.
+    """
+    return "classes" in inspect.signature(_find(name)).parameters
 
 
 def register_loss(name: str, loss: Callable[..., torch.nn.Module]) -> None:
@@ -61,9 +75,7 @@ def create_loss(name: str, **options: Any) -> torch.nn.Module:
     Raises:
         UserError: no loss has this name, or the loss takes no such option or value.
     """
-    if name not in _LOSSES:
-        raise unknown_name("loss", name, _LOSSES)
-    loss = _LOSSES[name]
+    loss = _find(name)
     margin = getattr(loss, "margin_argument", "margin")
     if "margin" in options and margin != "margin":
         if margin in options:
@@ -77,7 +89,19 @@ def create_loss(name: str, **options: Any) -> torch.nn.Module:
     return loss(**options)
 
 
-_SETTINGS = {"margin": "margin", "impl": "impl", "normalize_embeddings": "normalize"}
+def _find(name: str) -> Callable[..., torch.nn.Module]:
+    if name not in _LOSSES:
+        raise unknown_name("loss", name, _LOSSES)
+    return _LOSSES[name]
+
+
+_SETTINGS = {
+    "margin": "margin",
+    "impl": "impl",
+    "normalize_embeddings": "normalize",
+    "embedding_dim": "embedding-dim",
+    "seed": "seed",
+}
 _KINDS = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
@@ -87,7 +111,10 @@ _KINDS = {
 
 
 def _check_option(name: str, option: str, value: Any, kind: Any) -> None:
+    kind = next((part for part in _KINDS if kind in (part, part | None)), kind)
     words, types = _KINDS.get(kind, ("", (object,)))
+    if value is None:
+        return
     if not isinstance(value, types) or (isinstance(value, bool) and kind in (int, float)):
         raise UserError(f"{option} of the {name} loss must be {words}, not {value!r}")
 

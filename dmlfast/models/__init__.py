@@ -4,6 +4,7 @@ from dmlfast.models.backbone import Preprocessing
 from dmlfast.models.checkpoint import load_model, save_model
 from dmlfast.models.model import (
     HEAD_INITS,
+    HEADS,
     EmbeddingModel,
     backbone_preprocessing,
     create_model,
@@ -12,6 +13,7 @@ from dmlfast.models.model import (
 )
 
 __all__ = [
+    "HEADS",
     "HEAD_INITS",
     "EmbeddingModel",
     "Preprocessing",

@@ -16,6 +16,7 @@ from dmlfast.models.convnet import ConvNet
 from dmlfast.models.googlenet import BVLCGoogLeNet
 from dmlfast.models.weights import load_weights
 
+HEADS = ("linear", "layer-norm")
 HEAD_INITS = ("torch", "caffe")
 NAMES = ("bvlc-googlenet", "convnet", "timm/NAME", "torchvision/NAME")
 
@@ -53,7 +54,7 @@ class EmbeddingModel(nn.Module):
         self,
         preprocess: Preprocess,
         backbone: nn.Module,
-        head: nn.Linear,
+        head: nn.Module,
         spec: dict[str, Any],
         pooling: str | None = None,
     ) -> None:
@@ -133,6 +134,7 @@ def create_model(
     channels: int = 1,
     embedding_dim: int = 64,
     *,
+    head: str = "linear",
     normalize: bool = False,
     dropout: float = 0.0,
     mean: Sequence[float] | None = None,
@@ -148,6 +150,10 @@ def create_model(
         name: of the backbone, one of `model_names()`.
         channels: of the images.
         embedding_dim: of the embeddings.
+        head: of the features makes embeddings: "linear", a linear layer; "layer-norm", a
+            normalisation of the F features of an image to mean 0 and variance 1, without scale or
+            shift, and a linear layer without bias, of which there is none where `embedding_dim` is
+            F (Zhai and Wu, BMVC 2019).
         normalize: scale every embedding to length 1.
         dropout: the share of the features that training leaves out before the head.
         mean: subtracted from the images in [0, 1]; one number for each channel, or one for all; by
@@ -172,6 +178,8 @@ def create_model(
         raise UserError(
             f"channels and embedding_dim must be at least 1, not {channels} and {embedding_dim}"
         )
+    if head not in HEADS:
+        raise unknown_name("head", head, HEADS)
     if head_init not in HEAD_INITS:
         raise unknown_name("head_init", head_init, HEAD_INITS)
     if not 0 <= dropout < 1:
@@ -190,6 +198,7 @@ def create_model(
         "name": name,
         "channels": channels,
         "embedding_dim": embedding_dim,
+        "head": head,
         "normalize": normalize,
         "dropout": dropout,
         "mean": list(mean),
@@ -197,11 +206,21 @@ def create_model(
         "transform": None if transform is None else dict(transform),
         **backbone.options,
     }
-    head = nn.Linear(backbone.out_features, embedding_dim)
-    if head_init == "caffe":
-        nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
-        nn.init.zeros_(head.bias)
-    return EmbeddingModel(Preprocess(mean, std), backbone.network, head, spec, backbone.pooling)
+    layer = _create_head(head, backbone.out_features, embedding_dim, head_init)
+    return EmbeddingModel(Preprocess(mean, std), backbone.network, layer, spec, backbone.pooling)
+
+
+def _create_head(head: str, in_features: int, embedding_dim: int, init: str) -> nn.Module:
+    if head == "layer-norm" and embedding_dim == in_features:
+        return nn.LayerNorm(in_features, elementwise_affine=False)
+    linear = nn.Linear(in_features, embedding_dim, bias=head == "linear")
+    if init == "caffe":
+        nn.init.kaiming_uniform_(linear.weight, nonlinearity="linear")
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    if head == "linear":
+        return linear
+    return nn.Sequential(nn.LayerNorm(in_features, elementwise_affine=False), linear)
 
 
 def _create_backbone(

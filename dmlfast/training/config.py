@@ -14,7 +14,7 @@ import yaml
 
 from dmlfast.data import transform_names
 from dmlfast.errors import UserError
-from dmlfast.models import HEAD_INITS
+from dmlfast.models import HEAD_INITS, HEADS
 
 
 def setting(
@@ -122,6 +122,13 @@ class TrainConfig:
         "where it has any, by default.",
     )
     embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1, maximum=65536)
+    head: str = setting(
+        "linear",
+        MODEL,
+        "Embedding layer: linear, or layer-norm, which normalises the features first and has no "
+        "bias; of the backbone's own width it is the normalisation alone.",
+        choices=HEADS,
+    )
     normalize: bool = setting(
         False, MODEL, "Scale every embedding to length 1, in training and ever after."
     )
@@ -214,6 +221,21 @@ class TrainConfig:
     weight_decay: float = setting(
         1e-2, OPTIMISATION, "Weight decay, of matrices and filters alone.", minimum=0, maximum=1000
     )
+    loss_weight_decay: float = setting(
+        0.0,
+        OPTIMISATION,
+        "Weight decay of the loss's own weights, and of the classifier's.",
+        minimum=0,
+        maximum=1000,
+    )
+    head_steps: int = setting(
+        0,
+        OPTIMISATION,
+        "Steps before all others in which the embedding layer and the loss's weights learn alone, "
+        "at their full rates.",
+        minimum=0,
+        maximum=10**9,
+    )
     warmup_steps: int = setting(
         100, OPTIMISATION, "Steps of linear warm-up; the schedule follows.", minimum=0
     )
@@ -283,7 +305,7 @@ class TrainConfig:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run."""
-        return self.max_steps or self.epochs * steps_per_epoch
+        return self.head_steps + (self.max_steps or self.epochs * steps_per_epoch)
 
     def to_yaml(self) -> str:
         """The settings as `-c` reads them."""

@@ -70,13 +70,15 @@ class World:
     def wrap(self, module: nn.Module, compile: bool = False) -> nn.Module:
         """The module with its gradients averaged over the processes, where it has any.
 
-        On GPUs its batch statistics become those of all processes; on CPUs, for which torch has no
-        such layer, they stay each process's own.
+        A module with sparse gradients is left as it is: they must be the same in every process, as
+        those of a loss of all rows are. On GPUs its batch statistics become those of all processes;
+        on CPUs, for which torch has no such layer, they stay each process's own.
         """
         if self.size > 1 and self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         wrapped = cast(nn.Module, torch.compile(module)) if compile else module
-        if self.size == 1 or not any(weight.requires_grad for weight in module.parameters()):
+        sparse = any(getattr(part, "samples", False) for part in module.modules())
+        if self.size == 1 or sparse or not any(w.requires_grad for w in module.parameters()):
             return wrapped
         return DistributedDataParallel(
             wrapped, device_ids=[self.device.index] if self.device.type == "cuda" else None

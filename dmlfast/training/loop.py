@@ -26,7 +26,7 @@ from dmlfast.data import (
 from dmlfast.data.loading import Batch, Images, Loader, TransformedImages, load_rows
 from dmlfast.data.prepare import prepare_images
 from dmlfast.errors import UserError
-from dmlfast.losses import create_loss, parse_loss_options
+from dmlfast.losses import compares_with_classes, create_loss, parse_loss_options
 from dmlfast.models import EmbeddingModel, create_model
 from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
@@ -254,7 +254,12 @@ class Trainer:
         )
 
     def set_learning_rate(self) -> float:
-        """Sets the learning rates of the present step and returns the network's."""
+        """Sets the learning rates of the present step and returns the network's.
+
+        After the head's own steps the optimiser begins anew.
+        """
+        if self.step and self.step == self.config.head_steps:
+            self.optimizer.state.clear()
         factor = learning_rate_factor(self.config, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -292,6 +297,8 @@ class Trainer:
             raise self.diverged(f"the loss is {value}", self.step + 1)
         # Each process has the gradient of its own rows; the mean over processes must be their sum.
         embeddings.backward((rows.grad * size).to(embeddings.dtype))
+        if self.step < self.config.head_steps:
+            self.model.backbone.zero_grad()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return value, loss_seconds
@@ -424,14 +431,17 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
     options = parse_loss_options(config.loss_options)
     if config.margin is not None:
         options["margin"] = config.margin
-    loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)
+    classes = torch.from_numpy(np.unique(labels))
+    if compares_with_classes(config.loss):
+        options |= {"classes": classes, "embedding_dim": config.embedding_dim, "seed": config.seed}
     try:
-        loss = loss_fn(torch.zeros(3, config.embedding_dim, device=device), torch.tensor([0, 0, 1]))
+        loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)
+        three = classes[[0, 0, -1]]
+        loss = loss_fn.eval()(torch.zeros(3, config.embedding_dim, device=device), three)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
     if not loss.isfinite():
         raise UserError(f"margin {config.margin}: the {config.loss} loss would be {loss.item()}")
     if config.ce_weight:
-        classes = torch.from_numpy(np.unique(labels))
         loss_fn = ClassifierLoss(loss_fn, classes, config.embedding_dim, config.ce_weight)
-    return loss_fn.to(device)
+    return loss_fn.to(device).train()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dmlfast.training.config import TrainConfig
+from dmlfast.training.row_optimizers import RowAdamW, RowSGD
 
 
 def build_optimizer(
@@ -14,7 +15,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser, with a group for each learning rate and decay.
 
-    Vectors and the loss do not decay. Each group has its rate's maximum as `peak_lr`.
+    Vectors do not decay. Each group has its rate's maximum as `peak_lr`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
@@ -26,22 +27,27 @@ def build_optimizer(
         decay = config.weight_decay if weight.ndim > 1 else 0.0
         groups.setdefault((config.lr * multiplier, decay), []).append(weight)
     loss_lr = config.lr if config.loss_lr is None else config.loss_lr
-    settings = [*groups.items(), ((loss_lr, 0.0), list(loss_fn.parameters()))]
+    of_loss = (loss_lr, config.loss_weight_decay)
+    settings = [*groups.items(), (of_loss, list(loss_fn.parameters()))]
     params = [
         {"params": params, "peak_lr": peak_lr, "weight_decay": weight_decay}
         for (peak_lr, weight_decay), params in settings
         if params
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(params, lr=config.lr)
+        return RowSGD(params, lr=config.lr, momentum=config.momentum)
+    return RowAdamW(params, lr=config.lr)
 
 
 def learning_rate_factor(config: TrainConfig, step: int, total_steps: int) -> float:
-    """Share of the peak learning rates in a step: a linear warm-up, then the schedule.
+    """Share of the peak learning rates in a step: all of it in the head's own steps, and from then
+    on a linear warm-up and the schedule.
 
     It depends on the step alone, so that a run which is resumed, or made longer, needs no state.
     """
+    if step < config.head_steps:
+        return 1.0
+    step, total_steps = step - config.head_steps, total_steps - config.head_steps
     warmup = config.warmup_steps
     if step < warmup:
         return (step + 1) / warmup

@@ -14,6 +14,7 @@ from dmlfast.data import (
 from dmlfast.data.loading import Pictures
 from dmlfast.data.transforms import transform_size
 from dmlfast.errors import UserError
+from dmlfast.losses import compares_with_classes
 from dmlfast.models import backbone_preprocessing, has_default_weights
 from dmlfast.training.config import TrainConfig
 
@@ -60,7 +61,7 @@ def build_sampler(config: TrainConfig, labels: np.ndarray) -> Sampler:
         sampler = PairSampler(labels, config.batch_size, config.seed)
     else:
         sampler = HardNeighbourSampler(labels, config.batch_size, config.candidates, config.seed)
-    if not sampler.has_positive_pairs:
+    if not (compares_with_classes(config.loss) or sampler.has_positive_pairs):
         balanced = isinstance(sampler, ClassBalancedSampler)
         reason = "images-per-class must be at least 2" if balanced else "no class has two"
         raise UserError(
@@ -79,6 +80,7 @@ def model_arguments(
         "name": config.backbone,
         "channels": channels,
         "embedding_dim": config.embedding_dim,
+        "head": config.head,
         "normalize": config.normalize,
         "dropout": config.head_dropout,
         "transform": transform,

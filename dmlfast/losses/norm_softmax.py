@@ -1,0 +1,142 @@
+"""The normalised softmax loss (Zhai and Wu, BMVC 2019), with its weights."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dmlfast import ops
+
+
+class NormSoftmaxLoss(nn.Module):
+    """Cross-entropy over the cosines of embeddings with learned weights of the classes.
+
+    Where classes are sampled, a step compares with the batch's own classes and random others. Only
+    they get a gradient, which is then a sparse tensor: the optimiser must take such, as
+    `dmlfast.training.optimisation` makes them. What is drawn depends on `seed` and on how often it
+    was drawn before, which the state dict keeps.
+
+    Args:
+        classes: (C,) integers, the labels there are, each once; or their number, for 0 to C - 1.
+        embedding_dim: D.
+        temperature: what cosines are divided by.
+        cosine_margin: taken from the cosine with the own class (CosFace).
+        angular_margin: added to the angle with the own class, in radians (ArcFace).
+        label_smoothing: share of the target that is spread over all classes.
+        class_fraction: share of the classes that a step compares with, in training mode; 1 is all.
+        class_count: how many, in the place of the share; at most all, at least the batch's own.
+        low_memory: compute cosines twice rather than keep some.
+        seed: of what is drawn.
+        impl: "auto" or the name of a backend.
+
+    Attributes:
+        weight: (C, D), one row a class, in the ascending order of `classes`.
+    """
+
+    margin_argument = "cosine_margin"
+    classes: torch.Tensor
+    draws: torch.Tensor
+
+    def __init__(
+        self,
+        classes: torch.Tensor | int,
+        embedding_dim: int,
+        *,
+        temperature: float = 0.05,
+        cosine_margin: float = 0.0,
+        angular_margin: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_fraction: float = 1.0,
+        class_count: int | None = None,
+        low_memory: bool = False,
+        seed: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        known = torch.arange(classes) if isinstance(classes, int) else classes.long().sort().values
+        if not 0 < class_fraction <= 1:
+            raise ValueError(f"class_fraction must be above 0 and at most 1, not {class_fraction}")
+        if class_count is not None and class_count < 1:
+            raise ValueError(f"class_count must be at least 1, not {class_count}")
+        self.temperature = temperature
+        self.cosine_margin = cosine_margin
+        self.angular_margin = angular_margin
+        self.label_smoothing = label_smoothing
+        self.sample_size = class_count or math.ceil(class_fraction * len(known))
+        self.low_memory = low_memory
+        self.seed = seed
+        self.impl = impl
+        bound = embedding_dim**-0.5  # as the paper's code starts them
+        self.weight = nn.Parameter(torch.empty(len(known), embedding_dim).uniform_(-bound, bound))
+        self.register_buffer("classes", known)
+        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
+
+    @property
+    def samples(self) -> bool:
+        """Whether a step of training compares with some of the classes only."""
+        return self.sample_size < len(self.classes)
+
+    def forward(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: Any = None
+    ) -> torch.Tensor:
+        """The loss, (), a mean over the rows.
+
+        Args:
+            embeddings: (N, D); their lengths do not matter.
+            labels: (N,) integers, each one of the classes.
+            indices_tuple: must be None.
+
+        Raises:
+            ValueError: a label is no class, ``indices_tuple`` was given, or a shape is wrong.
+        """
+        if indices_tuple is not None:
+            raise ValueError(
+                "NormSoftmaxLoss compares with classes and cannot honour indices_tuple"
+            )
+        own = self._own(labels.to(embeddings.device))
+        if self.training and self.samples:
+            drawn = self._draw(own)
+            weight = nn.functional.embedding(drawn, self.weight, sparse=True)
+            own = torch.searchsorted(drawn, own)
+        else:
+            weight = self.weight
+        return ops.norm_softmax_loss(
+            embeddings,
+            own,
+            weight,
+            temperature=self.temperature,
+            cosine_margin=self.cosine_margin,
+            angular_margin=self.angular_margin,
+            label_smoothing=self.label_smoothing,
+            low_memory=self.low_memory,
+            impl=self.impl,
+        )
+
+    def _own(self, labels: torch.Tensor) -> torch.Tensor:
+        """(N,) the rows of `weight` that belong to the labels; one past the last for no class."""
+        found = torch.searchsorted(self.classes, labels.long())
+        at_most_last = found.clamp_max(len(self.classes) - 1)
+        wrong = self.classes[at_most_last] != labels
+        if not labels.is_cuda and wrong.any():
+            raise ValueError(f"label {labels[wrong][0].item()} is none of the classes of this loss")
+        return torch.where(wrong, len(self.classes), found)
+
+    def _draw(self, own: torch.Tensor) -> torch.Tensor:
+        """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
+        size.
+        """
+        generator = np.random.default_rng((self.seed, int(self.draws)))
+        self.draws += 1
+        C = len(self.classes)
+        batch = own.clamp_max(C - 1).unique()
+        others = torch.from_numpy(generator.choice(C, self.sample_size, replace=False))
+        others = others.to(own.device)
+        others = others[~torch.isin(others, batch)][: max(self.sample_size - len(batch), 0)]
+        return torch.cat([batch, others]).sort().values
+
+    def extra_repr(self) -> str:
+        size = f"{len(self.classes)}, {self.weight.shape[1]}"
+        sampled = f", sample_size={self.sample_size}" if self.samples else ""
+        return f"{size}, temperature={self.temperature}{sampled}, impl={self.impl!r}"

@@ -1,0 +1,117 @@
+"""The normalised softmax as a module: labels of any value, and sampled classes."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from dmlfast.losses import NormSoftmaxLoss, compares_with_classes, create_loss
+
+CLASSES = torch.tensor([40, 7, -3, 11, 90, 5, 6, 13, 22, 31])
+
+
+def batch(n=24, d=6):
+    random = torch.Generator().manual_seed(0)
+    labels = CLASSES[torch.randint(0, 10, (n,), generator=random)]
+    return torch.randn(n, d, generator=random), labels
+
+
+def expected(loss_fn, embeddings, labels, rows=None):
+    """Cross-entropy over the weights of the given classes."""
+    rows = torch.arange(len(loss_fn.classes)) if rows is None else rows
+    own = (loss_fn.classes[rows] == labels[:, None]).long().argmax(1)
+    logits = F.normalize(embeddings) @ F.normalize(loss_fn.weight[rows]).T
+    return F.cross_entropy(logits / loss_fn.temperature, own)
+
+
+def test_labels_are_classes_of_any_value():
+    loss_fn, (embeddings, labels) = NormSoftmaxLoss(CLASSES, 6), batch()
+    assert loss_fn.classes.tolist() == sorted(CLASSES.tolist())
+    found = loss_fn(embeddings, labels)
+    torch.testing.assert_close(found, expected(loss_fn, embeddings, labels))
+    with pytest.raises(ValueError, match="label 8 is none of the classes of this loss"):
+        loss_fn(embeddings[:2], torch.tensor([7, 8]))
+    with pytest.raises(ValueError, match="cannot honour indices_tuple"):
+        loss_fn(embeddings, labels, (1, 2, 3))
+
+
+def test_weights_begin_as_in_the_paper_and_get_gradients():
+    torch.manual_seed(0)
+    loss_fn = NormSoftmaxLoss(1000, 16)
+    assert loss_fn.classes.tolist() == list(range(1000))
+    assert 0.24 < loss_fn.weight.abs().max() <= 0.25
+    loss_fn(torch.randn(5, 16), torch.arange(5)).backward()
+    assert loss_fn.weight.grad.layout == torch.strided
+    along = (loss_fn.weight.grad * loss_fn.weight).sum(1)
+    assert along.abs().max() < 1e-5
+
+
+def test_options_reach_the_loss():
+    embeddings, labels = batch()
+    plain = NormSoftmaxLoss(CLASSES, 6)
+    for options in (
+        {"temperature": 0.2},
+        {"cosine_margin": 0.2},
+        {"angular_margin": 0.2},
+        {"label_smoothing": 0.2},
+    ):
+        other = NormSoftmaxLoss(CLASSES, 6, **options)
+        other.load_state_dict(plain.state_dict())
+        assert abs(other(embeddings, labels) - plain(embeddings, labels)) > 1e-2
+    made = create_loss("norm-softmax", classes=CLASSES, embedding_dim=6, margin=0.35)
+    assert (made.cosine_margin, made.weight.shape) == (0.35, (10, 6))
+    assert compares_with_classes("norm-softmax")
+    assert not compares_with_classes("lifted")
+
+
+@pytest.mark.parametrize("options", [{"class_fraction": 0.55}, {"class_count": 6}])
+def test_a_step_compares_with_the_classes_of_the_batch_and_others(options):
+    loss_fn, (embeddings, labels) = NormSoftmaxLoss(CLASSES, 6, **options), batch()
+    labels = torch.where(labels > 10, 11, 7)
+    seen = []
+    for step in range(40):
+        loss_fn.weight.grad = None
+        loss = loss_fn(embeddings, labels)
+        assert loss_fn.draws == step + 1
+        loss.backward()
+        rows = loss_fn.weight.grad.coalesce().indices()[0]
+        assert len(rows) == loss_fn.sample_size == 6
+        assert {7, 11} <= set(loss_fn.classes[rows].tolist())
+        torch.testing.assert_close(loss, expected(loss_fn, embeddings, labels, rows))
+        seen.append(rows)
+    counts = torch.cat(seen).bincount(minlength=10)
+    others = counts[(loss_fn.classes != 7) & (loss_fn.classes != 11)]
+    assert others.sum() == 160
+    assert others.min() > 10
+    assert others.max() < 32  # each with probability 1 / 2
+    loss_fn.eval()
+    torch.testing.assert_close(loss_fn(embeddings, labels), expected(loss_fn, embeddings, labels))
+
+
+def test_the_batch_may_have_more_classes_than_a_sample():
+    loss_fn, (embeddings, labels) = NormSoftmaxLoss(CLASSES, 6, class_count=2), batch()
+    loss_fn(embeddings, labels).backward()
+    rows = loss_fn.weight.grad.coalesce().indices()[0]
+    assert set(loss_fn.classes[rows].tolist()) == set(labels.tolist())
+
+
+def test_what_is_drawn_depends_on_the_seed_and_goes_on_where_it_was():
+    embeddings, labels = batch(3)
+    whole, part, other = (NormSoftmaxLoss(CLASSES, 6, class_count=5, seed=s) for s in (1, 1, 2))
+    part.load_state_dict(whole.state_dict())
+    other.load_state_dict(whole.state_dict())
+    losses = [whole(embeddings, labels).item() for _ in range(6)]
+    for _ in range(3):
+        part(embeddings, labels)
+    state = part.state_dict()
+    resumed = NormSoftmaxLoss(CLASSES, 6, class_count=5, seed=1)
+    resumed.load_state_dict(state)
+    assert [resumed(embeddings, labels).item() for _ in range(3)] == losses[3:]
+    assert [other(embeddings, labels).item() for _ in range(6)] != losses
+
+
+@pytest.mark.parametrize(
+    "options", [{"class_fraction": 0.0}, {"class_fraction": 1.5}, {"class_count": 0}]
+)
+def test_a_sample_has_a_size(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        NormSoftmaxLoss(5, 6, **options)

@@ -1,0 +1,78 @@
+"""Optimisers that change the rows of a sparse gradient alone."""
+
+import pytest
+import torch
+
+from dmlfast.training.row_optimizers import RowAdamW, RowSGD
+
+MAKE = {
+    "sgd": (RowSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+    "plain sgd": (RowSGD, torch.optim.SGD, {}),
+    "adamw": (RowAdamW, torch.optim.AdamW, {"weight_decay": 0.1}),
+}
+EVERY = pytest.mark.parametrize(("kind", "plain", "options"), MAKE.values(), ids=MAKE)
+
+
+def sparse(rows, values, size):
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size)
+
+
+@EVERY
+def test_all_rows_are_those_of_torch(kind, plain, options):
+    torch.manual_seed(0)
+    start = torch.randn(5, 3)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(3)]
+    ours, dense, theirs = (
+        kind(weights[:1], 0.1, **options),
+        kind(weights[1:2], 0.1, **options),
+        plain(weights[2:], 0.1, **options),
+    )
+    for _ in range(7):
+        gradient = torch.randn(5, 3)
+        weights[0].grad = sparse([4, 2, 0, 1, 3], gradient[[4, 2, 0, 1, 3]], (5, 3))
+        weights[1].grad, weights[2].grad = gradient.clone(), gradient.clone()
+        for optimizer in (ours, dense, theirs):
+            optimizer.step()
+    assert torch.equal(weights[1], weights[2])
+    torch.testing.assert_close(weights[0], weights[2])
+
+
+@EVERY
+def test_a_row_moves_as_if_it_were_alone(kind, plain, options):
+    """What other rows do, and how many steps it is left out of, changes nothing."""
+    torch.manual_seed(0)
+    start = torch.randn(6, 3)
+    weight, alone = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[2:3].clone())
+    ours, theirs = kind([weight], 0.1, **options), plain([alone], 0.1, **options)
+    for rows in ([2, 4], [0, 4], [1], [5, 2], [2], [0]):
+        values = torch.randn(len(rows), 3)
+        before = weight.detach().clone()
+        weight.grad = sparse(rows, values, (6, 3))
+        ours.step()
+        changed = (weight != before).any(1).nonzero().flatten().tolist()
+        assert changed == sorted(rows)
+        if 2 in rows:
+            alone.grad = values[rows.index(2)][None].clone()
+            theirs.step()
+    torch.testing.assert_close(weight[2:3], alone)
+    assert torch.equal(weight[3], start[3])
+
+
+@EVERY
+def test_state_is_saved_and_loaded(kind, plain, options):
+    torch.manual_seed(0)
+    steps = [(rows, torch.randn(len(rows), 3)) for rows in ([0, 2], [1, 2], [2], [0, 1])]
+    weight = torch.nn.Parameter(torch.randn(4, 3))
+    copy = torch.nn.Parameter(weight.detach().clone())
+    whole, first = kind([weight], 0.1, **options), kind([copy], 0.1, **options)
+    for rows, values in steps:
+        weight.grad = sparse(rows, values, (4, 3))
+        whole.step()
+    for k, (rows, values) in enumerate(steps):
+        if k == 2:
+            state = first.state_dict()
+            first = kind([copy], 0.1, **options)
+            first.load_state_dict(state)
+        copy.grad = sparse(rows, values, (4, 3))
+        first.step()
+    assert torch.equal(weight, copy)
