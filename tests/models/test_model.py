@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.errors import UserError
 from dmlfast.models import create_model, model_names
@@ -160,6 +161,26 @@ def test_how_the_embedding_layer_starts():
     assert not caffe.bias.any()
     with pytest.raises(UserError, match="unknown head_init 'cafe': did you mean 'caffe'"):
         create_model("convnet", head_init="cafe")
+
+
+def test_a_head_that_normalises_the_features():
+    torch.manual_seed(0)
+    narrow = create_model("convnet", embedding_dim=64, head="layer-norm", normalize=True)
+    wide = create_model("convnet", embedding_dim=2048, head="layer-norm")
+    assert [name for name, _ in narrow.head.named_parameters()] == ["1.weight"]
+    assert not [*wide.head.parameters()]
+    batch = images(4, 1, 32, 32)
+    for model in (narrow.eval(), wide.eval()):
+        features = model.backbone(model.preprocess(batch))
+        expected = features - features.mean(1, keepdim=True)
+        expected = expected / (features.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        if model is narrow:
+            expected = F.normalize(expected @ model.head[1].weight.T)
+        torch.testing.assert_close(model(batch), expected)
+        assert create_model(**model.spec).spec == model.spec
+    assert create_model("convnet").spec["head"] == "linear"
+    with pytest.raises(UserError, match="unknown head 'layernorm': did you mean 'layer-norm'"):
+        create_model("convnet", head="layernorm")
 
 
 def test_pooling_and_batch_norm():

@@ -117,6 +117,7 @@ def test_rows_of_all_processes_and_the_gradient_of_ones_own():
     [
         {},
         {"sampler": "pairs", "ce_weight": 0.5},
+        {"loss": "norm-softmax", "loss_options": "class_count=4"},
         {"sampler": "hard-neighbours", "batch_size": 16},
     ],
 )

@@ -226,6 +226,17 @@ def test_the_loss_has_the_options_of_the_settings():
     assert (loss_fn.mining, loss_fn.reduction) == ("semihard", "mean")
 
 
+def test_a_loss_over_classes_needs_no_positive_pairs(tmp_path):
+    config = tiny_config(
+        loss="norm-softmax", margin=0.1, images_per_class=1, batch_size=3, max_steps=2
+    )
+    loss_fn = loop.Trainer(config, ALONE).loss_fn
+    assert loss_fn.cosine_margin == 0.1
+    assert loss_fn.classes.tolist() == sorted(set(loop.load_split(config, "train").labels.tolist()))
+    assert loss_fn.draws == 0
+    train(config, tmp_path / "run")
+
+
 def test_embeddings_have_length_1_where_that_is_asked_for(tmp_path):
     run = train(tiny_config(normalize=True, max_steps=1), tmp_path / "run")
     images, _ = loop.load_split(run.config, "test").take(range(9))
@@ -317,6 +328,9 @@ def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkey
         ({"ce_weight": -1.0}, "ce-weight must be at least 0, not -1.0"),
         ({"loss_options": "mining=all"}, "unknown option of the lifted loss 'mining'"),
         ({"loss": "triplet", "loss_options": "mining=some"}, "the triplet loss cannot be computed"),
+        ({"loss": "norm-softmax", "loss_options": "class_fraction=2.0"}, "at most 1, not 2.0"),
+        ({"loss": "norm-softmax", "loss_options": "temperature=0"}, "temperature must be above 0"),
+        ({"loss": "norm-softmax", "loss_options": "embedding_dim=8"}, "setting: --embedding-dim"),
     ],
 )
 def test_settings_that_cannot_be_are_found_before_anything_is_written(tmp_path, changes, message):

@@ -188,6 +188,15 @@ def test_a_step_of_sgd():
         {"schedule": "step", "milestones": (2, 5), "gamma": 0.5},
         {"sampler": "pairs", "ce_weight": 0.5, "loss_lr": 0.01},
         {"sampler": "hard-neighbours", "head_dropout": 0.4},
+        {"loss": "norm-softmax", "loss_options": "class_count=4", "loss_weight_decay": 0.1},
+        {
+            "loss": "norm-softmax",
+            "loss_options": "class_count=4",
+            "optimizer": "sgd",
+            "momentum": 0.5,
+        },
+        {"loss": "norm-softmax", "head": "layer-norm", "head_steps": 4, "max_steps": 4},
+        {"loss": "norm-softmax", "head": "layer-norm", "head_steps": 5, "max_steps": 3},
     ],
 )
 def test_stopping_and_going_on_gives_the_same_bits(tmp_path, monkeypatch, changes):
@@ -210,4 +219,38 @@ def test_stopping_and_going_on_gives_the_same_bits(tmp_path, monkeypatch, change
     assert run.checkpoint("last").state["sha256"] == whole.checkpoint("last").state["sha256"]
     rates = [[float(row["lr"]) for row in each.summary()] for each in (run, whole)]
     assert rates[0] == rates[1]
-    assert len(set(rates[0])) > 2
+    assert len(set(rates[0])) > 1
+
+
+def test_the_head_and_the_loss_learn_alone_at_first(tmp_path):
+    """At their full rates, as if the backbone were frozen; then all begin anew."""
+    config = tiny_config(
+        loss="norm-softmax", head="layer-norm", head_steps=3, max_steps=4, warmup_steps=2,
+        loss_lr=0.02, loss_weight_decay=0.3, lr=0.01, optimizer="sgd",
+    )  # fmt: skip
+    trainer = Trainer(config, ALONE)
+    assert trainer.total_steps == 7
+    group = trainer.optimizer.param_groups[-1]
+    assert group["params"] == [trainer.loss_fn.weight]
+    assert (group["peak_lr"], group["weight_decay"]) == (0.02, 0.3)
+    rates, moved = [], []
+    for images, labels in trainer.batches():
+        before = {
+            name: weight.detach().clone() for name, weight in trainer.model.named_parameters()
+        }
+        proxies = trainer.loss_fn.weight.detach().clone()
+        rates.append(trainer.set_learning_rate())
+        known = len(trainer.optimizer.state)
+        trainer.train_step(images, labels)
+        trainer.step += 1
+        changed = {
+            name.split(".")[0]
+            for name, weight in trainer.model.named_parameters()
+            if not torch.equal(weight, before[name])
+        }
+        moved.append((changed, torch.equal(trainer.loss_fn.weight, proxies), known))
+    assert moved[:3] == [({"head"}, False, 0), ({"head"}, False, 2), ({"head"}, False, 2)]
+    every = len([*trainer.model.parameters()]) + 1
+    assert moved[3:5] == [({"head", "backbone"}, False, 0), ({"head", "backbone"}, False, every)]
+    expected = [learning_rate_factor(tiny_config(warmup_steps=2), step, 4) for step in range(4)]
+    assert rates == pytest.approx([0.01] * 3 + [0.01 * factor for factor in expected])
