@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 BENCHMARKS = {
     "contrastive": ("dmlfast.bench.contrastive", "Contrastive loss, over all pairs of a batch"),
     "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
+    "norm-softmax": ("dmlfast.bench.norm_softmax", "Normalised softmax, over all classes"),
     "triplet": ("dmlfast.bench.triplet", "Triplet loss, over all triplets of a batch"),
 }
 

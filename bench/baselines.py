@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from dmlfast.bench.benchmark import LeftOutError, Loss
 from torch.utils.checkpoint import checkpoint
 
@@ -287,3 +288,63 @@ def _pml(name: str, **options: float) -> Loss:
         raise LeftOutError("pytorch-metric-learning is not installed") from None
     loss: Loss = getattr(losses, name)(distance=LpDistance(normalize_embeddings=False), **options)
     return loss
+
+
+def norm_softmax_naive(
+    embeddings: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, temperature: float = 0.05
+) -> torch.Tensor:
+    """The normalised softmax on the matrix of all logits."""
+    logits = F.normalize(wide(embeddings)) @ F.normalize(wide(weight)).T / temperature
+    return F.cross_entropy(logits, labels)
+
+
+def norm_softmax_linear() -> Loss:
+    """torch's own fusion of the product with the cross-entropy, on normalised rows."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise LeftOutError("torch has it from 2.13 on")
+
+    def loss(
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        temperature: float = 0.05,
+    ) -> torch.Tensor:
+        x = F.normalize(wide(embeddings)) / temperature
+        value: torch.Tensor = F.linear_cross_entropy(x, F.normalize(wide(weight)), labels)
+        return value
+
+    return loss
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    """The sum of cross-entropies of rows with weights, gradients with it, 256 rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        d_x, d_w, total = torch.empty_like(x), torch.zeros_like(w), x.new_zeros(())
+        for start in range(0, len(x), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            logits = x[rows] @ w.T
+            own = labels[rows, None]
+            top = logits.logsumexp(1, keepdim=True)
+            total += (top - logits.gather(1, own)).sum()
+            weights = logits.sub_(top).exp_()
+            weights.scatter_add_(1, own, weights.new_full(own.shape, -1.0))
+            d_x[rows] = weights @ w
+            d_w.addmm_(weights.T, x[rows])
+        ctx.save_for_backward(d_x, d_w)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:
+        d_x, d_w = ctx.saved_tensors
+        return d_x * grads[0], d_w * grads[0], None
+
+
+def norm_softmax_chunked(
+    embeddings: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, temperature: float = 0.05
+) -> torch.Tensor:
+    """The best that plain PyTorch allows: never all logits, three products."""
+    x = F.normalize(wide(embeddings)) / temperature
+    total: torch.Tensor = _ChunkedSoftmax.apply(x, F.normalize(wide(weight)), labels)
+    return total / len(labels)

@@ -14,7 +14,7 @@ SPREAD = 0.75  # length of the noise around a class's centre, which has length 1
 
 def problem(size: Size) -> Problem:
     """Unit-norm rows scattered around the centres of their classes, in random order."""
-    n, d = size
+    n, d, _ = size
     generator = torch.Generator().manual_seed(0)
     labels = (torch.arange(n) // ROWS_PER_CLASS)[torch.randperm(n, generator=generator)]
     normalize = torch.nn.functional.normalize

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
+from dmlfast.bench.sizes import PAIR_SIZES, Size, Sizes
 
 Loss = Callable[..., torch.Tensor]
 Problem = Mapping[str, torch.Tensor]
@@ -12,24 +12,6 @@ Problem = Mapping[str, torch.Tensor]
 # float16 gradients of large batches underflow: its losses are scaled, as torch.amp.GradScaler does
 LOSS_SCALE = {torch.float16: 2.0**15}
 USEFUL_PRODUCTS = 2  # of those that score all pairs: a loss needs one, its gradient another
-
-
-class Size(NamedTuple):
-    """Rows and columns of the embeddings."""
-
-    n: int
-    d: int
-
-    def __str__(self) -> str:
-        return f"{self.n}x{self.d}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Size":
-        """Reads "512x128"; anything else is a ValueError."""
-        size = cls(*(int(word) for word in text.lower().split("x", 1)))
-        if min(size) < 1:
-            raise ValueError(text)
-        return size
 
 
 class LeftOutError(Exception):
@@ -106,6 +88,8 @@ class Benchmark:
         linear in rows. Rows of the gradient that it leaves NaN are not compared.
     product_flops: of the one matrix product that scores all pairs, the unit of `gemm_ratio`.
     memory: predicts the bytes of a problem and its truth, without which nothing is measured.
+    sizes: that are measured where none are given, by type of device. Theirs say whether the loss is
+        over classes.
     """
 
     name: str
@@ -115,6 +99,17 @@ class Benchmark:
     truth: Callable[[Size], Loss]
     product_flops: Callable[[Size], float]
     memory: Callable[[Size], float] = linear_memory
+    sizes: Mapping[str, Sizes] = field(default_factory=lambda: PAIR_SIZES)
+
+    def parse_sizes(self, text: str) -> list[Size]:
+        """The sizes in "512x128,8192x512"; a ValueError says which is none of this loss."""
+        of_classes = bool(Size.parse(self.sizes["cpu"].quick.split(",")[0]).classes)
+        sizes = [Size.parse(word) for word in text.split(",")]
+        for size in sizes:
+            if bool(size.classes) != of_classes:
+                form = "rows x width x classes" if of_classes else "rows x width"
+                raise ValueError(f"sizes of {self.name} are {form}, which {size} is not")
+        return sizes
 
     def competitor(self, provider: str) -> Competitor:
         """A baseline by its name, or dmlfast on a backend by "dmlfast-<backend>"."""

@@ -146,6 +146,7 @@ def _blank(
         provider=provider,
         n=case.size.n,
         d=case.size.d,
+        classes=case.size.classes,
         dtype=case.dtype_name,
         threads=settings.threads,
         machine=device.machine,

@@ -107,6 +107,8 @@ def _extra_bytes(name: str, provider: str, size: Size, dtype: torch.dtype, threa
     benchmark = get_benchmark(name)
     competitor = benchmark.competitor(provider)
     loss, problem = competitor.make(), placed(benchmark.problem(size), dtype)
-    tiny = placed(benchmark.problem(Size(WARM_UP_ROWS, size.d)), dtype)
+    tiny = placed(
+        benchmark.problem(size._replace(n=WARM_UP_ROWS, classes=min(size.classes, 300))), dtype
+    )
     step(loss, problem if competitor.compiles else tiny)
     return beyond_gradients(partial(step, loss, problem), problem, peak_growth)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dmlfast.bench.sizes import Size
+
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_write_path
 
@@ -24,6 +26,7 @@ class Row:
     busy_elsewhere: the share of all cores that other processes used meanwhile.
     reason: why there is no result, or only a part of one.
     triton, cuda: versions, on a GPU.
+    classes: of a loss over classes.
     """
 
     op: str
@@ -52,6 +55,7 @@ class Row:
     cuda: str = ""
     date: str = ""
     command: str = ""
+    classes: int = 0
 
     @property
     def conditions(self) -> tuple[str | int, ...]:
@@ -61,11 +65,16 @@ class Row:
     @property
     def key(self) -> tuple[str | int, ...]:
         """What makes a row replace another."""
-        return (*self.conditions, self.provider, self.n, self.d)
+        return (*self.conditions, self.provider, self.n, self.d, self.classes)
+
+    @property
+    def size(self) -> Size:
+        """Where it was measured."""
+        return Size(self.n, self.d, self.classes)
 
 
 FIELDS = [field.name for field in dataclasses.fields(Row)]
-LATER_FIELDS = {"tflops", "triton", "cuda"}  # that older files lack
+LATER_FIELDS = {"tflops", "triton", "cuda", "classes"}  # that older files lack
 
 
 def merge(rows: Iterable[Row], new: Iterable[Row]) -> list[Row]:
@@ -118,7 +127,9 @@ def _format(value: Any) -> str:
 def _parse(line: dict[str, str]) -> Row:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Row):
-        text = line.get(field.name, "")
+        if field.name not in line:  # one of the later fields
+            continue
+        text = line[field.name]
         if field.type is int:
             values[field.name] = int(text)
         elif field.type is str:
@@ -144,11 +155,19 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text, one block a size."""
     on_gpu = any(row.cuda for row in rows)  # elsewhere TFLOP/s are zeros
     columns = [column for column in COLUMNS if on_gpu or column[1] != "tflops"]
-    lines = [("N x D", "provider", *(heading for heading, _, _ in columns), "")]
-    seen: set[tuple[int, int]] = set()
+    over_classes = any(row.classes for row in rows)
+    lines = [
+        (
+            "N x D x C" if over_classes else "N x D",
+            "provider",
+            *(heading for heading, _, _ in columns),
+            "",
+        )
+    ]
+    seen: set[Size] = set()
     for row in rows:
-        size = "" if (row.n, row.d) in seen else f"{row.n} x {row.d}"
-        seen.add((row.n, row.d))
+        size = "" if row.size in seen else str(row.size).replace("x", " x ")
+        seen.add(row.size)
         values = [(getattr(row, field), spec) for _, field, spec in columns]
         cells = ["" if value is None else format(value, spec) for value, spec in values]
         lines.append((size, row.provider, *cells, row.reason))

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 from dmlfast.bench import BENCHMARKS, DTYPES, get_benchmark
 from dmlfast.bench.machine import machine_slug
+from dmlfast.bench.sizes import CLASS_SIZES, PAIR_SIZES
 from dmlfast.cli.pictures import picture_path
 
 from dmlfast.errors import UserError, unknown_name
@@ -23,32 +24,16 @@ if TYPE_CHECKING:
     from dmlfast.bench.report import Row
 
 
-class Sizes(NamedTuple):
-    """What is measured where no sizes are given, with --quick, and besides with --large."""
-
-    usual: str
-    quick: str
-    large: str
-
-
-SIZES = {  # by type of device
-    "cpu": Sizes("128x128,512x128,8192x128,8192x512", "128x128,512x128,2048x128", "65536x128"),
-    "cuda": Sizes(
-        "128x128,1024x128,8192x128,32768x128,32768x512",
-        "128x128,1024x128,8192x128",
-        "1048576x128",
-    ),
-}
 INTERRUPTED = 130
 BUSY = 0.1  # of all cores, by other processes: figures are unsteady from there
 
 
 def sizes_option(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
-    """Checks "512x128,8192x512"."""
+    """Checks "512x128,8192x512" and "1024x512x100000"."""
     for word in (text or "1x1").split(","):
-        n, _, d = word.lower().partition("x")
-        if not (n.isdecimal() and d.isdecimal() and int(n) and int(d)):
-            raise click.BadParameter(f"'{word}' is not rows x width, like 512x128", ctx, param)
+        if not re.fullmatch("0*[1-9][0-9]*(x0*[1-9][0-9]*){1,2}", word.lower()):
+            what = "is not rows x width, like 512x128 (or x classes)"
+            raise click.BadParameter(f"'{word}' {what}", ctx, param)
     return text
 
 
@@ -99,18 +84,20 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     "--sizes",
     callback=sizes_option,
     metavar="NxD,...",
-    help="Rows x width of the embeddings.  "
-    f"[default: {SIZES['cpu'].usual}; on a GPU {SIZES['cuda'].usual}]",
+    help="Rows x width of the embeddings, x classes for a loss over classes.  [default: "
+    f"{PAIR_SIZES['cpu'].usual}, or {CLASS_SIZES['cpu'].usual}; others on a GPU]",
 )
 @click.option(
     "--large",
     is_flag=True,
-    help=f"Also {SIZES['cpu'].large}, on a GPU {SIZES['cuda'].large}; takes many minutes.",
+    help=f"Also {PAIR_SIZES['cpu'].large} (on a GPU {PAIR_SIZES['cuda'].large}), or "
+    f"{CLASS_SIZES['cpu'].large}; takes many minutes.",
 )
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"{SIZES['cpu'].quick} (on a GPU {SIZES['cuda'].quick}), few rounds and no compiling.",
+    help=f"{PAIR_SIZES['cpu'].quick} (on a GPU {PAIR_SIZES['cuda'].quick}), or "
+    f"{CLASS_SIZES['cpu'].quick}, few rounds and no compiling.",
 )
 @click.option(
     "--device",
@@ -197,7 +184,6 @@ def command(
 
     import torch
     from dmlfast.bench import harness
-    from dmlfast.bench.benchmark import Size
     from dmlfast.bench.devices import get_device
     from dmlfast.bench.report import latest, merge, read_csv, update_csv
 
@@ -216,8 +202,9 @@ def command(
     benchmark = get_benchmark(name)
     chosen_dtypes = [getattr(torch, word) for word in dtypes]
     competitors = _baselines(benchmark, baselines) + _dmlfast(benchmark, impl, kind, chosen_dtypes)
-    sizes = sizes or (SIZES[kind].quick if quick else SIZES[kind].usual)
-    sizes += f",{SIZES[kind].large}" if large else ""
+    own = benchmark.sizes[kind]
+    sizes = sizes or (own.quick if quick else own.usual)
+    sizes += f",{own.large}" if large else ""
     rounds = rounds or (5 if quick else 15)
     seconds = (1.0 if quick else 30.0) if seconds is None else seconds
     threads = threads or device.threads
@@ -232,7 +219,10 @@ def command(
         f" --device {device.torch_device} --dtype {','.join(dtypes)} --rounds {rounds}"
         f" --seconds {seconds:g} --threads {threads} --memory-limit {gib:.1f}" + " --quick" * quick,
     )
-    all_sizes = [*map(Size.parse, sizes.split(","))]
+    try:
+        all_sizes = benchmark.parse_sizes(sizes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     cases = harness.plan(competitors, all_sizes, chosen_dtypes, device)
     rows: list[Row] = []
     if resume:
@@ -246,7 +236,7 @@ def command(
                     update_csv(csv_path, new)
         except KeyboardInterrupt:
             interrupted = True
-    rows.sort(key=lambda row: (dtypes.index(row.dtype), all_sizes.index(Size(row.n, row.d))))
+    rows.sort(key=lambda row: (dtypes.index(row.dtype), all_sizes.index(row.size)))
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     elif rows:

@@ -22,10 +22,11 @@ class _Rows(torch.optim.Optimizer):
                 if weight.grad is not None and weight.grad.is_sparse:
                     gradient = weight.grad.coalesce()
                     with torch.no_grad():
-                        self._step_rows(group, weight, *gradient.indices(), gradient.values())
+                        rows = gradient.indices()[0]
+                        self._step_rows(group, weight, rows, gradient.values())
                     sparse.append((weight, weight.grad))
                     weight.grad = None
-        result = super().step(closure)  # type: ignore[safe-super]
+        result = super().step(closure)
         for weight, gradient in sparse:
             weight.grad = gradient
         return result

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 from dmlfast.bench import baselines, get_benchmark
-from dmlfast.bench.benchmark import LOSS_SCALE, Size, placed, step
+from dmlfast.bench.benchmark import LOSS_SCALE, Size, leaves, placed, step
 from dmlfast.bench.harness import TOLERANCE, relative_error, solve
 from dmlfast.bench.lifted import BENCHMARK, ROWS_PER_CLASS
 
@@ -129,3 +129,26 @@ def test_cuda_is_left_out_where_it_has_no_kernels(name):
     competitor = get_benchmark(name).competitor("dmlfast-cuda")
     assert "no kernels" in competitor.declines("cuda", torch.float32)
     assert get_benchmark(name).competitor("dmlfast-cpu").declines("cpu", torch.float32) is None
+
+
+@pytest.mark.parametrize("n", [5, 300])
+def test_ways_to_compute_the_normalised_softmax_agree(n: int) -> None:
+    benchmark = get_benchmark("norm-softmax")
+    problem = placed(benchmark.problem(Size(n, 6, 40)), torch.float64)
+    expected = step(partial(ops.norm_softmax_loss, impl="reference"), problem)
+    gradients = [leaf.grad for leaf in leaves(problem)]
+    assert len(gradients) == 2
+    for competitor in benchmark.baselines:
+        if not competitor.compiles:
+            torch.testing.assert_close(step(competitor.make(), problem), expected)
+            torch.testing.assert_close([leaf.grad for leaf in leaves(problem)], gradients)
+
+
+def test_sizes_of_a_loss_over_classes_have_classes() -> None:
+    benchmark = get_benchmark("norm-softmax")
+    assert benchmark.parse_sizes("75x512x11318,8x4x2") == [Size(75, 512, 11318), Size(8, 4, 2)]
+    assert str(Size(75, 512, 11318)) == "75x512x11318"
+    with pytest.raises(ValueError, match="rows x width x classes, which 75x512 is not"):
+        benchmark.parse_sizes("75x512")
+    with pytest.raises(ValueError, match="sizes of lifted are rows x width, which 8x4x2 is not"):
+        get_benchmark("lifted").parse_sizes("8x4x2")

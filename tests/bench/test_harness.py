@@ -16,7 +16,7 @@ SIZE = Size(8, 4)
 
 
 def problem(size: Size) -> Problem:
-    return {"x": torch.linspace(-1, 1, size.n * size.d).view(size).requires_grad_()}
+    return {"x": torch.linspace(-1, 1, size.n * size.d).view(size.n, size.d).requires_grad_()}
 
 
 def right(x: torch.Tensor) -> torch.Tensor:

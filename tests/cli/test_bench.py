@@ -108,6 +108,8 @@ def test_all_backends_but_interpreted_ones(capsys: pytest.CaptureFixture[str]) -
         (["lifted", "--resume"], 2, "--resume needs --csv"),
         (["lifted", "--sizes", "128"], 2, "'128' is not rows x width, like 512x128"),
         (["lifted", "--sizes", "128x0"], 2, "'128x0' is not rows x width"),
+        (["lifted", "--sizes", "8x4x3"], 2, "sizes of lifted are rows x width, which 8x4x3 is not"),
+        (["norm-softmax", "--sizes", "8x4"], 2, "are rows x width x classes, which 8x4 is not"),
         (["lifted", "--rounds", "0"], 2, "--rounds"),
         (["lifted", "--csv", "none/bench.csv"], 2, "'none/bench.csv' is not a file in a folder"),
         (["lifted", "--plot", "bench.txt"], 2, "'bench.txt' must end in"),

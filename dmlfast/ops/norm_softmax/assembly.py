@@ -40,9 +40,9 @@ def losses_and_gradients(
 ) -> Found:
     """The loss of each row, (N,), and the gradients of their sum by ``row_weights`` (N,)."""
     if not len(rows):
-        wants = ((rows, want_rows), (weight, want_weight))
-        made = (torch.zeros_like(t, dtype=torch.float32) if want else None for t, want in wants)
-        return (row_weights.float(), *made)
+        d_rows = rows.float() if want_rows else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        return row_weights.float(), d_rows, d_weight
     C = len(weight)
     counts = labels != settings.ignore_index
     labels, unknown = _known(labels, counts, C)
