@@ -1,6 +1,7 @@
 // Calls every kernel on small, odd and ragged problems, each array on a heap of its own exact size, so that
 // the sanitizers see a read or a write past any end. Also checks what no sanitizer does: that results are
 // finite.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -142,6 +143,26 @@ void run(int64_t n, int64_t m, int64_t d, int64_t classes, int threads) {
           problem.reduce_and_differentiate(score, select, reduce, biased ? -1.0f : 25.0f, biased);
 }
 
+// Rows against classes, their cosines kept in so many bytes.
+void softmax(int64_t n, int64_t c, int64_t d, float scale, int64_t scratch, int threads) {
+  std::mt19937 random(unsigned(n + 31 * c + d));
+  Array<float> rows = numbers(n * d, random), weight = numbers(c * d, random), target = numbers(n, random);
+  Array<float> row_weight = numbers(n, random), logsumexp(new float[n]);
+  Array<float> d_rows(new float[n * d]), d_weight(new float[c * d]);
+  Array<int64_t> labels = integers(n, -1, c - 1, random);
+  std::fill(weight.get(), weight.get() + d, 0.0f);
+  const dml_classes classes{rows.get(), weight.get(), n, c, d, labels.get(), threads};
+  const dml_pairs shape{nullptr, nullptr, n, c, d, nullptr, nullptr, nullptr, threads};
+  for (bool want_rows : {false, true})
+    for (bool want_weight : {false, true}) {
+      dml_cpu_softmax(&classes, scale, scratch, target.get(), row_weight.get(), logsumexp.get(),
+                      want_rows ? d_rows.get() : nullptr, want_weight ? d_weight.get() : nullptr);
+      expect(all_finite(logsumexp, n, true), "log-sum-exps over classes", shape);
+    }
+  expect(all_finite(d_rows, n * d), "gradient of the rows of a softmax", shape);
+  expect(all_finite(d_weight, c * d), "gradient of the classes", shape);
+}
+
 }  // namespace
 
 int main() {
@@ -153,6 +174,10 @@ int main() {
       for (int64_t d : {1, 16, 17, 33, 263}) run(19, 23, d, 5, threads);
       run(131, 17, 3, 20, threads), run(17, 131, 3, 20, threads), run(0, 5, 3, 2, threads);
       run(5, 0, 3, 2, threads), run(67, 71, 4, 1, threads), run(131, -1, 4, 1, threads);
+      for (int64_t d : {1, 17, 33})
+        for (int64_t scratch : {0, 400000, 1 << 24}) softmax(259, 531, d, 20.0f, scratch, threads);
+      softmax(1, 1, 3, 1.0f, 1 << 24, threads), softmax(7, 2, 5, 50.0f, 1 << 24, threads);
+      softmax(1030, 9, 4, 50.0f, 0, threads), softmax(3, 1000, 8, 5.0f, 1 << 24, threads);
     }
     std::printf("%s done\n", isa);
   }
