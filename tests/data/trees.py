@@ -65,8 +65,22 @@ def write_sop(root: Path, classes: int) -> None:
         write_lines(folder / f"Ebay_{part}.txt", [header, *rows])
 
 
+def write_inshop(root: Path, classes: int) -> None:
+    """`img/` with its list: of the second half of the classes the first image is the query."""
+    rows = []
+    for row in range(classes * IMAGES):
+        label, number = divmod(row, IMAGES)
+        path = f"img/WOMEN/Dresses/id_{label:08d}/{number:02d}_1_front.jpg"
+        write_picture(root / path, label, number)
+        part = "train" if label < classes // 2 else "gallery" if number else "query"
+        rows.append(f"{path} id_{label:08d} {part}")
+    header = "image_name item_id evaluation_status"
+    write_lines(root / "Eval/list_eval_partition.txt", [str(len(rows)), header, *rows])
+
+
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "cub200": write_cub200,
     "cars196": write_cars196,
+    "inshop": write_inshop,
     "sop": write_sop,
 }
