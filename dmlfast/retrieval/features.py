@@ -134,7 +134,8 @@ class Features:
     def floats(self, rows: np.ndarray | slice) -> np.ndarray:
         """Embeddings of some rows as floating point, (n, D); bits are 0 and 1 in float32."""
         if self.binary:
-            return np.unpackbits(self.embeddings[rows], axis=1, count=self.dimension).astype("f4")
+            bits = np.unpackbits(self.embeddings[rows], axis=1, count=self.dimension)
+            return bits.astype(np.float32)
         return self.embeddings[rows]
 
     def vectors(self, rows: np.ndarray | slice) -> np.ndarray:

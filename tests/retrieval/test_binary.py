@@ -15,6 +15,7 @@ from dmlfast.retrieval import (
     LinearClassifier,
     binarize,
     draw_map,
+    embedding_map,
     evaluate,
     evaluate_classification,
     evaluate_identity_draws,
@@ -380,8 +381,16 @@ def test_bits_and_floats_cannot_be_compared():
         )
 
 
-def test_a_map_of_bits_can_be_drawn():
-    assert draw_map(blobs(40, 4).binarized()).size[0] > 0
+def test_a_map_is_of_the_bits_not_of_their_bytes(monkeypatch):
+    features, laid_out, plane = blobs(40, 4), [], embedding_map._plane
+    monkeypatch.setattr(
+        embedding_map, "_plane", lambda *args: laid_out.append(args) or plane(*args)
+    )
+    draw_map(features.binarized())
+    (embeddings, metric, _) = laid_out[0]
+    assert metric == "hamming"
+    assert embeddings.shape[1] == 8
+    assert set(embeddings.ravel()) == {0, 1}
 
 
 def test_the_layout_of_ann_benchmarks_is_of_floats(tmp_path):
