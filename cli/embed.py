@@ -52,6 +52,7 @@ from dmlfast.training import (
 @click.option("--raw-pixels", is_flag=True, help="Embed every image as its own pixels.")
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
 @click.option("--float16", is_flag=True, help="Store half the bytes.")
+@click.option("--binary", is_flag=True, help="Store only the signs, a bit a component.")
 @click.option(
     "--layout",
     type=click.Choice(["features", "ann-benchmarks"]),
@@ -88,6 +89,7 @@ def command(
     raw_pixels: bool,
     normalize: bool,
     float16: bool,
+    binary: bool,
     layout: str,
     batch_size: int,
     workers: int,
@@ -104,8 +106,13 @@ def command(
     """
     if untrained and raw_pixels:
         raise click.UsageError("--untrained and --raw-pixels exclude each other")
-    if float16 and layout != "features":
-        raise click.UsageError("--float16 is for --layout features; ann-benchmarks takes float32")
+    if binary and float16:
+        raise click.UsageError("--binary and --float16 exclude each other")
+    if binary and normalize:
+        raise click.UsageError("--normalize changes no sign: leave it out with --binary")
+    if (binary or float16) and layout != "features":
+        name = "--binary" if binary else "--float16"
+        raise click.UsageError(f"{name} is for --layout features; ann-benchmarks takes float32")
     place = resolve_device(device)
     folder = RunFolder(run) if run else newest_run()
     if not run:
@@ -131,8 +138,8 @@ def command(
     )
     attributes = {**source, **images_card(config, transform), "run": str(folder)}
     if split == "test" and not (untrained or raw_pixels):
-        scaled = ("embeddings scaled to length 1",) if normalize else ()
-        comparison = Comparison.of(folder, scaled)
+        changes = {"embeddings scaled to length 1": normalize, "sign bits alone": binary}
+        comparison = Comparison.of(folder, tuple(name for name, made in changes.items() if made))
         attributes |= comparison.to_attributes() if comparison else {}
     write = embed if layout == "features" else embed_for_ann_benchmarks
     images = write(
@@ -144,6 +151,7 @@ def command(
         device=place,
         dtype="float16" if float16 else "float32",
         normalize=normalize,
+        binary=binary,
         attributes=attributes,
         overwrite=overwrite,
         progress=sys.stderr.isatty(),

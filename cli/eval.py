@@ -91,6 +91,9 @@ Protocols:
     help="Numbers of neighbours for recall at K; by default those that papers report on the data"
     " set, or else 1,2,4,8.",
 )
+@click.option(
+    "--binary", is_flag=True, help="Evaluate the sign bits of the embeddings too, side by side."
+)
 @click.option("--clustering/--no-clustering", default=True, help="NMI, AMI and F1 by k-means.")
 @click.option(
     "--clustering-runs",
@@ -172,6 +175,7 @@ def command(
     protocol: str | None,
     gallery_feats: str | None,
     train_feats: str | None,
+    binary: bool,
     seed: int,
     montage: Path | None,
     map_path: Path | None,
@@ -190,6 +194,8 @@ def command(
     features = load_features(feats)
     gallery = load_features(gallery_feats) if gallery_feats else None
     train = load_features(train_feats) if train_feats else None
+    if binary:
+        refuse_binary(features, gallery, train)
     protocol = choose_protocol(protocol, features, gallery)
     shared = shared_classes(features, train) if train else None
     if protocol == "zero-shot" and shared:
@@ -202,16 +208,24 @@ def command(
     settings["ks"] = settings["ks"] or default_ks(protocol, features)
     comparison = None if gallery else recipe_comparison(features)
     report = evaluate_by(protocol, features, gallery, train, seed=seed, **settings)
+    of_bits = None
+    if binary:
+        others = [None if file is None else file.binarized() for file in (gallery, train)]
+        of_bits = evaluate_by(protocol, features.binarized(), *others, seed=seed, **settings)
     if as_json:
         files = {"features": feats, "gallery_features": gallery_feats}
         result = {**files, "protocol": protocol, **report}
         if train_feats:
             result |= {"train_features": train_feats, "classes_shared_with_train": shared}
+        if of_bits:
+            result["binary"] = of_bits
         if comparison is not None:
             result["recipe"] = comparison.to_plain()
         click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
     else:
-        click.echo("\n".join(report_lines(features, gallery, protocol, report, comparison)))
+        click.echo(
+            "\n".join(report_lines(features, gallery, protocol, report, comparison, of_bits))
+        )
         if shared is not None:
             click.echo(f"classes shared with {train_feats}: {shared}")
     for draw, path in pictures:
@@ -228,6 +242,13 @@ def check_options(ctx: click.Context, protocol: str) -> None:
                 f"{param.opts[0]} does not go with protocol {protocol}, only with"
                 f" {', '.join(takers)}"
             )
+
+
+def refuse_binary(*files: "Features | None") -> None:
+    """Refuses files that hold sign bits already."""
+    for file in files:
+        if file is not None and file.binary:
+            raise UserError(f"{file.source} holds sign bits already: leave --binary out")
 
 
 def evaluate_by(

@@ -19,19 +19,35 @@ def report_lines(
     protocol: str,
     report: dict[str, Any],
     comparison: "Comparison | None" = None,
+    of_bits: "dict[str, Any] | None" = None,
 ) -> list[str]:
-    """What was compared how, the numbers in groups, and what to be careful with."""
-    lines = [*_card(features, gallery, protocol, report), ""]
+    """What was compared how, the numbers in groups, and what to be careful with.
+
+    `of_bits` is the report of the embeddings' sign bits, which stands in a column of its own.
+    """
+    columns = [report] if of_bits is None else [report, of_bits]
+    lines = [*_card(features, gallery, protocol, columns), ""]
     groups = {title: rows for title, rows in _groups(report).items() if rows}
     wide = max(len(name) for rows in groups.values() for name in rows)
+    keys = [key for rows in groups.values() for key in rows.values()]
+    spread_wide = max(len(_spread(column, key)) for column in columns for key in keys)
+    if of_bits is not None:
+        heads = {
+            "": [features.embeddings.dtype.name, "binary"],
+            "bytes per image": [f"{column['bytes_per_image']:,}" for column in columns],
+        }
+        wide = max(wide, *map(len, heads))
+        for name, values in heads.items():
+            cells = _cells(values, ["", ""], spread_wide)
+            lines.append(f"{name:{wide}}    {cells}".rstrip())
+        lines.append("")
     for title, rows in groups.items():
         lines.append(title)
-        spreads = {key: _spread(report, key) for key in rows.values()}
-        spread_width = max(map(len, spreads.values()))
         for name, key in rows.items():
-            value, target = _percent(report[key]), target_text(comparison, key)
-            spread = f"{spreads[key]:{spread_width}}"
-            lines.append(f"  {name:{wide}}  {value:>8}   {spread}   {target}".rstrip())
+            values = [_percent(column[key]) for column in columns]
+            spreads = [_spread(column, key) for column in columns]
+            cells, target = _cells(values, spreads, spread_wide), target_text(comparison, key)
+            lines.append(f"  {name:{wide}}  {cells}   {target}".rstrip())
         lines.append("")
     if comparison is not None:
         lines += [*comparison_lines(comparison), ""]
@@ -39,9 +55,12 @@ def report_lines(
 
 
 def _card(
-    features: "Features", gallery: "Features | None", protocol: str, report: dict[str, Any]
+    features: "Features",
+    gallery: "Features | None",
+    protocol: str,
+    columns: list[dict[str, Any]],
 ) -> Iterator[str]:
-    known = features.attributes
+    known, report = features.attributes, columns[0]
     among = f"{report['gallery']:,} images" if "gallery" in report else ""
     if "train_images" in report:
         among = f"{report['train_classes']:,} classes of {report['train_images']:,} training images"
@@ -51,9 +70,11 @@ def _card(
         f"{features.title}: {report['queries']:,} queries of {report['classes']:,} classes among"
         f" {among}" + (f" of {gallery.title}" if gallery else "")
     )
+    size = f", {report['bytes_per_image']:,} bytes per image"
     yield (
-        f"{known.get('model', 'unknown model')}, {features.dimension} dimensions,"
-        f" {features.distance} distance"
+        f"{known.get('model', 'unknown model')}, {features.dimension}"
+        f" {'sign bits' if features.binary else 'dimensions'}, {features.distance} distance"
+        + (size if len(columns) == 1 else "; sign bits, hamming distance")
     )
     yield from card_lines(known)
     yield f"protocol {protocol}, checkpoint {_selection(known)}"
@@ -118,6 +139,12 @@ def _warnings(features: "Features", report: dict[str, Any]) -> Iterator[str]:
         yield from ("", f"left out: {report['lone_queries']:,} queries with nothing to find")
     if features.attributes.get("selected_on") == "test":
         yield from ("", "The checkpoint was selected on the test classes: compare with care.")
+
+
+def _cells(values: list[str], spreads: list[str], width: int) -> str:
+    """The value and the spread, `width` wide, of each column."""
+    pairs = zip(values, spreads, strict=True)
+    return "   ".join(f"{value:>8}   {spread:{width}}" for value, spread in pairs)
 
 
 def _percent(value: float) -> str:

@@ -84,8 +84,9 @@ def command(
         click.echo(json.dumps(result, indent=2))
     else:
         click.echo(f"nearest to {name} among {len(features):,} images of {features.title}")
+        digits = 0 if features.binary else 4
         for hit in hits:
-            click.echo(f"{hit.rank:>4}  {hit.distance:<9.4f}  {hit.path}  {hit.class_name}")
+            click.echo(f"{hit.rank:>4}  {hit.distance:<9.{digits}f}  {hit.path}  {hit.class_name}")
     if montage and image_of:
         save_picture(_draw(features, query, row, hits, name, image_of), montage)
 
@@ -148,9 +149,10 @@ def _draw(
 
     label = None if row is None else int(features.labels[row])
     tiles = []
+    digits = 0 if features.binary else 3
     for hit in hits:
         frame = None if label is None else GREEN if hit.label == label else RED
-        caption = f"{hit.distance:.3f}  {readable(hit.class_name)}"
+        caption = f"{hit.distance:.{digits}f}  {readable(hit.class_name)}"
         tiles.append(Tile(image_of(hit.path), frame, caption))
     image = open_picture(query) if query is not None else image_of(name)
     subtitle = (

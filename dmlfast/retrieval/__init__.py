@@ -1,5 +1,6 @@
 """Embedding files, exact search, evaluation and pictures."""
 
+from dmlfast.retrieval.codes import binarize
 from dmlfast.retrieval.embedding_map import draw_map
 from dmlfast.retrieval.evaluation import (
     LinearClassifier,
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureWriter",
     "Features",
     "LinearClassifier",
+    "binarize",
     "draw_map",
     "draw_montage",
     "evaluate",

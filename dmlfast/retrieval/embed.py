@@ -69,6 +69,7 @@ def embed(
     device: torch.device | str = "cpu",
     dtype: str = "float32",
     normalize: bool = False,
+    binary: bool = False,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -84,6 +85,7 @@ def embed(
         device: where the model is.
         dtype: "float32" or "float16", of the embeddings in the file.
         normalize: scale every embedding to length 1.
+        binary: store only the signs of the embeddings, as bits; the two above do not matter then.
         attributes: where the embeddings come from.
         overwrite: replace `path` if it exists.
         progress: show a bar on stderr.
@@ -99,6 +101,7 @@ def embed(
         path,
         dimension=_embed_images(model, one_image, device).shape[1],
         normalized=normalize or getattr(model, "spec", {}).get("normalize", False),
+        distance="hamming" if binary else "euclidean",
         dtype=dtype,
         class_names=dataset.class_names,
         attributes={"dataset": dataset.name, "split": dataset.split, **(attributes or {})},

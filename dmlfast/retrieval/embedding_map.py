@@ -68,7 +68,7 @@ def _sample(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
 
 def _lay_out(features: Features, rows: np.ndarray, side: float, seed: int) -> np.ndarray:
     """Centres (n, 2) in units, spread over the picture, tiles of `side` pushed off each other."""
-    plane = _plane(features.embeddings[rows], DISTANCES[features.distance], seed)
+    plane = _plane(features.floats(rows), DISTANCES[features.distance], seed)
     low, high = plane.min(axis=0, initial=0), plane.max(axis=0, initial=0)
     corner = np.array([MARGIN, TOP + MARGIN]) + side / 2
     size = np.array([WIDTH, HEIGHT]) - MARGIN - side / 2 - corner

@@ -1,7 +1,7 @@
 """Embeddings with what is known about each row."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import numpy as np
 
 from dmlfast.errors import UserError
 from dmlfast.models.checkpoint import TENSORS_FILE
+from dmlfast.retrieval.codes import binarize
 
-DISTANCES = {"euclidean": "euclidean", "angular": "cosine"}  # name in a file: name in a search
+# Name in a file: name in a search.
+DISTANCES = {"euclidean": "euclidean", "angular": "cosine", "hamming": "hamming"}
 ROLES = {"both": 0, "query": 1, "gallery": 2}
 
 
@@ -18,12 +20,13 @@ ROLES = {"both": 0, "query": 1, "gallery": 2}
 class Features:
     """The embeddings of N images and what belongs to each of them, row by row.
 
-    embeddings: (N, D) floating point, finite, D >= 1. labels: (N,) integers, opaque class
+    embeddings: (N, D) floating point, finite, D >= 1; or, where the distance is "hamming", codes
+    (N, ceil(D / 8)) uint8 as `binarize` packs them. labels: (N,) integers, opaque class
     identifiers; where `class_names` is given they index it. paths: N identifiers, or none at all.
     roles: (N,) uint8, 0 query and gallery, 1 query only, 2 gallery only; None stands for all 0.
     attributes: plain values, where the embeddings come from; `distance` says how they are compared
-    ("euclidean", the default, or "angular"). source: the name that error messages call them by,
-    such as their file's.
+    ("euclidean", the default, "angular" or "hamming"), `n_bits` is the D of codes, by default all
+    their bits. source: the name that error messages call them by, such as their file's.
 
     Raises ValueError where these do not fit each other.
     """
@@ -38,9 +41,13 @@ class Features:
 
     def __post_init__(self) -> None:
         N = len(self.embeddings)
-        if self.embeddings.ndim != 2 or self.embeddings.dtype.kind != "f":
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance '{self.distance}' is none of {', '.join(DISTANCES)}")
+        if self.binary:
+            self._check_codes()
+        elif self.embeddings.ndim != 2 or self.embeddings.dtype.kind != "f":
             raise ValueError(f"embeddings must be (N, D) floats, not {_describe(self.embeddings)}")
-        if not self.dimension:
+        if not self.embeddings.shape[1]:
             raise ValueError(f"embeddings {self.embeddings.shape} have no columns")
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be (N,) integers, not {_describe(self.labels)}")
@@ -51,12 +58,21 @@ class Features:
         roles = np.zeros(N) if self.roles is None else self.roles
         if roles.shape != (N,) or not np.isin(roles, list(ROLES.values())).all():
             raise ValueError(f"role must be ({N},) integers, each 0, 1 or 2")
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance '{self.distance}' is none of {', '.join(DISTANCES)}")
         bad = np.flatnonzero(~np.isfinite(self.embeddings).all(axis=1))
         if len(bad):
             first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
             raise ValueError(f"{len(bad)} of {N} embeddings hold NaN or infinity (rows {first})")
+
+    def _check_codes(self) -> None:
+        if self.embeddings.ndim != 2 or self.embeddings.dtype != np.uint8:
+            raise ValueError(
+                f"codes must be (N, ceil(D / 8)) uint8, not {_describe(self.embeddings)}"
+            )
+        bits, width = self.dimension, self.embeddings.shape[1]
+        if not isinstance(bits, int) or (bits + 7) // 8 != width:
+            raise ValueError(f"codes have {width} bytes, but n_bits is {bits!s:.32}")
+        if (self.embeddings[:, -1:] & (2 ** (8 * width - bits) - 1)).any():
+            raise ValueError(f"codes have bits set beyond the first {bits}")
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -64,11 +80,22 @@ class Features:
     @property
     def dimension(self) -> int:
         """D, the length of one embedding."""
-        return self.embeddings.shape[1]
+        width = self.embeddings.shape[1]
+        return self.attributes.get("n_bits", 8 * width) if self.binary else width
+
+    @property
+    def binary(self) -> bool:
+        """Whether the embeddings are sign bits."""
+        return self.distance == "hamming"
+
+    @property
+    def bytes_per_image(self) -> int:
+        """What one embedding takes."""
+        return self.embeddings.itemsize * self.embeddings.shape[1]
 
     @property
     def distance(self) -> str:
-        """How the embeddings are compared: "euclidean" or "angular"."""
+        """How the embeddings are compared: "euclidean", "angular" or "hamming"."""
         return str(self.attributes.get("distance", "euclidean"))
 
     @property
@@ -104,16 +131,37 @@ class Features:
             raise UserError(f"{weights} has changed since {self.source} was made with it")
         return Path(folder)
 
+    def floats(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Embeddings of some rows as floating point, (n, D); bits are 0 and 1 in float32."""
+        if self.binary:
+            bits = np.unpackbits(self.embeddings[rows], axis=1, count=self.dimension)
+            return bits.astype(np.float32)
+        return self.embeddings[rows]
+
     def vectors(self, rows: np.ndarray | slice) -> np.ndarray:
         """Embeddings of some rows as they are averaged, (n, D) float64.
 
-        Scaled to length 1 where the distance is angular; zero rows stay zero.
+        Scaled to length 1 where the distance is angular; zero rows stay zero. Bits are 0 and 1.
         """
-        vectors = self.embeddings[rows].astype(np.float64)
+        vectors = self.floats(rows).astype(np.float64)
         if self.distance == "angular":
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors /= np.where(norms > 0, norms, 1.0)
         return vectors
+
+    def binarized(self) -> "Features":
+        """The same rows with the sign bits of their embeddings, compared by Hamming distance.
+
+        Raises ValueError where they are sign bits already.
+        """
+        attributes = self.attributes | bit_attributes(self.dimension)
+        attributes.pop("normalized", None)  # a length changes no sign
+        return replace(self, embeddings=binarize(self.embeddings), attributes=attributes)
+
+
+def bit_attributes(dimension: int) -> dict[str, Any]:
+    """What the attributes of sign bits say of them."""
+    return {"distance": "hamming", "point_type": "bit", "n_bits": dimension}
 
 
 def _describe(array: np.ndarray) -> str:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from dmlfast.data import AnyDataset, create_dataset, create_transform, parse_options
 from dmlfast.errors import UserError
 from dmlfast.models import load_model
+from dmlfast.retrieval.codes import binarize
 from dmlfast.retrieval.drawing import ImageOf
 from dmlfast.retrieval.features import Features
 
@@ -42,7 +43,9 @@ def image_source(*files: Features, data_dir: str | None = None) -> ImageOf:
 def embed_picture(
     features: Features, picture: str | Path, *, invert: bool = False, data_dir: str | None = None
 ) -> np.ndarray:
-    """Embeds an image file with the network that made `features`, (1, D) float32.
+    """Embeds an image file with the network that made `features`.
+
+    Returns (1, D) float32, or where `features` are sign bits those of it, (1, ceil(D / 8)) uint8.
 
     The picture becomes an image as those of the data set did: by the network's transform, or else
     scaled to fit the data set's image size, the rest filled with black. `invert` swaps dark and
@@ -68,7 +71,9 @@ def embed_picture(
             f"{checkpoint} makes {embedding.shape[1]} dimensions, {features.source} has"
             f" {features.dimension}"
         )
-    result: np.ndarray = embedding.float().numpy()
+    if not embedding.isfinite().all():
+        raise UserError(f"{checkpoint} makes NaN or infinity of {picture}")
+    result: np.ndarray = binarize(embedding) if features.binary else embedding.float().numpy()
     return result
 
 

@@ -2,11 +2,14 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from dmlfast.errors import UserError
+from dmlfast.retrieval.codes import Array, hamming_distances, unpack
 
 QUERY_TILE = 256  # a tile of distances, 4 MiB in float64, stays in the cache
 GALLERY_TILE = 2048
@@ -17,8 +20,6 @@ PAIR_BYTES = 2**22  # of differences of pairs at a time, which stay in the cache
 FAISS_MIN_GALLERY = 8192
 FAISS_MAX_K = 256
 FAISS_SPARE = 32  # candidates beyond k, so that rounding in float32 seldom costs a second search
-
-Array = np.ndarray | torch.Tensor
 
 
 def nearest_neighbours(
@@ -34,23 +35,25 @@ def nearest_neighbours(
 
     queries: (Q, D), gallery: (M, D), finite floats; tensors are searched on the device of
     `queries`. exclude: (Q,) integers, for each query the row of the gallery that it is itself and
-    that it must not find, or -1. distance: "euclidean", or "cosine" (one minus the cosine; a zero
-    vector has distance 1 to every other). backend: "torch", "faiss" (proposes candidates in
-    float32; what it cannot settle goes to torch), or "auto", which takes FAISS where it is
-    installed and quicker. The result does not depend on the backend.
+    that it must not find, or -1. distance: "euclidean", "cosine" (one minus the cosine; a zero
+    vector has distance 1 to every other), or "hamming", the number of bits that differ, for codes
+    (Q, W) and (M, W) uint8 as `binarize` packs them. backend: "torch", "faiss" (proposes candidates
+    in float32, and what it cannot settle goes to torch; counts bits exactly), or "auto", which
+    takes FAISS where it is installed and quicker. The result does not depend on the backend.
 
     Returns indices (Q, k) int64 and distances (Q, k) float32, nearest first. A distance is computed
     in float64 and rounded once, from the difference itself for near pairs; equal distances are
     ordered by index. Where there are fewer than k neighbours, the rest is -1 and infinity. Extra
     memory is a copy of the inputs, the result and at most 256 MiB.
     """
-    if distance not in ("euclidean", "cosine"):
-        raise ValueError(f"distance must be euclidean or cosine, not '{distance}'")
+    if distance not in ("euclidean", "cosine", "hamming"):
+        raise ValueError(f"distance must be euclidean, cosine or hamming, not '{distance}'")
     if backend not in ("auto", "torch", "faiss"):
         raise ValueError(f"backend must be auto, torch or faiss, not '{backend}'")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    x, r = _floats(queries), _floats(gallery)
+    to_tensor = _codes if distance == "hamming" else _floats
+    x, r = to_tensor(queries), to_tensor(gallery)
     if x.ndim != 2 or r.ndim != 2 or x.shape[1] != r.shape[1]:
         raise ValueError(
             f"queries {tuple(x.shape)} and gallery {tuple(r.shape)} must be (Q, D) and (M, D)"
@@ -61,17 +64,16 @@ def nearest_neighbours(
         raise ValueError(f"exclude must have shape ({len(x)},), not {tuple(own.shape)}")
     if distance == "cosine":
         x, r = _directions(x), _directions(r)
-    halve = distance == "cosine"
 
     if backend == "faiss" and x.device.type != "cpu":
         raise ValueError(f"FAISS searches on the CPU, and queries are on {x.device}")
     if backend == "auto":
-        backend = "faiss" if _faiss_pays(x, r, k) else "torch"
+        backend = "faiss" if _faiss_pays(x, r, k, distance) else "torch"
     keys = torch.full((len(x), k), FAR, device=x.device)
     width = min(k, len(r))
     if width and len(x):
         search = _search_faiss if backend == "faiss" else _search_torch
-        keys[:, :width] = search(x, r, width, own.to(x.device), halve)
+        keys[:, :width] = search(x, r, width, own.to(x.device), distance)
     return _decode(keys)
 
 
@@ -89,19 +91,40 @@ def paired_distances(x: np.ndarray, y: np.ndarray, *, distance: str = "euclidean
 
 
 def _search_torch(
-    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, halve: bool
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, distance: str
 ) -> torch.Tensor:
     """The k least keys of every query, (Q, k), ascending; FAR where there is no neighbour left."""
+    if distance == "hamming":
+        return _search_tiles(x, r, k, own, unpack, hamming_distances)
     centre = sum(part.double().sum(0) for part in r.split(GALLERY_TILE)) / len(r)
     centre = centre.to(x.dtype).double()  # rounded, so that equal rows are centred to exact zeros
+
+    def centred(rows: torch.Tensor) -> torch.Tensor:
+        return rows.double() - centre
+
+    def distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        d2 = _squared_distances(rows, columns)
+        return d2.div_(2) if distance == "cosine" else d2.sqrt_()
+
+    return _search_tiles(x, r, k, own, centred, distances)
+
+
+def _search_tiles(
+    x: torch.Tensor,
+    r: torch.Tensor,
+    k: int,
+    own: torch.Tensor,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """As `_search_torch`, by the distances (q, m) of prepared rows and prepared columns."""
     tile = max(GALLERY_TILE, k)
     best = torch.full((len(x), k), FAR, device=x.device)
     for start in range(0, len(r), tile):
-        columns = r[start : start + tile].double() - centre
+        columns = prepare(r[start : start + tile])
         for first in range(0, len(x), QUERY_TILE):
             rows = slice(first, first + QUERY_TILE)
-            d2 = _squared_distances(x[rows].double() - centre, columns)
-            keys = _encode(d2.div_(2) if halve else d2.sqrt_(), start)
+            keys = _encode(distances(prepare(x[rows]), columns), start)
             inside = (own[rows] >= start) & (own[rows] < start + len(columns))
             keys[inside, own[rows][inside] - start] = FAR
             best[rows] = _least(torch.cat([best[rows], keys], dim=1), k, ordered=False)
@@ -125,7 +148,7 @@ def _squared_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 
 
 def _search_faiss(
-    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, halve: bool
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, distance: str
 ) -> torch.Tensor:
     """As `_search_torch`, which searches only for rows that FAISS's candidates leave in doubt."""
     try:
@@ -134,7 +157,10 @@ def _search_faiss(
         raise UserError(
             "FAISS is not installed: pip install 'dmlfast[cpu]', or search with torch"
         ) from None
+    if distance == "hamming":
+        return _search_binary_index(faiss.IndexBinaryFlat(8 * r.shape[1]), x, r, k, own)
     M, D = r.shape
+    halve = distance == "cosine"
     centre = r.mean(0, dtype=torch.float64)
     queries = (x - centre).float().contiguous()
     wanted = min(M, k + 1 + FAISS_SPARE)
@@ -158,16 +184,33 @@ def _search_faiss(
     bound = bound / 2 if halve else bound.clamp(min=0).sqrt()
     doubt = (_encode(bound[:, None].clamp(min=0), 0)[:, 0] <= best[:, -1]) & (wanted < M)
     if doubt.any():
-        best[doubt] = _search_torch(x[doubt], r, k, own[doubt], halve)
+        best[doubt] = _search_torch(x[doubt], r, k, own[doubt], distance)
     return best
 
 
-def _faiss_pays(x: torch.Tensor, r: torch.Tensor, k: int) -> bool:
+def _search_binary_index(
+    index: Any, x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor
+) -> torch.Tensor:
+    """As `_search_torch` for codes, by FAISS's flat index.
+
+    The index goes through the gallery in order and takes a row in only if it is nearer than the
+    last that it holds, so of equal rows it keeps the first. Of k + 1 neighbours k are not the query
+    itself.
+    """
+    index.add(r.contiguous().numpy())
+    distances, candidates = index.search(x.contiguous().numpy(), min(len(r), k + 1))
+    rows = torch.from_numpy(candidates)
+    keys = _encode(torch.from_numpy(distances), 0, rows)
+    keys[rows == own[:, None]] = FAR
+    return _least(keys, k)
+
+
+def _faiss_pays(x: torch.Tensor, r: torch.Tensor, k: int, distance: str) -> bool:
     large = len(r) >= FAISS_MIN_GALLERY and len(x) >= 32 and k <= FAISS_MAX_K
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    quicker = distance == "hamming" or (large and x.dtype == torch.float32)
     # On macOS the two libraries' OpenMP runtimes abort the process when they meet.
     usable = sys.platform == "linux" and importlib.util.find_spec("faiss") is not None
-    return large and on_cpu and usable
+    return quicker and x.device.type == "cpu" and usable
 
 
 def _encode(distances: torch.Tensor, start: int, index: torch.Tensor | None = None) -> torch.Tensor:
@@ -193,6 +236,13 @@ def _floats(array: Array) -> torch.Tensor:
     """float32, or float64 if it is that already."""
     tensor = torch.as_tensor(array).detach()
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _codes(array: Array) -> torch.Tensor:
+    tensor = torch.as_tensor(array)
+    if tensor.dtype != torch.uint8:
+        raise ValueError(f"hamming distance is of codes in uint8, not {tensor.dtype}")
+    return tensor
 
 
 def _directions(x: torch.Tensor) -> torch.Tensor:

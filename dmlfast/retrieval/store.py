@@ -15,7 +15,8 @@ import torch
 import dmlfast
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_write_path, write_error
-from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.retrieval.codes import binarize
+from dmlfast.retrieval.features import DISTANCES, Features, bit_attributes
 from dmlfast.retrieval.neighbours import nearest_neighbours
 
 CHUNK_BYTES = 2**18
@@ -29,9 +30,10 @@ class FeatureWriter:
 
     `path` gets the file when the `with` block ends without an error; until then, and after an
     error, it stays as it was. `dimension` is the length D of an embedding, `dtype` float32 or
-    float16, `distance` "euclidean" or "angular". `class_names` are indexed by label. `attributes`
-    are plain values (numbers, strings, lists of them; None is left out) that say where the
-    embeddings come from.
+    float16, `distance` "euclidean", "angular" or "hamming": then only the signs of the embeddings
+    are stored, as `binarize` packs them, and `dtype` and `normalized` do not matter. `class_names`
+    are indexed by label. `attributes` are plain values (numbers, strings, lists of them; None is
+    left out) that say where the embeddings come from.
 
         with FeatureWriter("feats.h5", dimension=64, attributes={"model": "convnet"}) as writer:
             for images, labels, paths in batches:
@@ -73,13 +75,20 @@ class FeatureWriter:
             "dmlfast_version": dmlfast.__version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        self.binary = distance == "hamming"
+        if self.binary:
+            self.attributes |= bit_attributes(dimension) | {"normalized": None}
         refuse_existing(self.path, overwrite)
 
     def __enter__(self) -> "FeatureWriter":
         self._stack = ExitStack()
         self._file, self._sink = self._stack.enter_context(new_hdf5(self.path, self.overwrite))
-        rows = max(1, CHUNK_BYTES // max(1, self.dimension * self.dtype.itemsize))
-        self._add("embeddings", self.dtype, rows, self.dimension)
+        if self.binary:
+            width = (self.dimension + 7) // 8
+            self._add("codes", np.dtype(np.uint8), max(1, CHUNK_BYTES // width), width)
+        else:
+            rows = max(1, CHUNK_BYTES // (self.dimension * self.dtype.itemsize))
+            self._add("embeddings", self.dtype, rows, self.dimension)
         self._add("labels", np.dtype(np.int64), 4096)
         self._add("paths", UTF8, 4096)
         if self.class_names is not None:
@@ -119,7 +128,10 @@ class FeatureWriter:
         if (roles is not None) != ("role" in self._file):
             raise ValueError("roles must be given for every row or for none")
 
-        self._extend("embeddings", block)
+        if self.binary:
+            self._extend("codes", binarize(embeddings))
+        else:
+            self._extend("embeddings", block)
         self._extend("labels", _to_numpy(labels))
         self._extend("paths", [_checked_path(path) for path in paths])
         if roles is not None:
@@ -152,15 +164,22 @@ class FeatureWriter:
 def load_features(path: str | Path) -> Features:
     """Reads an embedding file.
 
-    Expects /embeddings (N, D) float32 or float16, /labels (N,) integers and /paths (N,) strings;
-    /role and /class_names may be there. Numbers may be of either byte order. Raises UserError
+    Expects /embeddings (N, D) float32 or float16, or where the distance is "hamming" /codes
+    (N, ceil(D / 8)) uint8, /labels (N,) integers and /paths (N,) strings; /role and /class_names
+    may be there. Numbers may be of either byte order. Raises UserError
     naming the file and what was expected where it is missing, no HDF5, damaged or of another make,
     or holds an embedding that is empty or not finite.
     """
     with _reading(path) as file:
-        embeddings = _read(
-            file, "embeddings", "(N, D) float32 or float16", ndim=2, kinds="f", sizes=(2, 4)
-        )
+        attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        if attributes.get("distance") == "hamming":
+            embeddings = _read(
+                file, "codes", "(N, ceil(D / 8)) uint8", ndim=2, kinds="u", sizes=(1,)
+            )
+        else:
+            embeddings = _read(
+                file, "embeddings", "(N, D) float32 or float16", ndim=2, kinds="f", sizes=(2, 4)
+            )
         labels = _read(file, "labels", "(N,) integers", ndim=1, kinds="iu")
         features = Features(
             embeddings,
@@ -168,16 +187,15 @@ def load_features(path: str | Path) -> Features:
             _read_strings(file, "paths"),
             _read(file, "role", "(N,) uint8", ndim=1, kinds="u") if "role" in file else None,
             _read_strings(file, "class_names") if "class_names" in file else [],
-            {name: _plain(value) for name, value in file.attrs.items()},
+            attributes,
             str(path),
         )
         if len(features.paths) != len(features):
             raise ValueError(f"{len(features)} embeddings but {len(features.paths)} paths")
-        dimension = features.attributes.get("dimension", features.dimension)
+        dimension = attributes.get("dimension", features.dimension)
         if dimension != features.dimension:
-            raise ValueError(
-                f"/embeddings has {features.dimension} columns, but dimension is {dimension}"
-            )
+            held = "/codes has {} bits" if features.binary else "/embeddings has {} columns"
+            raise ValueError(f"{held.format(features.dimension)}, but dimension is {dimension}")
     return features
 
 
@@ -190,8 +208,10 @@ def export_ann_benchmarks(
 
     The gallery's rows are `train`, the queries' are `test`; without roles every row is both, and
     each row's nearest neighbour is then itself. The neighbours are exact. Raises UserError if the
-    file cannot be written.
+    file cannot be written, ValueError for sign bits.
     """
+    if features.binary:
+        raise ValueError("ann-benchmarks takes floats, not sign bits")
     refuse_existing(Path(path), overwrite)
     train = features.embeddings[features.rows_as("gallery")]
     test = features.embeddings[features.rows_as("query")]

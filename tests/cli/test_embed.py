@@ -107,6 +107,24 @@ def test_other_checkpoint_split_and_form(run, tmp_path):
     assert not set(features.labels) & set(trained_on.labels)
 
 
+def test_sign_bits(run, tmp_path, capsys):
+    out, floats = tmp_path / "b.h5", tmp_path / "f.h5"
+    assert embed(str(run), "--out", str(out), "--binary", "--batch-size", "7") == 0
+    assert embed(str(run), "--out", str(floats), "--batch-size", "7") == 0
+    bits, features = load_features(out), load_features(floats)
+    np.testing.assert_array_equal(bits.embeddings, np.packbits(features.embeddings > 0, axis=1))
+    assert bits.embeddings.shape == (len(features), 1)
+    assert (bits.dimension, bits.distance) == (8, "hamming")
+    assert bits.paths == features.paths
+    own = {"created", "distance", "point_type", "n_bits", "normalized"}
+    kept = {name: value for name, value in features.attributes.items() if name not in own}
+    assert kept.items() <= bits.attributes.items()
+    assert "normalized" not in bits.attributes
+    with h5py.File(out) as file:
+        assert set(file) == {"codes", "labels", "paths", "class_names"}
+    assert f"next: dmlfast eval {out}" in capsys.readouterr().out
+
+
 def test_baselines(run, tmp_path):
     dataset = create_dataset("digits", split="test", seed=3)
     images, _ = dataset.take(range(len(dataset)))
@@ -136,6 +154,9 @@ def test_baselines(run, tmp_path):
         ("--out f.h5 --checkpoint first", 2, "'first' is not one of"),
         ("--out f.h5 --untrained --raw-pixels", 2, "exclude each other"),
         ("--out f.h5 --batch-size 0", 2, "--batch-size"),
+        ("--out f.h5 --binary --float16", 2, "--binary and --float16 exclude each other"),
+        ("--out f.h5 --binary --normalize", 2, "--normalize changes no sign: leave it out"),
+        ("--out here.h5 --binary", 1, "here.h5 exists; --overwrite replaces it"),
     ],
 )
 def test_wrong_usage_is_one_line_and_leaves_nothing(capsys, words, code, message):
@@ -191,6 +212,7 @@ def test_layout_of_ann_benchmarks(run, tmp_path, capsys):
         (["--out", "there.h5"], 1, "there.h5 exists; --overwrite replaces it"),
         (["--out", "missing/a.h5"], 1, "cannot write missing/a.h5: No such file or directory"),
         (["--out", "a.h5", "--float16"], 2, "--float16 is for --layout features"),
+        (["--out", "a.h5", "--binary"], 2, "--binary is for --layout features"),
     ],
 )
 def test_ann_benchmarks_refusals(run, tmp_path, monkeypatch, capsys, words, code, message):

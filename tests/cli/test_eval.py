@@ -43,7 +43,7 @@ def test_the_table(feats, capsys):
     low, high = (100 * end for end in report["intervals"]["recall_at_1"])
     output = lines(capsys)
     assert output[0] == "digits test: 300 queries of 5 classes among 300 images"
-    assert output[1] == "raw pixels, 64 dimensions, euclidean distance"
+    assert output[1] == "raw pixels, 64 dimensions, euclidean distance, 256 bytes per image"
     assert output[2:5] == [
         "protocol leave-one-out, checkpoint selection unknown",
         "",
@@ -128,7 +128,7 @@ def test_the_card_says_what_the_file_knows(tmp_path, capsys):
     feats = write(tmp_path / "f.h5", slice(50), model="resnet50", **card, **more, **made)
     assert main(["eval", feats, "--no-clustering"]) == 0
     assert lines(capsys)[1:7] == [
-        "resnet50, 64 dimensions, euclidean distance",
+        "resnet50, 64 dimensions, euclidean distance, 256 bytes per image",
         "weights imagenet1k_v2; pooling average; batch norm frozen",
         "image size 224; crop center; bounding boxes cut out",
         "loss lifted; step 5",
@@ -423,3 +423,126 @@ def test_help_lists_the_protocols(capsys):
     output = lines(capsys)
     for name, protocol in PROTOCOLS.items():
         assert f"    {name:17} {protocol.summary}" in output
+
+
+@pytest.fixture
+def centred(tmp_path):
+    """Digits whose pixels have signs, as floats, as half floats and as sign bits."""
+    dataset = create_dataset("digits", split="test")
+    pixels = dataset.images[:300].flatten(1).float().numpy()
+    attributes = {"dataset": "digits", "split": "test", "model": "raw pixels"}
+    kinds = {"f": {}, "h": {"dtype": "float16"}, "b": {"distance": "hamming"}}
+    for name, kind in kinds.items():
+        path = tmp_path / f"{name}.h5"
+        with FeatureWriter(path, dimension=64, attributes=attributes, **kind) as writer:
+            writer.append(pixels - pixels.mean(axis=0), dataset.labels[:300], dataset.paths[:300])
+    return {name: str(tmp_path / f"{name}.h5") for name in kinds}
+
+
+def test_a_binary_file(centred, capsys):
+    assert main(["eval", centred["b"], "--json", "--ks", "1,1000"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    report = evaluate(load_features(centred["f"]).binarized(), ks=[1, 1000])
+    assert {name: result[name] for name in report} == report
+    assert 0.5 < result["recall_at_1"] < 1
+    assert result["recall_at_1000"] == 1
+    assert result["bytes_per_image"] == 8
+    assert result["attributes"]["n_bits"] == 64
+    assert main(["eval", centred["b"], "--no-clustering"]) == 0
+    assert lines(capsys)[1] == "raw pixels, 64 sign bits, hamming distance, 8 bytes per image"
+
+
+@pytest.mark.parametrize(("kind", "name", "size"), [("f", "float32", 256), ("h", "float16", 128)])
+def test_floats_and_their_bits_side_by_side(centred, capsys, kind, name, size):
+    features = load_features(centred[kind])
+    of_floats, of_bits = evaluate(features, ks=[1, 10]), evaluate(features.binarized(), ks=[1, 10])
+    assert of_floats["map_at_r"] > of_bits["map_at_r"] > 0.3
+    arguments = ["eval", centred[kind], "--binary", "--ks", "1,10"]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {key: result[key] for key in of_floats} == of_floats
+    assert result["binary"] == of_bits
+    assert (result["bytes_per_image"], result["binary"]["bytes_per_image"]) == (size, 8)
+
+    assert main(arguments) == 0
+    output = lines(capsys)
+    assert output[1] == "raw pixels, 64 dimensions, euclidean distance; sign bits, hamming distance"
+    assert output[4].split() == [name, "binary"]
+    assert output[5].split() == ["bytes", "per", "image", str(size), "8"]
+    assert output[4].index("binary") + len("binary") == len(output[5])
+    for metric, key in [("recall at 10", "recall_at_10"), ("MAP at R", "map_at_r")]:
+        (line,) = [line for line in output if line.startswith(f"  {metric} ")]
+        for report in (of_floats, of_bits):
+            low, high = (100 * end for end in report["intervals"][key])
+            assert f"{100 * report[key]:.2f} %   {low:.2f} % to {high:.2f} %" in line
+    (line,) = [line for line in output if line.startswith("  NMI ")]
+    assert line.split()[1::2] == [f"{100 * report['nmi']:.2f}" for report in (of_floats, of_bits)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--protocol", "vehicleid-reid"],
+        ["--protocol", "vehicleid-dml", "--no-clustering"],
+        ["--protocol", "zero-shot"],
+        ["--protocol", "zero-shot", "--against", "images"],
+        ["--protocol", "nearest-centroid", "--train-feats"],
+        ["--protocol", "knn", "--vote", "distance", "--train-feats"],
+        ["--gallery-feats"],
+    ],
+)
+def test_binary_files_by_every_protocol(centred, capsys, words):
+    """As the bits beside the floats, with a gallery or training images of the same kind."""
+    reports = []
+    for kind, more in (("b", []), ("f", ["--binary"])):
+        other = [centred[kind]] if words[-1].endswith("-feats") else []
+        assert main(["eval", centred[kind], *words, *other, *more, "--json"]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    of_bits = reports[1]["binary"]
+    assert {key: reports[0][key] for key in of_bits} == of_bits
+    assert of_bits["distance"] == "hamming"
+    assert main(["eval", centred["f"], *words, *other, "--binary"]) == 0
+    assert "bytes per image" in capsys.readouterr().out
+
+
+def test_the_bits_of_queries_and_gallery(tmp_path, capsys):
+    roles = (np.arange(300) % 3).astype(np.uint8)
+    feats = write(tmp_path / "f.h5", slice(300), roles=roles)
+    assert main(["eval", feats, "--binary", "--no-clustering", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    expected = evaluate(load_features(feats).binarized(), clustering=False)
+    assert result["protocol"] == "query-gallery"
+    assert (result["binary"]["queries"], result["binary"]["gallery"]) == (200, 200)
+    assert result["binary"] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("b.h5 --binary", 1, "b.h5 holds sign bits already: leave --binary out"),
+        ("f.h5 --gallery-feats b.h5 --binary", 1, "b.h5 holds sign bits already"),
+        ("f.h5 --gallery-feats b.h5", 1, "one holds sign bits, the other floats"),
+        ("b.h5 --protocol knn --train-feats f.h5", 1, "one holds sign bits, the other floats"),
+        (
+            "f.h5 --protocol classifier --train-feats f.h5 --binary",
+            2,
+            "--binary does not go with protocol classifier",
+        ),
+    ],
+)
+def test_bits_and_floats_are_not_mixed(
+    centred, monkeypatch, tmp_path, capsys, words, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", *words.split()]) == code
+    output = capsys.readouterr()
+    (line,) = [line for line in output.err.splitlines() if line.startswith("Error")]
+    assert message in line
+    assert output.out == ""
+
+
+def test_pictures_of_a_binary_file(centred, tmp_path, capsys):
+    pictures = ["--montage", str(tmp_path / "m.png"), "--map", str(tmp_path / "p.png")]
+    assert main(["eval", centred["b"], "--no-clustering", *pictures]) == 0
+    assert Image.open(tmp_path / "m.png").width > 100
+    assert Image.open(tmp_path / "p.png").width > 100

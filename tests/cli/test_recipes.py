@@ -161,6 +161,9 @@ def test_what_is_not_the_recipes_result_has_no_targets(capsys):
     output(capsys, "embed", "a", "--out", "f.h5", "--overwrite", "--normalize")
     lines = output(capsys, "eval", "f.h5", "--no-clustering", "--bootstrap", "0")
     assert lines[-1] == "  embeddings scaled to length 1"
+    output(capsys, "embed", "a", "--out", "f.h5", "--overwrite", "--binary")
+    lines = output(capsys, "eval", "f.h5", "--no-clustering", "--bootstrap", "0")
+    assert lines[-1] == "  sign bits alone"
 
 
 def test_a_run_that_is_not_finished_and_a_recipe_that_is_gone(capsys):

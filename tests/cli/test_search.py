@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from dmlfast.data import create_dataset, prepare_images
 from dmlfast.models import create_model, save_model
-from dmlfast.retrieval import FeatureWriter
+from dmlfast.retrieval import FeatureWriter, load_features
 
 WIDTHS = (4, 4, 8, 8, 8)
 
@@ -18,21 +18,24 @@ def dataset():
     return create_dataset("digits", split="test")
 
 
-def embed(folder, dataset, *, normalized=False, **more):
+def embed(folder, dataset, *, normalized=False, distance="euclidean", **more):
     """Embeds 100 digits with a network saved in `folder`."""
     torch.manual_seed(0)
     model = create_model("convnet", embedding_dim=8, widths=WIDTHS).eval()
+    with torch.no_grad():
+        model.head.bias -= model(dataset.images[:100]).mean(0)  # so that signs differ
     save_model(model, folder / "model")
     attributes = {"dataset": "digits", "split": "test", "checkpoint": str(folder / "model")}
     with torch.no_grad():
         embeddings = model(dataset.images[:100])
     if normalized:
         embeddings = torch.nn.functional.normalize(embeddings)
-    path = folder / "feats.h5"
+    path = folder / f"{distance}.h5"
     with FeatureWriter(
         path,
         dimension=8,
         normalized=normalized,
+        distance=distance,
         attributes=attributes | more,
         class_names=dataset.class_names,
         overwrite=True,
@@ -126,6 +129,38 @@ def test_among_normalized_embeddings_the_query_is_normalized(tmp_path, dataset, 
     dataset.image(42).save(tmp_path / "photo.png")
     assert main(["search", feats, "--query", str(tmp_path / "photo.png"), "--json"]) == 0
     assert results(capsys)[0]["distance"] < 1e-5
+
+
+def test_among_sign_bits_the_query_is_its_sign_bits(tmp_path, dataset, capsys):
+    feats = embed(tmp_path, dataset, distance="hamming")
+    codes = load_features(feats).embeddings
+    dataset.image(42).save(tmp_path / "photo.png")
+    query = ["--query", str(tmp_path / "photo.png")]
+    distances = np.unpackbits(codes ^ codes[42], axis=1).sum(axis=1)
+    expected = np.argsort(distances, kind="stable")[:99]
+    assert main(["search", feats, *query, "--top", "99", "--json"]) == 0
+    found = results(capsys)
+    assert [hit["index"] for hit in found] == expected.tolist()
+    assert [hit["distance"] for hit in found] == distances[expected].tolist()
+    assert distances[expected[-1]] > 0
+
+    out = tmp_path / "found.png"
+    assert main(["search", feats, "--query-index", "42", "--montage", str(out)]) == 0
+    first = expected[expected != 42][0]
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split()[:3] == ["1", str(distances[first]), dataset.paths[first]]
+    assert Image.open(out).width > 100
+
+
+def test_a_network_that_makes_nan_of_a_picture_is_refused(tmp_path, dataset, capsys):
+    model = create_model("convnet", embedding_dim=8, widths=WIDTHS).eval()
+    feats = embed(tmp_path, dataset, distance="hamming")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    save_model(model, tmp_path / "model")
+    dataset.image(42).save(tmp_path / "photo.png")
+    query = ["--query", str(tmp_path / "photo.png")]
+    assert "makes NaN or infinity of" in fails([feats, *query], capsys)
 
 
 @pytest.mark.parametrize(

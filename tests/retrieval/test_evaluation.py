@@ -193,7 +193,9 @@ def test_float16_is_measured_as_it_is_stored():
     features = blobs(100, 10)
     half = Features(features.embeddings.astype(np.float16), features.labels)
     again = Features(half.embeddings.astype(np.float32), features.labels)
-    assert evaluate(half) == evaluate(again)
+    expected = evaluate(again)
+    assert expected.pop("bytes_per_image") == 8 * 4
+    assert evaluate(half) == expected | {"bytes_per_image": 8 * 2}
 
 
 def test_blocks_do_not_show(monkeypatch):

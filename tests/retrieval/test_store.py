@@ -230,7 +230,7 @@ def test_paths_that_cannot_be_stored(tmp_path, path):
 
 
 def test_wrong_arguments(tmp_path):
-    for options in ({"dtype": "float64"}, {"distance": "hamming"}, {"dimension": 0}):
+    for options in ({"dtype": "float64"}, {"distance": "manhattan"}, {"dimension": 0}):
         with pytest.raises(ValueError, match="must be"):
             FeatureWriter(tmp_path / "f.h5", **({"dimension": 6} | options))
     embeddings, labels, paths = example()
@@ -350,8 +350,8 @@ BROKEN = {
         r"role must be \(25,\)",
     ),
     "odd distance": (
-        lambda file: file.attrs.__setitem__("distance", "hamming"),
-        "distance 'hamming' is none of euclidean, angular",
+        lambda file: file.attrs.__setitem__("distance", "manhattan"),
+        "distance 'manhattan' is none of euclidean, angular, hamming",
     ),
     "nan": (with_nan, r"2 of 25 embeddings hold NaN or infinity \(rows 3, 7\)"),
     "link": (with_link, "no dataset /embeddings"),

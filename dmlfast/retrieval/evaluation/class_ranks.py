@@ -48,12 +48,13 @@ def rank_by_means(features: Features, sides: Sides, depth: int) -> np.ndarray:
 
     A class's mean is taken in float64 over its gallery rows without the query itself, of vectors
     scaled to length 1 where the distance is angular, and rounded once to the embeddings' type (at
-    least float32). Classes at equal distances are ordered by label. Only queries that
-    have something to find: returns (Q,) int64, 0 the nearest, exact below `depth`. Memory beyond
-    the embeddings grows as C D, not as Q C.
+    least float32). Sign bits are vectors of 0 and 1 here, compared with their means by euclidean
+    distance. Classes at equal distances are ordered by label. Only queries that have something to
+    find: returns (Q,) int64, 0 the nearest, exact below `depth`. Memory beyond the embeddings grows
+    as C D, not as Q C.
     """
     rows = np.flatnonzero(sides.relevant > 0)
-    distance = DISTANCES[features.distance]
+    distance = "euclidean" if features.binary else DISTANCES[features.distance]
     classes, sums, counts = _class_sums(sides)
     dtype = np.promote_types(sides.gallery.embeddings.dtype, np.float32)
     means = (sums / counts[:, None]).astype(dtype)
@@ -62,7 +63,7 @@ def rank_by_means(features: Features, sides: Sides, depth: int) -> np.ndarray:
     k = min(depth, len(classes))
     for block in _blocks(len(rows), max(k, features.dimension)):
         places = rows[block]
-        embeddings = features.embeddings[sides.queries[places]]
+        embeddings = features.floats(sides.queries[places])
         found, distances = nearest_neighbours(
             embeddings, means, k, exclude=own[block], distance=distance
         )

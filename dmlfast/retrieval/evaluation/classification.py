@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dmlfast.errors import UserError
 from dmlfast.retrieval.evaluation.class_ranks import (
     LinearClassifier,
     rank_by_means,
@@ -50,7 +51,8 @@ def evaluate_classification(
       many_shot_classes, medium_shot_classes, few_shot_classes      how many those are
       intervals                     as in `evaluate`; for averages over classes the queries of each
                                     class are resampled among themselves
-      distance, dimension, seed, bootstrap, shots, and for "knn" neighbours, vote      what was done
+      distance, dimension, bytes_per_image, seed, bootstrap, shots, and for "knn" neighbours, vote
+                                    what was done
     A value that is not defined is nan.
 
     Raises UserError where the two cannot be compared, ValueError for wrong arguments.
@@ -66,6 +68,8 @@ def evaluate_classification(
         raise ValueError(f"shots must be two ascending numbers of images, not {list(shots)}")
     if (method == "classifier") != (classifier is not None):
         raise ValueError("method classifier takes a classifier, and no other does")
+    if classifier is not None and features.binary:
+        raise UserError(f"{features.source} holds sign bits, which the classifier does not score")
     sides = match_sides(features, train)
     settings: dict[str, Any] = {}
     if method == "knn":
@@ -89,6 +93,7 @@ def evaluate_classification(
         **averages,
         "distance": features.distance,
         "dimension": features.dimension,
+        "bytes_per_image": features.bytes_per_image,
         "seed": seed,
         "bootstrap": bootstrap,
         "shots": [few, many],

@@ -19,8 +19,8 @@ def evaluate_identity_draws(
     In each draw every other image is a query; a class of one image is in every gallery and never a
     query. Returns plain values: queries and gallery (the same in all draws), cmc_at_K, the mean
     over the draws of the share of queries with their class among the K nearest, cmc_at_K_std, its
-    sample standard deviation over the draws (nan for one draw), distance, dimension, draws and
-    seed. Equal distances are ordered by row. nan without queries.
+    sample standard deviation over the draws (nan for one draw), distance, dimension,
+    bytes_per_image, draws and seed. Equal distances are ordered by row. nan without queries.
 
     Raises ValueError for wrong arguments.
     """
@@ -39,6 +39,7 @@ def evaluate_identity_draws(
     return report | {
         "distance": features.distance,
         "dimension": features.dimension,
+        "bytes_per_image": features.bytes_per_image,
         "draws": draws,
         "seed": seed,
     }

@@ -71,7 +71,7 @@ def evaluate(
                           NAME_std is the standard deviation
       kmeans              "faiss" or "sklearn", what the clusters were found by
       intervals           of each ranking metric, [low, high]: 95 % percentile bootstrap of queries
-      distance, dimension, seed, bootstrap     what was computed
+      distance, dimension, bytes_per_image, seed, bootstrap     what was computed
     A value that is not defined, as all are without queries, is nan. Equal distances are ordered by
     row. `seed` decides the clustering (the i-th run takes seed + i) and the bootstrap; `kmeans` is
     as in `cluster`; `progress` draws a bar on stderr. Memory grows with the number of images, not
@@ -102,6 +102,7 @@ def evaluate(
     return report | {
         "distance": features.distance,
         "dimension": features.dimension,
+        "bytes_per_image": features.bytes_per_image,
         "seed": seed,
         "bootstrap": bootstrap,
     }

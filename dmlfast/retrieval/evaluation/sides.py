@@ -58,6 +58,8 @@ def match_sides(features: Features, gallery: Features | None = None) -> Sides:
 def _check_comparable(features: Features, gallery: Features) -> None:
     """Refuses embeddings of different networks, and classes that do not mean the same."""
     both = f"{features.source} and {gallery.source} cannot be compared"
+    if gallery.binary != features.binary:
+        raise UserError(f"{both}: one holds sign bits, the other floats")
     if (gallery.dimension, gallery.distance) != (features.dimension, features.distance):
         raise UserError(
             f"{both}: {features.dimension} dimensions, {features.distance}, and"

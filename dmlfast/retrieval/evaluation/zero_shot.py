@@ -32,7 +32,7 @@ def evaluate_zero_shot(
 
     Returns plain values: queries, classes and candidates (counts), lone_queries (with no other
     image of their class, left out), hit_at_K, intervals, as in `evaluate`, and distance, dimension,
-    seed, bootstrap, against. nan without queries.
+    bytes_per_image, seed, bootstrap, against. nan without queries.
 
     Raises UserError where the two files cannot be compared, ValueError for wrong arguments.
     """
@@ -56,6 +56,7 @@ def evaluate_zero_shot(
         **summarize(values, bootstrap, seed),
         "distance": features.distance,
         "dimension": features.dimension,
+        "bytes_per_image": features.bytes_per_image,
         "seed": seed,
         "bootstrap": bootstrap,
         "against": against,
