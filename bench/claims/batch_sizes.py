@@ -11,7 +11,7 @@ CLAIM = Claim(
     settings={"loss": "lifted"},
     arms=[Arm(str(size), small_run(size), x=size) for size in (32, 64, 128, 256, 512, 1024, 2048)],
     grid={"margin": (0.3, 1.0, 3.0), "lr": (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)},
-    trials=9,
+    trials=6,
     baseline="128",
     measure=recall,
     measures=MEASURES,
