@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from dmlfast.bench.claims.claim import Claim
 
 # Each is a module here with a `Claim` called CLAIM.
-CLAIMS = ("pair_losses", "embedding_sizes", "batch_sizes", "same_curve")
+CLAIMS = (
+    "losses",
+    "embedding_sizes",
+    "batch_sizes",
+    "same_curve",
+    "sampled_classes",
+    "binary",
+)
 
 
 def get_claim(name: str) -> "Claim":

@@ -27,12 +27,31 @@ def small_run(batch_size: int = 128) -> dict[str, object]:
     }
 
 
+def over_classes() -> dict[str, object]:
+    """Settings of the normalised softmax, with the paper's head."""
+    return {"loss": "norm-softmax", "head": "layer-norm", "normalize": True}
+
+
 def recall(run: RunFolder) -> dict[str, float]:
     """Recall at 1 and MAP at R of the best checkpoint among the test classes."""
+    return _retrieve(_embed_test_classes(run))
+
+
+def binary_recall(run: RunFolder) -> dict[str, float]:
+    """Recall at 1 of the floats, of their sign bits, and what the bits lose."""
+    features = _embed_test_classes(run)
+    floats = _retrieve(features)["recall_at_1"]
+    bits = _retrieve(features.binarized())["recall_at_1"]
+    return {"binary_recall_at_1": bits, "recall_at_1": floats, "lost": floats - bits}
+
+
+def _embed_test_classes(run: RunFolder) -> Features:
     dataset = load_split(run.config, "test")
     model = load_model(run.checkpoint("best").folder)
     parts = [embeddings for embeddings, _, _ in embed_batches(model, dataset)]
-    report = evaluate(
-        Features(np.concatenate(parts), dataset.labels), clustering=False, bootstrap=0
-    )
+    return Features(np.concatenate(parts), dataset.labels)
+
+
+def _retrieve(features: Features) -> dict[str, float]:
+    report = evaluate(features, clustering=False, bootstrap=0)
     return {name: float(report[name]) for name in MEASURES}
