@@ -111,6 +111,11 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     }
     typed = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
+    for name, sampler in {"images_per_class": "balanced", "candidates": "hard-neighbours"}.items():
+        if name in typed and settings["sampler"] != sampler:
+            raise click.UsageError(
+                f"--{option_name(name)} is for sampler {sampler}, and this is {settings['sampler']}"
+            )
     # What was typed wins over what a file says of the same thing in another setting.
     if "epochs" in typed and "max_steps" not in typed:
         given["max_steps"] = None

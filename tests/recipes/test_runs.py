@@ -34,10 +34,11 @@ def test_two_steps_embed_and_eval(name, tmp_path, monkeypatch, capsys):
     batch, first = 8, min(recipe.settings.get("head_steps", 0), 1)
     words = [
         *("train", "-c", name, "--data-dir", str(tmp_path), "--out", run, "--device", "cpu"),
-        *("--max-steps", "2", "--batch-size", str(batch), "--images-per-class", "4"),
-        *("--head-steps", str(first)),
+        *("--max-steps", "2", "--batch-size", str(batch), "--head-steps", str(first)),
         *(word for option in recipe.give for word in (f"--{option.replace('_', '-')}", "none")),
     ]
+    if recipe.config.sampler == "balanced":
+        words += ["--images-per-class", "4"]
     backbone = recipe.settings["backbone"]
     if backbone.startswith("torchvision/"):
         if not importlib.util.find_spec("torchvision"):
