@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,3 +212,17 @@ def test_the_curves_of_two_losses_are_laid_over_each_other():
     }
     apart = {tuple(np.round(line.get_ydata(), 6).tolist()) for line in right.lines}
     assert apart == {(0.5, 1.0), (1.0, 2.0)}
+
+
+RESULTS = Path(__file__).parents[2] / "bench" / "claims" / "results"
+
+
+@pytest.mark.parametrize("name", [name for name in CLAIMS if (RESULTS / f"{name}.csv").exists()])
+def test_the_readme_has_the_table_of_the_results(name):
+    claim, runs = get_claim(name), study.read_runs(RESULTS / f"{name}.csv")
+    assert len(runs) == len(claim.arms) * (claim.trials + len(claim.seeds))
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert report.table(claim, runs) in readme
+    assert f"({name}.png)" in readme.replace("results/", "")
+    assert (RESULTS / f"{name}.png").exists()
+    assert claim.hypothesis in readme
