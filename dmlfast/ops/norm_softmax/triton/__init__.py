@@ -11,7 +11,7 @@ import torch
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.norm_softmax.triton.product import add_product
 from dmlfast.ops.norm_softmax.triton.rows import FAR, inverse_lengths, scaled, through_norm
-from dmlfast.ops.norm_softmax.triton.scores import Classes, Rows, padded, score
+from dmlfast.ops.norm_softmax.triton.scores import Classes, Exponentials, Rows, padded, score
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import TILE
 from dmlfast.ops.triton.tile import LN2, LOG2E
@@ -70,9 +70,12 @@ def forward(
     """Log-sum-exps and gradients, as `dmlfast.ops.norm_softmax.assembly` asks for them.
 
     Args:
-        rows: (N, D) float32, of values that ``weight``'s dtype has. weight: (C, D) of any dtype and
-            strides. labels: (N,) int64, -1 where none. target, row_weights: (N,) float32.
-        scale: above 0. low_memory: scratch beyond copies of some rows is at most 64 MiB, else 2 GiB.
+        rows: (N, D) float32, of values that ``weight``'s dtype has.
+        weight: (C, D) of any dtype and strides.
+        labels: (N,) int64, -1 where none.
+        target, row_weights: (N,) float32.
+        scale: above 0.
+        low_memory: take at most 64 MiB of scratch, rather than 2 GiB.
 
     Returns:
         (N,), (N, D) and (C, D) float32, the gradients None where not wanted. All NaN where a row or
@@ -84,66 +87,74 @@ def forward(
     d_weight = rows.new_empty(m, d) if want_weight else None
     if not n:
         return found, d_rows, None if d_weight is None else d_weight.zero_()
-    how, tiles = configs.products_of(weight.dtype, d), configs.tiles_of(weight.dtype)
-    tile, kept_dtype = tiles.wide_reduce, configs.weights_dtype(how)
-    plan = plan_of(n, m, how.DP, kept_dtype.itemsize, scale, low_memory)
-    rounded = weight.dtype == torch.float32 and how.PRECISION == "tf32"
-    inverse = inverse_lengths(rows)
-    classes = Classes(0, weight, inverse_lengths(weight))
-    lengths = classes.inverse
+    products = configs.products_of(weight.dtype, d)
+    kept_dtype = configs.weights_dtype(products)
+    product = configs.tiles_of(kept_dtype).product
+    plan = plan_of(n, m, products.DP, kept_dtype.itemsize, scale, low_memory)
+    how = Exponentials(scale, products, configs.tiles_of(weight.dtype).scores, plan.running)
+    inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
+    classes = Classes(0, weight, lengths)
     poison = (inverse * 0).sum() + (lengths * 0).sum()
     far = ((lengths > FAR.value) | ((lengths < 1 / FAR.value) & (lengths > 0))).any()
-    gradients = want_rows or want_weight
 
-    slots = min(classes.padded, max(TILE, SUMS // (4 * plan.rows) * tile.BN // TILE * TILE))
-    sums = rows.new_empty(slots // tile.BN, plan.rows)
-    copy = rows.new_empty(plan.rows, how.DP, dtype=weight.dtype)
-    if gradients:
-        kept = rows.new_empty(plan.rows, plan.classes, dtype=kept_dtype)
-    if want_weight:
-        weighted = rows.new_empty(plan.rows, how.DP, dtype=kept_dtype)
-
+    wants = want_rows or want_weight
+    rounded = weight.dtype == torch.float32 and products.PRECISION == "tf32"
+    sums = rows.new_empty(max(TILE // how.tile.BN, SUMS // (4 * plan.rows)), plan.rows)
+    kept = rows.new_empty(plan.rows, plan.classes if wants else 0, dtype=kept_dtype)
+    copy = rows.new_empty(plan.rows, products.DP, dtype=weight.dtype)
+    weighted = rows.new_empty(plan.rows if want_weight else 0, products.DP, dtype=kept_dtype)
     for first in range(0, n, plan.rows):
         some = slice(first, first + plan.rows)
-        given, own, z = rows[some], inverse[some], target[some]
-        count, size = len(given), padded(len(given))
-        scaled(given, own, None, copy[:size], rounded)
-        x = Rows(copy[:size], own, labels[some])
-
-        parts = []
-        for part in classes.parts(slots):
-            of_part = sums.view(-1)[: part.padded // tile.BN * size].view(-1, size)
-            keep = kept[:size, part.first :] if gradients and plan.kept else None
-            score(x, part, scale, how, tile, sums=of_part, kept=keep, running=plan.running)
-            parts.append(of_part[:, :count].logsumexp(0))
-        L = torch.stack(parts).logsumexp(0)
+        given, size = rows[some], padded(len(rows[some]))
+        x = Rows(copy[:size], inverse[some], labels[some])
+        scaled(given, x.inverse, None, x.scaled, rounded)
+        L = _log_sums(x, classes, how, sums, kept if wants and plan.kept else None)
         found[some] = L + poison
-        if not gradients:
+        if not wants:
             continue
-
-        # row_weight scale sigmoid(L - z) exp(shift - L)
-        shift = torch.where(L == -torch.inf, 0, L) if plan.running else torch.zeros_like(L)
-        exponent = (shift - torch.logaddexp(L, z)).clamp_max(SAFE * LN2.value)
-        factor = row_weights[some] * scale * exponent.exp()
-        shift = shift * LOG2E.value if plan.running else None
+        factor, shift = _factors(L, target[some], row_weights[some], scale, plan.running)
         if want_weight:
-            scaled(copy[:count, :d], own, factor, weighted[:size], how.WEIGHTS == "tf32")
+            own = x.scaled[: len(given), :d]
+            scaled(own, x.inverse, factor, weighted[:size], products.WEIGHTS == "tf32")
         for part in classes.parts(plan.classes):
             block = kept[:size, : part.padded]
             if not plan.kept:
-                score(x, part, scale, how, tile, kept=block, shift=shift, running=plan.running)
+                score(x, part, how, kept=block, shift=shift)
             if d_rows is not None:
-                add_product(
-                    d_rows[some], block, part.weight, part.inverse, far, part.first > 0, False,
-                    how, tiles.product,
-                )  # fmt: skip
+                own, again = d_rows[some], part.first > 0
+                add_product(own, block, part.weight, part.inverse, far, again, products, product)
             if d_weight is not None:
-                add_product(
-                    part.of(d_weight), block, weighted[:size, :d], None, None, first > 0, True,
-                    how, tiles.product,
-                )  # fmt: skip
+                own, again, others = part.of(d_weight), first > 0, weighted[:size, :d]
+                add_product(own, block, others, None, None, again, products, product)
         if d_rows is not None:
-            through_norm(d_rows[some], given, own, factor, poison)
+            through_norm(d_rows[some], given, x.inverse, factor, poison)
     if d_weight is not None:
         through_norm(d_weight, weight, lengths, None, poison)
     return found, d_rows, d_weight
+
+
+def _log_sums(
+    x: Rows, classes: Classes, how: Exponentials, sums: torch.Tensor, kept: torch.Tensor | None
+) -> torch.Tensor:
+    """(n,) log-sum-exps over all classes, with ``sums`` (slots, rows) as scratch; fills ``kept``
+    (rows, classes padded), if it is given.
+    """
+    n, size = len(x.labels), len(x.scaled)
+    found = []
+    for part in classes.parts(len(sums) * how.tile.BN // TILE * TILE):
+        slots = sums.view(-1)[: part.padded // how.tile.BN * size].view(-1, size)
+        keep = None if kept is None else kept[:size, part.first : part.first + part.padded]
+        score(x, part, how, sums=slots, kept=keep)
+        found.append(slots[:, :n].logsumexp(0))
+    return torch.stack(found).logsumexp(0)
+
+
+def _factors(
+    L: torch.Tensor, target: torch.Tensor, row_weights: torch.Tensor, scale: float, running: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(n,) row_weight scale sigmoid(L - target) exp(shift - L), which a gradient made of exp(s -
+    shift) lacks; and the shift, (n,) powers of two, None where it is 0.
+    """
+    shift = L.masked_fill(L.isneginf(), 0) if running else torch.zeros_like(L)
+    exponent = (shift - torch.logaddexp(L, target)).clamp_max(SAFE * LN2.value)  # L may be -inf
+    return row_weights * scale * exponent.exp(), shift * LOG2E.value if running else None

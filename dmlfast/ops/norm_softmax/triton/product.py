@@ -21,26 +21,33 @@ def product_kernel(
 ):  # fmt: skip
     """Adds to a tile of ``out`` (parts, n, d) the product of what is kept and ``other`` (count, d).
 
-    A part takes ``steps`` of ``all_steps`` times BC columns that are kept; TURNED, rows. inverse: (count,)
-    of the classes that ``other`` is, None of rows; far: whether POWERS of them are needed, without
-    which there is nothing to do with them, and with which nothing without. again: something is in
-    ``out`` already.
+    A part takes ``steps`` of ``all_steps`` times BC columns that are kept; TURNED, rows. inverse:
+    (count,) of the classes that ``other`` is, None of rows. far: whether their POWERS are needed,
+    and whoever is started otherwise has nothing to do. again: something is in ``out`` already.
     """
     if inverse is not None:
         if tl.load(far) != POWERS:
             return
     across, down = tl.cdiv(d, BK), tl.cdiv(n, BM)
     program = tl.program_id(0)
-    k = program % across * BK + tl.arange(0, BK)
-    i = program // across % down * BM + tl.arange(0, BM)
     part = program // (across * down)
+    i0 = (program // across % down * BM).to(tl.int64)
+    i, k = tl.arange(0, BM), program % across * BK + tl.arange(0, BK)
+    out += (part.to(tl.int64) * n + i0) * d
+    into = out + i[:, None] * d + k[None, :]
+    known = (i < n - i0)[:, None] & (k < d)[None, :]
     acc = tl.zeros((BM, BK), tl.float32)
+    if again:
+        acc = tl.load(into, mask=known, other=0.0)
     for step in range(part * steps, tl.minimum((part + 1) * steps, all_steps)):
-        j = step * BC + tl.arange(0, BC)
+        j = tl.arange(0, BC)
         if TURNED:
-            e = tl.load(kept + i[:, None] + j.to(tl.int64)[None, :] * pitch)
+            tile = kept + tl.cast(step, tl.int64) * BC * pitch + i0
+            e = tl.load(tile + i[:, None] + j[None, :] * pitch)
         else:
-            e = tl.load(kept + i.to(tl.int64)[:, None] * pitch + j[None, :])
+            tile = kept + i0 * pitch + step * BC
+            e = tl.load(tile + i[:, None] * pitch + j[None, :])
+        j += step * BC
         own = tl.minimum(j, count - 1)  # what is kept beyond is 0
         at = own.to(tl.int64)[:, None] * row_stride + k.to(tl.int64)[None, :] * column_stride
         x = tl.load(other + at, mask=(k < d)[None, :], other=0.0)
@@ -49,11 +56,7 @@ def product_kernel(
         if ROUNDED:
             x = rounded_to_tf32(x)
         acc = tl.dot(e.to(OPERAND), x.to(OPERAND), acc, input_precision=PRECISION)
-    at = out + (part.to(tl.int64) * n + i)[:, None] * d + k[None, :]
-    known = (i < n)[:, None] & (k < d)[None, :]
-    if again:
-        acc += tl.load(at, mask=known, other=0.0)
-    tl.store(at, acc, mask=known)
+    tl.store(into, acc, mask=known)
 
 
 def add_product(
@@ -61,17 +64,20 @@ def add_product(
     kept: torch.Tensor,
     other: torch.Tensor,
     inverse: torch.Tensor | None,
-    far: torch.Tensor,
+    far: torch.Tensor | None,
     again: bool,
-    turned: bool,
     how: configs.Products,
     tile: configs.ProductTile,
 ) -> None:
     """``out`` (n, d), float32 and contiguous, is or with ``again`` grows by kept times other.
 
-    kept: (rows, classes) padded to whole tiles, of which ``turned`` the classes are those of
-    ``out``, else the rows. other: (count, d), of any strides, what is on the other side.
+    Args:
+        kept: (rows, classes), both padded to whole tiles.
+        other: (m, d) of any strides: classes, where ``out`` is of rows, or the padded rows.
+        inverse: (m,), 1 / lengths of the classes, None where ``out`` is of classes.
+        far: (), whether any class of all has a length far from 1; None without ``inverse``.
     """
+    turned = inverse is None
     n, d = out.shape
     width = min(tile.BK, max(16, triton.next_power_of_2(d)))
     if d % 16:  # stored one by one: addresses take the registers of half a tile
@@ -83,7 +89,7 @@ def add_product(
     steps = -(-all_steps // parts)
     parts = -(-all_steps // steps)
     into = out if parts == 1 else out.new_empty(parts, n, d)
-    for powers in (False,) if inverse is None else (False, True):
+    for powers in (False,) if turned else (False, True):
         product_kernel[(tiles * parts,)](
             into, kept, kept.stride(0), other, *other.stride(), inverse, far, n, len(other), d,
             steps, all_steps, int(again and parts == 1), POWERS=powers, TURNED=turned,

@@ -120,13 +120,16 @@ def through_norm_kernel(
         unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
         across = _load(out, own, k, d, 1, d) - along[:, None] * unit
         across = across * one[:, None] * other[:, None] + tl.load(poison)
-        tl.store(out + i[:, None] * d + k[None, :], across, mask=(i < n)[:, None] & (k < d)[None, :])
+        tl.store(
+            out + i[:, None] * d + k[None, :], across, mask=(i < n)[:, None] & (k < d)[None, :]
+        )
 
 
 def _blocks(n: int, d: int) -> tuple[tuple[int], dict[str, int]]:
     """How many programs take rows of d components, and how much each."""
     width = min(1024, max(16, triton.next_power_of_2(d)))
-    return (-(-n // (4096 // width)),), {"BM": 4096 // width, "BD": width}
+    height = 2048 // width
+    return (-(-n // height),), {"BM": height, "BD": width}
 
 
 def inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
@@ -148,8 +151,8 @@ def scaled(
     out: torch.Tensor,
     rounded: bool,
 ) -> None:
-    """Fills ``out`` (padded, DP) with rows (n, d) times the powers in their inverse lengths (n,), or
-    times the mantissas and a ``factor`` (n,); rounded to tf32 or not.
+    """Fills ``out`` (padded, DP) with rows (n, d) times the powers in their inverse lengths (n,),
+    or times the mantissas and a ``factor`` (n,); rounded to tf32 or not.
     """
     (n, d), (padded, width) = rows.shape, out.shape
     grid, blocks = _blocks(padded, width)

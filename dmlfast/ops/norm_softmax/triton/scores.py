@@ -47,6 +47,17 @@ class Classes(NamedTuple):
         return all_classes[self.first : self.first + len(self.weight)]
 
 
+class Exponentials(NamedTuple):
+    """How exponentials are taken: of ``scale`` times the cosine, less a shift. running: each row of
+    a tile has a shift of its own, where none is given.
+    """
+
+    scale: float
+    products: configs.Products
+    tile: configs.ScoresTile
+    running: bool
+
+
 def padded(n: int) -> int:
     """n in whole tiles."""
     return -(-n // TILE) * TILE
@@ -103,23 +114,22 @@ def scores_kernel(
 def score(
     rows: Rows,
     classes: Classes,
-    scale: float,
-    how: configs.Products,
-    tile: configs.Tile,
+    how: Exponentials,
     *,
     sums: torch.Tensor | None = None,
     kept: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
-    running: bool = False,
 ) -> None:
-    """Fills ``sums`` (slots, padded), a slot for every ``tile.BN`` classes, and ``kept`` (padded,
-    classes padded), as the kernel has it. ``shift``: (n,), powers of two.
+    """Fills ``sums`` (slots, padded), a slot for every ``BN`` classes of a tile, and ``kept``
+    (padded, classes padded), as the kernel has it. ``shift``: (n,), powers of two.
     """
     n, size = len(rows.labels), len(rows.scaled)
+    tile, products = how.tile, how.products
     scores_kernel[(size // tile.BM * (classes.padded // tile.BN),)](
         rows.scaled, rows.inverse, rows.labels, n, size, classes.weight, *classes.weight.stride(),
         classes.inverse, *classes.weight.shape, classes.first, sums, kept,
-        0 if kept is None else kept.stride(0), shift, scale * LOG2E.value, RUNNING=running,
-        ROUNDED=classes.weight.dtype == torch.float32 and how.PRECISION == "tf32",
-        WEIGHTS=how.WEIGHTS, BM=tile.BM, BN=tile.BN, **how.scores, **configs.launch(tile),
+        0 if kept is None else kept.stride(0), shift, how.scale * LOG2E.value, RUNNING=how.running,
+        ROUNDED=classes.weight.dtype == torch.float32 and products.PRECISION == "tf32",
+        WEIGHTS=products.WEIGHTS, BM=tile.BM, BN=tile.BN, **products.scores,
+        **configs.launch(tile),
     )  # fmt: skip
