@@ -20,6 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlfast.ops.lifted import triton as lifted
+from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.triplet import triton as triplet
@@ -129,6 +130,15 @@ def triplets(dtype: torch.dtype, d: int) -> None:
         triplet.forward(x, r, labels, others, torch.arange(300), 0.2, mining, "nonzero", True, True)
 
 
+def softmax(dtype: torch.dtype, d: int) -> None:
+    """The normalised softmax with and without kept exponentials, and with a running maximum."""
+    x, w = torch.zeros(300, d), torch.zeros(500, d, dtype=dtype)
+    labels, ones = torch.zeros(300, dtype=torch.int64), torch.ones(300)
+    norm_softmax.BLOCK = 1
+    for scale, low_memory in ((20.0, False), (20.0, True), (100.0, False)):
+        norm_softmax.forward(x, w, labels, ones, ones, scale, low_memory, True, True)
+
+
 def candidates(dtype: torch.dtype, d: int) -> None:
     """Every tile that `dmlfast tune` tries; a line says for each why it cannot be compiled."""
     kind = configs.kind_of(dtype)
@@ -137,7 +147,10 @@ def candidates(dtype: torch.dtype, d: int) -> None:
             reason = ""
             with tune._tiles(kind, {kernel: tile}):
                 try:
-                    lifted_loss(min(n, 300), None, dtype, width)
+                    if kernel == "scores":
+                        softmax(dtype, width)
+                    else:
+                        lifted_loss(min(n, 300), None, dtype, width)
                 except Exception as error:  # as tuning does
                     reason = type(error).__name__
             print(json.dumps({"candidate": kernel, "tile": tile, "reason": reason}), flush=True)
@@ -148,6 +161,7 @@ FORMS = {
     "reductions": reductions,
     "hinges": hinges,
     "triplets": triplets,
+    "softmax": softmax,
     "batches": batches,
     "columns": columns,
     "biased": biased,

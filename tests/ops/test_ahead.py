@@ -19,6 +19,7 @@ MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.m
 MATRIX[120] = MATRIX[80]
 NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
+NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel"}
 
 
 def compiled(capability, dtype, widths, form):
@@ -33,6 +34,7 @@ def compiled(capability, dtype, widths, form):
 
 
 PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
+SOFTMAX = {"scores_kernel", "product_kernel"}
 TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
 
 
@@ -71,6 +73,12 @@ def shortly(*quick):
 def test_the_triplet_loss(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "triplets", record_property, expected=TRIPLETS)
+
+
+@shortly((90, "bfloat16"))
+def test_the_normalised_softmax(capability, dtype, record_property):
+    widths = "32,200" if dtype == FLOAT32 else "32,128,200"
+    check(capability, dtype, widths, "softmax", record_property, expected=SOFTMAX)
 
 
 @shortly((90, "bfloat16"))

@@ -117,6 +117,15 @@ class ProductTile(NamedTuple):
         return {"BM": self.BM, "BK": self.BK, "BC": self.BC}
 
 
+class ScoresTile(NamedTuple):
+    """Rows and classes of a tile of a softmax."""
+
+    BM: int
+    BN: int
+    warps: int
+    stages: int
+
+
 class SmallTile(NamedTuple):
     """For a batch in one launch: components of a piece, BW of rows wider than 128, and columns."""
 
@@ -130,7 +139,7 @@ class SmallTile(NamedTuple):
 FUSED = {"enable_fp_fusion": True}  # the default, of which Triton 3.9 warns
 
 
-def launch(tile: Tile | WeightsTile | ProductTile | SmallTile) -> dict[str, int]:
+def launch(tile: Tile | WeightsTile | ProductTile | ScoresTile | SmallTile) -> dict[str, int]:
     """What Triton takes beside a kernel's arguments.
 
     The assembler is told that it may use all registers: it may else spill to use fewer.
@@ -151,6 +160,7 @@ class Tiles(NamedTuple):
     gradient: Tile
     weights: WeightsTile
     product: ProductTile
+    scores: ScoresTile
     small: SmallTile
 
 
@@ -163,6 +173,7 @@ TILES = {
             gradient=Tile(64, 32, 16, 8, 3),
             weights=WeightsTile(64, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
+            scores=ScoresTile(128, 64, 8, 3),
             small=SmallTile(64, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -171,6 +182,7 @@ TILES = {
             gradient=Tile(64, 16, 16, 8, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
+            scores=ScoresTile(64, 64, 4, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -181,6 +193,7 @@ TILES = {
             gradient=Tile(128, 32, 16, 8, 3),
             weights=WeightsTile(128, 16, 4096, 8, 2),
             product=ProductTile(128, 128, 64, 8, 3),
+            scores=ScoresTile(128, 128, 4, 3),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -189,6 +202,7 @@ TILES = {
             gradient=Tile(64, 32, 16, 4, 1),
             weights=WeightsTile(64, 16, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
+            scores=ScoresTile(64, 64, 4, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -199,6 +213,7 @@ TILES = {
             gradient=Tile(128, 64, 16, 8, 2),
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
+            scores=ScoresTile(128, 64, 8, 3),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -207,6 +222,7 @@ TILES = {
             gradient=Tile(64, 32, 16, 4, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
+            scores=ScoresTile(64, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -217,6 +233,7 @@ INTERPRETED = Tiles(
     gradient=Tile(64, 64, 32, 4, 1),
     weights=WeightsTile(64, 32, 128, 4, 1),
     product=ProductTile(64, 512, 64, 4, 1),
+    scores=ScoresTile(64, 64, 4, 1),
     small=SmallTile(32, 32, 32, 4, 1),
 )
 

@@ -10,6 +10,7 @@ import torch
 import triton
 
 from dmlfast.ops.lifted import triton as lifted
+from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.triton import configs, tuned
 from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
 
@@ -23,6 +24,7 @@ PROBLEMS = {
         "wide_reduce": (16384, 512),
         "weights": (16384, 512),
         "product": (16384, 512),
+        "scores": (4096, 512),
     },
     FULL: {
         "small": (128, 128),
@@ -31,8 +33,10 @@ PROBLEMS = {
         "wide_reduce": (8192, 512),
         "weights": (8192, 512),
         "product": (8192, 512),
+        "scores": (2048, 512),
     },
 }
+CLASSES = 65536  # of the softmax that decides for scores
 TOLERANCE = {HALF: 1e-2, FULL: 1e-4}  # of loss and gradient between two tiles, relative
 GAIN = 0.98  # a candidate replaces another only where it takes less than this share of its time
 
@@ -71,7 +75,8 @@ def tune(gpu: str, device: str, seconds: float, known: Iterable[Trial] = ()) -> 
             if time.monotonic() > end:
                 yield Trial(kind, kernel, (), reason="left out: the time is over")
                 continue
-            step = _step(n, d, DTYPES[kind], device)
+            make = _softmax_step if kernel == "scores" else _step
+            step = make(n, d, DTYPES[kind], device)
             with _tiles(kind, found.get(kind, {})):
                 truth = step()
             best, least = None, math.inf
@@ -140,5 +145,21 @@ def _step(n: int, d: int, dtype: torch.dtype, device: str) -> Callable[[], list[
         loss, gradient, _ = lifted.forward(rows, None, labels, None, None, 1.0, True, False)
         assert gradient is not None
         return [loss, gradient]
+
+    return step
+
+
+def _softmax_step(
+    n: int, d: int, dtype: torch.dtype, device: str
+) -> Callable[[], list[torch.Tensor]]:
+    """The normalised softmax of random rows and its gradients."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, d, generator=generator).to(device, dtype).float()
+    weight = torch.randn(CLASSES, d, generator=generator).to(device, dtype)
+    labels, ones = torch.arange(n, device=device) % CLASSES, torch.ones(n, device=device)
+
+    def step() -> list[torch.Tensor]:
+        found = norm_softmax.forward(rows, weight, labels, ones, ones, 20.0, False, True, True)
+        return [tensor for tensor in found if tensor is not None]
 
     return step

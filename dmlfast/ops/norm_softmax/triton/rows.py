@@ -1,0 +1,179 @@
+"""What is done with each row alone: its length, a copy of it at another scale, and its gradient
+through the norm.
+
+The inverse length of a row, 0 of a row of zeros, is a power of two times a mantissa from 1 to 2.
+Rows are multiplied by the power, which is exact in any dtype, and products of them by the mantissa:
+nothing overflows or vanishes, whatever their lengths.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from dmlfast.ops.triton.configs import FUSED
+from dmlfast.ops.triton.tile import rounded_to_tf32
+
+# Classes whose inverse lengths are from 1 / FAR to FAR enter products as they are.
+FAR = tl.constexpr(1024.0)
+
+
+@triton.jit
+def power_of(inverse):
+    """The power of two in a number from 0."""
+    bits = inverse.to(tl.int32, bitcast=True) & 0x7F800000
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def mantissa_of(inverse):
+    power = power_of(inverse)
+    return tl.where(inverse == 0.0, 0.0, inverse / tl.where(power > 0.0, power, 1.0))
+
+
+@triton.jit
+def class_power(inverse):
+    """What a class is multiplied by in a product: 1 unless its length is far from 1."""
+    far = ((inverse < 1.0 / FAR) & (inverse > 0.0)) | (inverse > FAR)
+    return tl.where(far, power_of(inverse), 1.0)
+
+
+@triton.jit
+def _load(given, i, k, row_stride, column_stride, d):
+    """Components k of rows i, int64, as float32; 0 from component d on."""
+    at = i[:, None] * row_stride + k.to(tl.int64)[None, :] * column_stride
+    return tl.load(given + at, mask=(k < d)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["n"])
+def lengths_kernel(
+    given, row_stride, column_stride, inverse, n, d, BM: tl.constexpr, BD: tl.constexpr
+):
+    """1 / length of BM rows."""
+    i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    own = tl.minimum(i, n - 1)
+    largest = tl.zeros((BM,), tl.float32)
+    for first in range(0, d, BD):
+        x = _load(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+    largest = tl.where(largest > 0.0, largest, 1.0)
+    total = tl.zeros((BM,), tl.float32)
+    for first in range(0, d, BD):
+        x = _load(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
+        x = x / largest[:, None]
+        total += tl.sum(x * x, 1)
+    length = tl.sqrt_rn(tl.where(total == 0.0, 1.0, total))
+    found = tl.div_rn(tl.div_rn(1.0, length), largest)
+    tl.store(inverse + i, tl.where(total == 0.0, 0.0, found), mask=i < n)
+
+
+@triton.jit(do_not_specialize=["n"])
+def scaled_kernel(
+    given, row_stride, column_stride, inverse, factor, out, n, d, padded, DP: tl.constexpr,
+    ROUNDED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """BM rows times the power in their inverse lengths, or times the mantissa and a factor.
+
+    out: (padded, DP), zero in the padding.
+    """
+    i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    own = tl.minimum(i, n - 1)
+    there = i < n
+    by = tl.load(inverse + own)
+    if factor is None:
+        by = power_of(by)
+    else:
+        by = mantissa_of(by) * tl.load(factor + own)
+    for first in range(0, DP, BD):
+        k = first + tl.arange(0, BD)
+        x = _load(given, own, k, row_stride, column_stride, d) * by[:, None]
+        if ROUNDED:
+            x = rounded_to_tf32(x)
+        x = tl.where(there[:, None] & (k < d)[None, :], x, 0.0)
+        at = out + i[:, None] * DP + k[None, :]
+        tl.store(at, x.to(out.dtype.element_ty), mask=(i < padded)[:, None] & (k < DP)[None, :])
+
+
+@triton.jit(do_not_specialize=["n"])
+def through_norm_kernel(
+    out, given, row_stride, column_stride, inverse, factor, poison, n, d, BM: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """Turns the gradient (n, d) of BM rows at length 1 into that of the rows, where it is.
+
+    Of rows with a factor the gradient lacks that factor; of classes it has their inverse lengths
+    already, up to their powers.
+    """
+    i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    own = tl.minimum(i, n - 1)
+    inv = tl.load(inverse + own)
+    along = tl.zeros((BM,), tl.float32)
+    for first in range(0, d, BD):
+        k = first + tl.arange(0, BD)
+        unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        along += tl.sum(_load(out, own, k, d, 1, d) * unit, 1)
+    if factor is None:
+        one, other = tl.full((BM,), 1.0, tl.float32), class_power(inv)
+    else:
+        one, other = tl.load(factor + own), inv
+    for first in range(0, d, BD):
+        k = first + tl.arange(0, BD)
+        unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        across = _load(out, own, k, d, 1, d) - along[:, None] * unit
+        across = across * one[:, None] * other[:, None] + tl.load(poison)
+        tl.store(
+            out + i[:, None] * d + k[None, :], across, mask=(i < n)[:, None] & (k < d)[None, :]
+        )
+
+
+def _blocks(n: int, d: int) -> tuple[tuple[int], dict[str, int]]:
+    """How many programs take rows of d components, and how much each."""
+    width = min(1024, max(16, triton.next_power_of_2(d)))
+    height = 2048 // width
+    return (-(-n // height),), {"BM": height, "BD": width}
+
+
+def inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
+    """(n,) float32, 1 / length of rows (n, d) of any dtype and strides, n > 0.
+
+    0 for a row of zeros, NaN for one that is not finite.
+    """
+    n, d = rows.shape
+    inverse = rows.new_empty(n, dtype=torch.float32)
+    grid, blocks = _blocks(n, d)
+    lengths_kernel[grid](rows, *rows.stride(), inverse, n, d, **blocks, **FUSED)
+    return inverse
+
+
+def scaled(
+    rows: torch.Tensor,
+    inverse: torch.Tensor,
+    factor: torch.Tensor | None,
+    out: torch.Tensor,
+    rounded: bool,
+) -> None:
+    """Fills ``out`` (padded, DP) with rows (n, d) times the powers in their inverse lengths (n,),
+    or times the mantissas and a ``factor`` (n,); rounded to tf32 or not.
+    """
+    (n, d), (padded, width) = rows.shape, out.shape
+    grid, blocks = _blocks(padded, width)
+    scaled_kernel[grid](
+        rows, *rows.stride(), inverse, factor, out, n, d, padded, DP=width, ROUNDED=rounded,
+        **blocks, **FUSED,
+    )  # fmt: skip
+
+
+def through_norm(
+    out: torch.Tensor,
+    rows: torch.Tensor,
+    inverse: torch.Tensor,
+    factor: torch.Tensor | None,
+    poison: torch.Tensor,
+) -> None:
+    """Turns gradients ``out`` (n, d), float32 and contiguous, of rows at length 1 into those of the
+    rows, where they are; see the kernel. ``poison`` (), 0 or NaN, is added.
+    """
+    n, d = out.shape
+    grid, blocks = _blocks(n, d)
+    through_norm_kernel[grid](
+        out, rows, *rows.stride(), inverse, factor, poison, n, d, **blocks, **FUSED
+    )
