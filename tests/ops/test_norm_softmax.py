@@ -105,6 +105,16 @@ def test_half_precision(both, dtype, impl):
         assert ((got.float() - expected).abs() <= allowed).all()
 
 
+@EVERY_KERNEL
+def test_wide_rows_are_not_rounded_to_narrow_weights(impl):
+    rows, labels, weight = problem(60, 80, 24)
+    weight = weight.bfloat16()
+    loss, d_rows, d_weight = results(impl, rows, labels, weight)
+    expected = results(impl, rows, labels, weight.float())
+    torch.testing.assert_close([loss, d_rows], expected[:2])
+    torch.testing.assert_close(d_weight, expected[2].bfloat16())
+
+
 @EVERY_IMPL
 def test_it_is_cross_entropy_of_normalised_logits(impl):
     rows, labels, weight = problem(30, 20, 6)

@@ -13,11 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from dmlfast.ops.norm_softmax.reference import angles
 from dmlfast.ops.norm_softmax.settings import PARALLEL, Settings
 
-# (rows (N, D) float32, of values that weight's dtype has, weight (C, D), labels (N,) int64, -1 where
-# none, target (N,), row weights (N,), scale, low_memory, want_rows, want_weight) -> log-sum-exps L
-# (N,) of scale * cosine over all classes but the label's, -inf over none; and the gradients of sum_i
-# row_weight_i softplus(L_i - target_i) for rows and weight, with the targets held fixed, float32,
-# None where not wanted
+# (rows (N, D) float32, of values that weight's dtype has, weight (C, D), labels (N,) int64, -1
+# where none, target (N,), row weights (N,), scale, low_memory, want_rows, want_weight) ->
+# log-sum-exps L (N,) of scale * cosine over all classes but the label's, -inf over none; and the
+# gradients of sum_i row_weight_i softplus(L_i - target_i) for rows and weight, with the targets
+# held fixed, float32, None where not wanted
 Kernels = Callable[..., tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
 Found = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -44,6 +44,8 @@ def losses_and_gradients(
         d_rows = rows.float() if want_rows else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
         return row_weights.float(), d_rows, d_weight
+    if rows.dtype != weight.dtype:  # kernels compute in the dtype of the weights
+        weight = weight.float()
     C = len(weight)
     counts = labels != settings.ignore_index
     labels, unknown = _known(labels, counts, C)
