@@ -220,7 +220,13 @@ RESULTS = Path(__file__).parents[2] / "bench" / "claims" / "results"
 @pytest.mark.parametrize("name", [name for name in CLAIMS if (RESULTS / f"{name}.csv").exists()])
 def test_the_readme_has_the_table_of_the_results(name):
     claim, runs = get_claim(name), study.read_runs(RESULTS / f"{name}.csv")
-    assert len(runs) == len(claim.arms) * (claim.trials + len(claim.seeds))
+    for arm in claim.arms:
+        own = [run for run in runs if run.arm == arm.name]
+        assert {run.seed for run in own if run.stage == REPORTED} == set(claim.seeds)
+        tried = {run.settings for run in own if run.stage == TUNING}
+        assert {study._text(trial) for trial in claim.trials_of(arm)} <= tried
+        best = study._text(study.choose(claim, arm, [run for run in own if run.stage == TUNING]))
+        assert {run.settings for run in own if run.stage == REPORTED} == {best}
     readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
     assert report.table(claim, runs) in readme
     assert f"({name}.png)" in readme.replace("results/", "")
