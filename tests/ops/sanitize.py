@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from triton.runtime.jit import KernelInterface
 
-from dmlfast.ops import gpu
+from dmlfast.ops import gpu, norm_softmax_loss
 from dmlfast.ops.cuda import library
 
 from .helpers import (
@@ -47,9 +47,24 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tenso
         yield lambda p=p: results(contrastive, p, neg_margin=5.0, impl=impl)
         for mining in ("all", "semihard", "hardest"):
             yield lambda p=p, mining=mining: results(triplet, p, mining=mining, impl=impl)
+    for options in ({}, {"low_memory": True}, {"temperature": 0.01}) if impl == "triton" else ():
+        for dtype in DTYPES:
+            yield lambda dtype=dtype, options=options: softmax(device, n, m, dtype, options)
     for case in pair_cases():
         p = case.problem(n, m).on(device)
         yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)
+
+
+def softmax(device: str, n: int, classes: int, dtype: torch.dtype, options: dict) -> Tensors:
+    """The normalised softmax of n rows, and its gradients."""
+    random = torch.Generator().manual_seed(0)
+    rows, weight = (
+        torch.randn(count, 24, generator=random).to(device, dtype).requires_grad_()
+        for count in (n, classes)
+    )
+    labels = torch.randint(0, classes, (n,), generator=random).to(device)
+    loss = norm_softmax_loss(rows, labels, weight, impl="triton", **options)
+    return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
 
 
 def launched() -> set[str]:
