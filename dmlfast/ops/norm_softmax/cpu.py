@@ -6,7 +6,7 @@ import torch
 
 from dmlfast.ops import native
 
-SCRATCH_BYTES = 100 * 2**20  # for cosines that are kept until the gradient; none in low memory
+SCRATCH_BYTES = 80 * 2**20  # for cosines that are kept until the gradient; none in low memory
 
 
 def forward(
