@@ -83,6 +83,13 @@ def test_chunks_and_lanes_on_the_cpu(n, c, scratch, monkeypatch):
     assert_right("cpu", *problem(n, c, 12), temperature=0.02)
 
 
+@pytest.mark.parametrize("scratch", [0, 10**8])
+def test_a_maximum_that_rises_from_block_to_block(scratch, monkeypatch):
+    """More blocks of classes than lanes, and exponents that need a running maximum."""
+    monkeypatch.setattr(cpu, "SCRATCH_BYTES", scratch)
+    assert_right("cpu", *problem(40, 9000, 4), temperature=0.01)
+
+
 @EVERY_KERNEL
 def test_low_memory_gives_the_same(impl):
     p = problem(100, 300, 20)
