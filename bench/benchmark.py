@@ -30,6 +30,8 @@ class Competitor:
     compiles: whether the first call at a size compiles, which is not measured.
     declines: why it cannot serve tensors of a device type and a dtype, or None.
     graph: whether it is captured in a CUDA graph, which is what is measured.
+    truth: makes what it is checked against in the place of the benchmark's truth, where it computes
+        something else, and cheaper, on purpose.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Competitor:
     compiles: bool = False
     declines: Callable[[str, torch.dtype], str | None] = lambda device, dtype: None
     graph: bool = False
+    truth: Callable[[Size], Loss] | None = None
 
 
 @dataclass(frozen=True)

@@ -169,11 +169,14 @@ def _rows(
     tell: Callable[[str], None],
 ) -> Iterator[list[Row]]:
     @cache
-    def prepared() -> tuple[Problem, Solution]:
-        """The problem and its truth, made only where a competitor is admitted."""
-        problem = placed(benchmark.problem(case.size), case.dtype, device.torch_device)
-        exact = placed(problem, torch.float64)
-        return problem, solve(partial(step, benchmark.truth(case.size), exact), exact)
+    def problem() -> Problem:
+        """Made only where a competitor is admitted."""
+        return placed(benchmark.problem(case.size), case.dtype, device.torch_device)
+
+    @cache
+    def solution(truth: Callable[[Size], Loss]) -> Solution:
+        exact = placed(problem(), torch.float64)
+        return solve(partial(step, truth(case.size), exact), exact)
 
     rows: dict[str, Row] = {}
     calls: dict[str, Callable[[], torch.Tensor]] = {}
@@ -181,12 +184,14 @@ def _rows(
         name = competitor.name
         tell(f"{case} check {name}")
         row = rows[name] = _blank(benchmark, name, case, device, settings)
+        if competitor.truth:
+            row.flops = None  # those of the benchmark are not what it computes
         try:
             loss = admit(benchmark, competitor, case, device, settings)
-            problem, truth = prepared()
+            truth = solution(competitor.truth or benchmark.truth)
             make_step = CapturedStep if competitor.graph else partial(partial, step)
-            call = make_step(loss, problem, case.loss_scale)
-            found = solve(call, problem, case.loss_scale)
+            call = make_step(loss, problem(), case.loss_scale)
+            found = solve(call, problem(), case.loss_scale)
             row.gradient_error = gradient_error(found, truth, TOLERANCE[case.dtype])
             row.reason = left_unchecked(truth)
             calls[name] = call
@@ -209,7 +214,7 @@ def _rows(
         row = rows[competitor.name]
         tell(f"{case} memory {competitor.name}")
         if row.median_ms is not None and not competitor.graph:
-            row = _with_memory(row, case, device, calls[competitor.name], prepared()[0])
+            row = _with_memory(row, case, device, calls[competitor.name], problem())
         whole.append(row)
     yield whole
 
@@ -272,7 +277,7 @@ def solve(call: Callable[[], torch.Tensor], problem: Problem, scale: float = 1.0
     """The loss and its gradients by the problem's tensors, in float64 and without the scale."""
     value = call()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves(problem)]
-    return Solution(value.double(), [gradient.double() / scale for gradient in gradients])
+    return Solution(value.double(), [each.to_dense().double() / scale for each in gradients])
 
 
 def gradient_error(found: Solution, truth: Solution, tolerance: float) -> float:

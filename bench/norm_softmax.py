@@ -7,10 +7,12 @@ from dmlfast.bench import baselines
 from dmlfast.bench.batches import dmlfast
 from dmlfast.bench.benchmark import Benchmark, Competitor, Problem
 from dmlfast.bench.sizes import CLASS_SIZES, Size
+from torch.func import functional_call
 
-from dmlfast import ops
+from dmlfast import losses, ops
 
 SPREAD = 1.0  # length of the noise around the direction of a row's class, which has length 1
+SAMPLED = 0.1  # share of the classes
 
 
 def problem(size: Size) -> Problem:
@@ -45,6 +47,27 @@ def ours(impl: str) -> Competitor:
     return Competitor(competitor.name, competitor.make, memory=wanted, declines=competitor.declines)
 
 
+def sampler(classes: int) -> losses.NormSoftmaxLoss:
+    """The loss over a tenth of the classes, always the same."""
+    return losses.NormSoftmaxLoss(classes, 1, class_fraction=SAMPLED)
+
+
+def sampled(embeddings: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss over a tenth of the classes, with the time to draw them."""
+    loss = sampler(len(weight))
+    value: torch.Tensor = functional_call(loss, {"weight": weight}, (embeddings, labels))
+    return value
+
+
+def sampled_truth(
+    embeddings: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """The same over the rows of the classes that it draws."""
+    drawn = sampler(len(weight)).draw(labels)
+    own = torch.searchsorted(drawn, labels)
+    return baselines.norm_softmax_chunked(embeddings, weight[drawn], own)
+
+
 BENCHMARK = Benchmark(
     name="norm-softmax",
     problem=problem,
@@ -58,6 +81,7 @@ BENCHMARK = Benchmark(
         ),
         Competitor("linear-ce", baselines.norm_softmax_linear, memory=partial(logits, 4)),
         Competitor("chunked", lambda: baselines.norm_softmax_chunked),
+        Competitor("sampled", lambda: sampled, truth=lambda size: sampled_truth),
     ),
     dmlfast=ours,
     truth=lambda size: baselines.norm_softmax_chunked,

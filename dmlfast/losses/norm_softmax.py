@@ -97,7 +97,7 @@ class NormSoftmaxLoss(nn.Module):
             )
         own = self._own(labels.to(embeddings.device))
         if self.training and self.samples:
-            drawn = self._draw(own)
+            drawn = self.draw(own)
             weight = nn.functional.embedding(drawn, self.weight, sparse=True)
             own = torch.searchsorted(drawn, own)
         else:
@@ -123,7 +123,7 @@ class NormSoftmaxLoss(nn.Module):
             raise ValueError(f"label {labels[wrong][0].item()} is none of the classes of this loss")
         return torch.where(wrong, len(self.classes), found)
 
-    def _draw(self, own: torch.Tensor) -> torch.Tensor:
+    def draw(self, own: torch.Tensor) -> torch.Tensor:
         """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
         size.
         """

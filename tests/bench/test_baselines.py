@@ -4,7 +4,7 @@ import pytest
 import torch
 from dmlfast.bench import baselines, get_benchmark
 from dmlfast.bench.benchmark import LOSS_SCALE, Size, leaves, placed, step
-from dmlfast.bench.harness import TOLERANCE, relative_error, solve
+from dmlfast.bench.harness import TOLERANCE, gradient_error, relative_error, solve
 from dmlfast.bench.lifted import BENCHMARK, ROWS_PER_CLASS
 
 from dmlfast import ops
@@ -139,9 +139,23 @@ def test_ways_to_compute_the_normalised_softmax_agree(n: int) -> None:
     gradients = [leaf.grad for leaf in leaves(problem)]
     assert len(gradients) == 2
     for competitor in benchmark.baselines:
-        if not competitor.compiles:
+        if not (competitor.compiles or competitor.truth):
             torch.testing.assert_close(step(competitor.make(), problem), expected)
             torch.testing.assert_close([leaf.grad for leaf in leaves(problem)], gradients)
+
+
+def test_a_sampled_softmax_is_held_to_the_classes_it_samples() -> None:
+    benchmark = get_benchmark("norm-softmax")
+    size = Size(5, 6, 400)
+    problem = placed(benchmark.problem(size), torch.float64)
+    competitor = benchmark.competitor("sampled")
+    assert competitor.truth is not None
+    expected = solve(partial(step, competitor.truth(size), problem), problem)
+    found = solve(partial(step, competitor.make(), problem), problem)
+    assert problem["weight"].grad.is_sparse
+    assert int((found.gradients[1] != 0).any(1).sum()) == 40
+    assert gradient_error(found, expected, 1e-9) < 1e-9
+    assert not torch.isclose(found.value, step(baselines.norm_softmax_naive, problem))
 
 
 def test_sizes_of_a_loss_over_classes_have_classes() -> None:

@@ -329,3 +329,14 @@ def test_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
     list(harness.run(TOY, [case(OURS)], CPU, replace(SETTINGS, threads=before + 1)))
     assert torch.get_num_threads() == before
+
+
+def test_what_computes_something_else_is_held_to_its_own_truth() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * right(x)
+
+    on_purpose = Competitor("on purpose", lambda: double, truth=lambda size: double)
+    rows = measure(OURS, on_purpose, competitor("by mistake", double))
+    assert rows["on purpose"].median_ms is not None
+    assert rows["by mistake"].median_ms is None
+    assert "wrong: relative error" in rows["by mistake"].reason
