@@ -11,6 +11,7 @@ from dmlfast.losses.base import PairLoss
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
 from dmlfast.losses.norm_softmax import NormSoftmaxLoss
+from dmlfast.losses.pddm import PDDMLoss, PDDMUnit
 from dmlfast.losses.triplet import TripletLoss
 from dmlfast.options import parse_name_values, plain_value
 
@@ -19,6 +20,8 @@ __all__ = [
     "GeneralizedLiftedStructuredLoss",
     "LiftedStructuredLoss",
     "NormSoftmaxLoss",
+    "PDDMLoss",
+    "PDDMUnit",
     "PairLoss",
     "TripletLoss",
     "compares_with_classes",
@@ -26,6 +29,7 @@ __all__ = [
     "loss_names",
     "parse_loss_options",
     "register_loss",
+    "takes",
 ]
 
 _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
@@ -33,6 +37,7 @@ _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,
     "norm-softmax": NormSoftmaxLoss,
+    "pddm": PDDMLoss,
     "triplet": TripletLoss,
 }
 
@@ -49,7 +54,16 @@ def compares_with_classes(name: str) -> bool:
     Raises:
         UserError: no loss has this name.
     """
-    return "classes" in inspect.signature(_find(name)).parameters
+    return takes(name, "classes")
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a loss has an option of this name.
+
+    Raises:
+        UserError: no loss has this name.
+    """
+    return option in inspect.signature(_find(name)).parameters
 
 
 def register_loss(name: str, loss: Callable[..., torch.nn.Module]) -> None:

@@ -5,6 +5,7 @@ from dmlfast.ops.dispatch import available, why_not
 from dmlfast.ops.lifted.op import lifted_structured_loss
 from dmlfast.ops.norm_softmax.op import norm_softmax_loss
 from dmlfast.ops.pairs.op import pair_reduce
+from dmlfast.ops.pddm.op import pddm_hard_quadruplets, pddm_scores
 from dmlfast.ops.triplet.op import triplet_loss
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "lifted_structured_loss",
     "norm_softmax_loss",
     "pair_reduce",
+    "pddm_hard_quadruplets",
+    "pddm_scores",
     "triplet_loss",
     "why_not",
 ]

@@ -26,7 +26,7 @@ from dmlfast.data import (
 from dmlfast.data.loading import Batch, Images, Loader, TransformedImages, load_rows
 from dmlfast.data.prepare import prepare_images
 from dmlfast.errors import UserError
-from dmlfast.losses import compares_with_classes, create_loss, parse_loss_options
+from dmlfast.losses import create_loss, parse_loss_options, takes
 from dmlfast.models import EmbeddingModel, create_model
 from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
@@ -432,8 +432,8 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
     if config.margin is not None:
         options["margin"] = config.margin
     classes = torch.from_numpy(np.unique(labels))
-    if compares_with_classes(config.loss):
-        options |= {"classes": classes, "embedding_dim": config.embedding_dim, "seed": config.seed}
+    own = {"classes": classes, "embedding_dim": config.embedding_dim, "seed": config.seed}
+    options |= {name: value for name, value in own.items() if takes(config.loss, name)}
     try:
         loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)
         three = classes[[0, 0, -1]]

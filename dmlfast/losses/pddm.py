@@ -1,0 +1,166 @@
+"""The double-header hinge loss on hard quadruplets, with its metric unit (Huang, Loy and Tang, NIPS
+2016).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmlfast import ops
+from dmlfast.ops.checks import choice, finite
+from dmlfast.ops.pairs.reference import computed
+
+FORMS = ("quadruplet", "triplet")
+MININGS = ("score", "distance")
+
+
+class PDDMUnit(nn.Module):
+    """The position-dependent deep metric unit: a similarity of pairs that is learned.
+
+    Args:
+        embedding_dim: D.
+        hidden_dim: H, the width of all layers; D by default (the paper's is not known).
+        normalize_inputs: divide |x - y| and (x + y) / 2 by their norms first.
+
+    Attributes:
+        difference: linear layer D -> H on |x - y|.
+        mean: linear layer D -> H on (x + y) / 2.
+        joint: linear layer 2H -> H on both, each after its ReLU and at length 1.
+        score: linear layer H -> 1.
+    """
+
+    def __init__(
+        self, embedding_dim: int, hidden_dim: int | None = None, *, normalize_inputs: bool = False
+    ) -> None:
+        super().__init__()
+        hidden = embedding_dim if hidden_dim is None else hidden_dim
+        if hidden < 1:
+            raise ValueError(f"hidden_dim must be at least 1, not {hidden}")
+        self.difference = nn.Linear(embedding_dim, hidden)
+        self.mean = nn.Linear(embedding_dim, hidden)
+        self.joint = nn.Linear(2 * hidden, hidden)
+        self.score = nn.Linear(hidden, 1)
+        self.normalize_inputs = normalize_inputs
+        for layer in (self.difference, self.mean, self.joint, self.score):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, embeddings: torch.Tensor, ref_emb: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores of all pairs, (N, M), see :func:`dmlfast.ops.pddm_scores`."""
+        return ops.pddm_scores(embeddings, self, ref_emb)
+
+    def extra_repr(self) -> str:
+        return f"normalize_inputs={self.normalize_inputs}"
+
+
+class PDDMLoss(nn.Module):
+    """Hinges on the scores of a `PDDMUnit` and on Euclidean distances, of hard quadruplets.
+
+    Of the least similar positive pair i, j with the most similar negatives k of i and l of j, by
+    score: [score_margin + S_ik - S_ij]_+ + [score_margin + S_jl - S_ij]_+ and, times
+    embedding_weight, [embedding_margin + D_ij - D_ik]_+ + [embedding_margin + D_ij - D_jl]_+; the
+    mean over the quadruplets. Which they are has no gradient.
+
+    Args:
+        embedding_dim: D.
+        hidden_dim: width of the unit's layers; D by default.
+        score_margin: between scores, which have no bounds.
+        embedding_margin: between distances.
+        embedding_weight: of the hinges on distances.
+        squared: whether distances are squared.
+        per: quadruplets there are: one of each "batch", "class" or "anchor".
+        form: "quadruplet", or "triplet", which leaves l out.
+        mining: by "score", or by "distance" for comparison.
+        normalize_embeddings: divide every row by its L2 norm first.
+        normalize_inputs: see :class:`PDDMUnit`.
+        impl: "auto" or the name of a backend.
+
+    Attributes:
+        unit: the :class:`PDDMUnit`, learned with the network.
+    """
+
+    margin_argument = "score_margin"
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        hidden_dim: int | None = None,
+        *,
+        score_margin: float = 3.0,
+        embedding_margin: float = 1.0,
+        embedding_weight: float = 0.5,
+        squared: bool = False,
+        per: str = "batch",
+        form: str = "quadruplet",
+        mining: str = "score",
+        normalize_embeddings: bool = True,
+        normalize_inputs: bool = False,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        choice("form", form, FORMS)
+        choice("mining", mining, MININGS)
+        self.unit = PDDMUnit(embedding_dim, hidden_dim, normalize_inputs=normalize_inputs)
+        self.score_margin = finite("score_margin", score_margin)
+        self.embedding_margin = finite("embedding_margin", embedding_margin)
+        self.embedding_weight = finite("embedding_weight", embedding_weight)
+        self.squared = squared
+        self.per = per
+        self.form = form
+        self.mining = mining
+        self.normalize_embeddings = normalize_embeddings
+        self.impl = impl
+
+    def forward(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: Any = None
+    ) -> torch.Tensor:
+        """The loss, ().
+
+        Args:
+            embeddings: (N, D).
+            labels: (N,) integers; moved to the device of the embeddings.
+            indices_tuple: must be None.
+
+        Raises:
+            ValueError: ``indices_tuple`` was given, or a shape is wrong.
+        """
+        if indices_tuple is not None:
+            raise ValueError(
+                "PDDMLoss mines its quadruplets by itself and cannot honour indices_tuple"
+            )
+        labels = labels.to(embeddings.device)
+        if self.normalize_embeddings:
+            embeddings = nn.functional.normalize(embeddings)
+        unit = self.unit if self.mining == "score" else None
+        found = ops.pddm_hard_quadruplets(embeddings, labels, unit, per=self.per, impl=self.impl)
+        if not len(embeddings):
+            return computed(embeddings).sum()
+        i, j, k, l = found.clamp_min(0).unbind(1)  # noqa: E741
+        left, right = [i, i, j], [j, k, l]
+        if self.form == "triplet":
+            left, right = left[:2], right[:2]
+        pairs = torch.cat(left), torch.cat(right)
+        shape = len(left), len(found)
+        S = ops.pddm_scores(embeddings, self.unit, pairs=pairs, impl=self.impl).view(shape)
+        D = self._distances(computed(embeddings), *pairs).view(shape)
+        hinges = (self.score_margin + S[1:] - S[0]).relu().sum(0)
+        hinges = hinges + self.embedding_weight * (
+            (self.embedding_margin + D[0] - D[1:]).relu().sum(0)
+        )
+        some = found[:, 0] >= 0
+        loss = torch.where(some, hinges, 0).sum() / some.sum().clamp_min(1)
+        return loss + (computed(embeddings).detach() * 0).sum()  # NaN where any row is
+
+    def _distances(self, x: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        difference = x[i] - x[j]
+        if self.squared:
+            return difference.square().sum(1)
+        return torch.linalg.vector_norm(difference, dim=1)
+
+    def extra_repr(self) -> str:
+        names = ["score_margin", "embedding_margin", "embedding_weight", "squared", "per", "form"]
+        names += ["mining", "normalize_embeddings", "impl"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

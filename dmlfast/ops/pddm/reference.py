@@ -1,0 +1,79 @@
+"""The scores of the position-dependent metric unit in plain PyTorch: the definition of right."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from dmlfast.ops.pairs.reference import computed, nan_unless_finite, pair_distances
+from dmlfast.ops.pddm.unit import Weights
+
+
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Divided by the norm of the last dimension; zeros stay, with a zero gradient."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    some = norm != 0
+    return torch.where(some, rows / torch.where(some, norm, 1), 0)
+
+
+def pair_scores(
+    x: torch.Tensor, y: torch.Tensor, weights: Weights, normalize_inputs: bool
+) -> torch.Tensor:
+    """(...) the scores of x (..., D) with y (..., D)."""
+    difference, mean = (x - y).abs(), (x + y) / 2
+    if normalize_inputs:
+        difference, mean = unit_rows(difference), unit_rows(mean)
+    u = F.linear(difference, weights.difference_weight, weights.difference_bias).relu()
+    v = F.linear(mean, weights.mean_weight, weights.mean_bias).relu()
+    joined = torch.cat([unit_rows(u), unit_rows(v)], dim=-1)
+    joint = F.linear(joined, weights.joint_weight, weights.joint_bias).relu()
+    return F.linear(joint, weights.score_weight, weights.score_bias).squeeze(-1)
+
+
+def pddm_scores(
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
+    pairs: tuple[torch.Tensor, torch.Tensor] | None,
+    weights: Weights,
+    normalize_inputs: bool,
+) -> torch.Tensor:
+    """See :func:`dmlfast.ops.pddm_scores`."""
+    x = computed(rows)
+    y = x if columns is None else computed(columns)
+    x, y = (x[pairs[0]], y[pairs[1]]) if pairs else (x[:, None], y[None])
+    with torch.autocast(x.device.type, enabled=False):
+        scores = pair_scores(x, y, weights.computed(), normalize_inputs)
+    broken = (0 * (x + y).detach()).sum(-1)  # NaN where a row is not finite
+    return scores + broken + nan_unless_finite(*weights)
+
+
+def pddm_hard_quadruplets(
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    weights: Weights | None,
+    normalize_inputs: bool,
+    per: str,
+) -> torch.Tensor:
+    """See :func:`dmlfast.ops.pddm_hard_quadruplets`."""
+    x = computed(rows)
+    if weights is None:
+        scores = -pair_distances(x, x)
+    else:
+        scores = pddm_scores(rows, None, None, weights, normalize_inputs)
+    N = len(x)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(N, dtype=torch.bool, device=x.device)
+    found = torch.full((1 if per == "batch" else N, 4), -1, device=x.device)
+    hardest = scores.masked_fill(same, -torch.inf)
+    for q in range(len(found) if N else 0):
+        pairs = positive
+        if per == "anchor":
+            pairs = positive & (torch.arange(N, device=x.device) == q)[:, None]
+        elif per == "class":
+            pairs = positive & same[q]
+        if not pairs.any() or same[q].all():
+            continue
+        i, j = divmod(int(scores.masked_fill(~pairs, torch.inf).argmin()), N)
+        if per != "class" or i == q:
+            found[q] = torch.stack(
+                [torch.tensor(i), torch.tensor(j), hardest[i].argmax(), hardest[j].argmax()]
+            )
+    return found
