@@ -1,4 +1,4 @@
-"""Scores of the position-dependent metric unit: signatures, registration. README.md has the maths."""
+"""Scores of the position-dependent metric unit: signatures. README.md has the maths."""
 
 from typing import Any, NoReturn
 
