@@ -45,6 +45,16 @@ struct dml_classes {
   int32_t threads;
 };
 
+// A position-dependent metric unit: linear layers, weights (out, in), by the names of its README.
+struct dml_unit {
+  const float *difference_weight, *difference_bias;  // (difference_dim, d)
+  const float *mean_weight, *mean_bias;              // (mean_dim, d)
+  const float *joint_weight, *joint_bias;            // (joint_dim, difference_dim + mean_dim)
+  const float *score_weight, *score_bias;            // (1, joint_dim)
+  int64_t difference_dim, mean_dim, joint_dim;
+  int32_t normalize_inputs;
+};
+
 // row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
 // column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of terms above 0.
 DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
@@ -72,6 +82,13 @@ DML_API int dml_cpu_triplet(const struct dml_pairs*, float margin, int32_t minin
 DML_API int dml_cpu_softmax(const struct dml_classes*, float scale, int64_t scratch_bytes,
                             const float* target, const float* row_weight, float* logsumexp, float* d_rows,
                             float* d_weight);
+
+// scores (n, m): of all pairs by the unit. No labels are looked at.
+DML_API int dml_cpu_pddm_matrix(const struct dml_pairs*, const struct dml_unit*, float* scores);
+
+// scores (count,): of rows i[k] with columns j[k], or with rows j[k] where columns = NULL.
+DML_API int dml_cpu_pddm_pairs(const struct dml_pairs*, const struct dml_unit*, const int64_t* i,
+                               const int64_t* j, int64_t count, float* scores);
 
 DML_API const char* dml_cpu_isa(void);          // "avx512", "avx2" or "generic"
 DML_API int dml_cpu_set_isa(const char* name);  // 0, or 1 where this machine or build lacks it

@@ -1,6 +1,7 @@
 // The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the
 // namespace.
 #include "lifted.h"
+#include "pddm.h"
 #include "softmax.h"
 #include "triplet.h"
 
@@ -118,6 +119,23 @@ int softmax(const dml_classes* p, float scale, int64_t scratch_bytes, const floa
     fill(logsumexp, p->n, nan_value);
     fill(d_rows, p->n * p->d, nan_value);
     fill(d_weight, p->c * p->d, nan_value);
+  });
+}
+
+int pddm_matrix(const dml_pairs* p, const dml_unit* u, float* scores) {
+  return guarded([&] {
+    PairScorer scorer(*p, *u);
+    if (scorer.finite()) return scorer.matrix(scores);
+    fill(scores, p->n * p->m, nan_value);
+  });
+}
+
+int pddm_pairs(const dml_pairs* p, const dml_unit* u, const int64_t* i, const int64_t* j, int64_t count,
+               float* scores) {
+  return guarded([&] {
+    PairScorer scorer(*p, *u);
+    if (scorer.finite()) return scorer.pairs(i, j, count, scores);
+    fill(scores, count, nan_value);
   });
 }
 

@@ -93,7 +93,6 @@ class Triplet {
     for (int64_t t = 0; t < band.tiles; t++) find_distances(band, t);
     std::vector<int64_t> weighed(band.tiles, 0);
     for (int64_t i = band.rows.begin; i < band.rows.end; i++) {
-      const int64_t r = i - band.rows.begin;
       read_anchor(band, i);
       const int64_t negatives = pairs_.columns().n - own_label(i).size();
       found_[i] = band.anchor.take(mining_, margin_, negatives);

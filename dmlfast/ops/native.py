@@ -1,6 +1,7 @@
 """The compiled libraries, called through ctypes. csrc/dmlfast.h is the interface."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,11 @@ SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
 REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3}
 MININGS = {"all": 0, "semihard": 1, "hardest": 2}
+UNIT_TENSORS = tuple(
+    f"{layer}_{part}"
+    for layer in ("difference", "mean", "joint", "score")
+    for part in ("weight", "bias")
+)
 LOSS_REDUCTIONS = {"nonzero": 0, "mean": 1, "sum": 2}
 
 
@@ -71,6 +77,25 @@ class Classes(ctypes.Structure):
         super().__init__(x, w, len(rows), *weight.shape, own, torch.get_num_threads())
 
 
+class MetricUnit(ctypes.Structure):
+    """``dml_unit``, with the tensors whose addresses it holds: those of
+    :class:`dmlfast.ops.pddm.unit.Weights`.
+    """
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in UNIT_TENSORS),
+        ("difference_dim", ctypes.c_int64),
+        ("mean_dim", ctypes.c_int64),
+        ("joint_dim", ctypes.c_int64),
+        ("normalize_inputs", ctypes.c_int32),
+    )
+
+    def __init__(self, weights: Sequence[torch.Tensor], normalize_inputs: bool) -> None:
+        self.tensors = tuple(map(float_rows, weights))
+        widths = (len(weights[k]) for k in (0, 2, 4))
+        super().__init__(*map(address, self.tensors), *widths, normalize_inputs)
+
+
 class Term(ctypes.Structure):
     """``dml_term``."""
 
@@ -116,6 +141,9 @@ def cpu_library() -> ctypes.CDLL:
         ctypes.c_int64,
         *[pointer] * 5,
     ]
+    unit = ctypes.POINTER(MetricUnit)
+    library.dml_cpu_pddm_matrix.argtypes = [pairs, unit, pointer]
+    library.dml_cpu_pddm_pairs.argtypes = [pairs, unit, pointer, pointer, ctypes.c_int64, pointer]
     library.dml_cpu_isa.restype = ctypes.c_char_p
     library.dml_cpu_set_isa.argtypes = [ctypes.c_char_p]
     return library

@@ -149,16 +149,20 @@ class _Kernels:
         return found
 
     def pairs(
-        self, rows: torch.Tensor, i: torch.Tensor, j: torch.Tensor, columns: Any = None
+        self,
+        rows: torch.Tensor,
+        i: torch.Tensor,
+        j: torch.Tensor,
+        columns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(P,) float32, of rows i with columns j, or with rows j."""
-        y = rows if columns is None else columns
+        """(P,) float32, of rows i with columns j, or with rows j where there are no columns."""
         if not rows.is_cuda:
-            found: torch.Tensor = self.module.pairs(rows, y, i, j, *self.unit)
+            found: torch.Tensor = self.module.pairs(rows, columns, i, j, *self.unit)
             return found
-        outside = (i < 0) | (i >= len(rows)) | (j < 0) | (j >= len(y))
+        M = len(rows if columns is None else columns)
+        outside = (i < 0) | (i >= len(rows)) | (j < 0) | (j >= M)
         i, j = (torch.where(outside, 0, index) for index in (i, j))
-        found = self.module.pairs(rows, y, i, j, *self.unit)
+        found = self.module.pairs(rows, columns, i, j, *self.unit)
         return found.masked_fill_(outside, torch.nan)
 
 

@@ -58,22 +58,26 @@ def pddm_hard_quadruplets(
         scores = -pair_distances(x, x)
     else:
         scores = pddm_scores(rows, None, None, weights, normalize_inputs)
-    N = len(x)
+    return quadruplets(scores, labels, per)
+
+
+def quadruplets(scores: torch.Tensor, labels: torch.Tensor, per: str) -> torch.Tensor:
+    """The hard quadruplets by all scores (N, N), of which S_ij and S_ji are the same."""
+    N = len(scores)
     same = labels[:, None] == labels
-    positive = same & ~torch.eye(N, dtype=torch.bool, device=x.device)
-    found = torch.full((1 if per == "batch" else N, 4), -1, device=x.device)
+    others = same & ~torch.eye(N, dtype=torch.bool, device=scores.device)
     hardest = scores.masked_fill(same, -torch.inf)
+    found = torch.full((1 if per == "batch" else N, 4), -1, device=scores.device)
     for q in range(len(found) if N else 0):
-        pairs = positive
         if per == "anchor":
-            pairs = positive & (torch.arange(N, device=x.device) == q)[:, None]
-        elif per == "class":
-            pairs = positive & same[q]
-        if not pairs.any() or same[q].all():
+            pairs = torch.zeros_like(others)
+            pairs[q] = others[q]
+        else:  # each once
+            pairs = others.triu() if per == "batch" else others.triu() & same[q]
+        if not pairs.any():
             continue
         i, j = divmod(int(scores.masked_fill(~pairs, torch.inf).argmin()), N)
-        if per != "class" or i == q:
-            found[q] = torch.stack(
-                [torch.tensor(i), torch.tensor(j), hardest[i].argmax(), hardest[j].argmax()]
-            )
+        if same[i].all() or (per == "class" and i != q):
+            continue
+        found[q] = torch.tensor([i, j, int(hardest[i].argmax()), int(hardest[j].argmax())])
     return found
