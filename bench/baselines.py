@@ -316,6 +316,40 @@ def norm_softmax_linear() -> Loss:
     return loss
 
 
+def norm_softmax_cce() -> Loss:
+    """Apple's cut cross-entropy, on normalised rows: fused, in Triton, without logits."""
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError:
+        raise LeftOutError("cut-cross-entropy is not installed") from None
+    return _with_normalisation(linear_cross_entropy)
+
+
+def norm_softmax_liger() -> Loss:
+    """Liger's fused linear cross-entropy, on normalised rows: logits a chunk at a time."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        raise LeftOutError("liger-kernel is not installed") from None
+    loss = LigerFusedLinearCrossEntropyLoss()
+    return _with_normalisation(lambda x, weight, labels: loss(weight, x, labels))
+
+
+def _with_normalisation(cross_entropy: Loss) -> Loss:
+    """A cross-entropy of rows and weights in their dtype, which it knows tensor cores for."""
+
+    def loss(
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        temperature: float = 0.05,
+    ) -> torch.Tensor:
+        x = (F.normalize(wide(embeddings)) / temperature).to(embeddings.dtype)
+        return cross_entropy(x, F.normalize(wide(weight)).to(weight.dtype), labels)
+
+    return loss
+
+
 class _ChunkedSoftmax(torch.autograd.Function):
     """The sum of cross-entropies of rows with weights, gradients with it, 256 rows at a time."""
 

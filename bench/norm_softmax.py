@@ -68,6 +68,11 @@ def sampled_truth(
     return baselines.norm_softmax_chunked(embeddings, weight[drawn], own)
 
 
+def on_cpu(device: str, dtype: torch.dtype) -> str | None:
+    """Why a kernel in Triton is not measured there, or None."""
+    return None if device == "cuda" else "it runs on a GPU alone"
+
+
 BENCHMARK = Benchmark(
     name="norm-softmax",
     problem=problem,
@@ -81,6 +86,9 @@ BENCHMARK = Benchmark(
         ),
         Competitor("linear-ce", baselines.norm_softmax_linear, memory=partial(logits, 4)),
         Competitor("chunked", lambda: baselines.norm_softmax_chunked),
+        Competitor("cce", baselines.norm_softmax_cce, declines=on_cpu),
+        Competitor("liger", baselines.norm_softmax_liger, declines=on_cpu),
+        Competitor("low-memory", lambda: partial(ops.norm_softmax_loss, low_memory=True)),
         Competitor("sampled", lambda: sampled, truth=lambda size: sampled_truth),
     ),
     dmlfast=ours,

@@ -109,9 +109,9 @@ def test_benchmarks_that_do_not_fit_are_left_out_and_smaller_ones_are_not(comman
     commands.answers = [(0, ""), (1, "an error")]
     gpu.bench(NOW, time.time() + 60, cases)
     assert gpu.Table("bench").outcomes(NOW) == {
-        "128x128 bfloat16": "measured",
-        "1048576x128 bfloat16": "left out",
-        "128x128 float32": "failed",
+        "lifted 128x128 bfloat16": "measured",
+        "lifted 1048576x128 bfloat16": "left out",
+        "lifted 128x128 float32": "failed",
     }
     assert len(commands) == 2
     text = " ".join(commands[1][len(gpu.DMLFAST) :])
@@ -132,10 +132,12 @@ def test_the_command_of_a_benchmark_is_one_that_dmlfast_knows(tmp_path):
 def test_the_goals_are_measured_in_both_dtypes_the_largest_last():
     table = (gpu.ROOT / "bench" / "README.md").read_text().split("## Goals on a GPU")[1]
     for case in gpu.FULL:
-        rows, width = map(int, case.size.split("x"))
-        assert f"| {rows:,} x {width}" in table
-    rows = [int(case.size.split("x")[0]) for case in gpu.FULL]
-    assert rows == sorted(rows)
+        name = " x ".join(f"{int(number):,}" for number in case.size.split("x"))
+        assert f"| `{case.loss}`, {name}" in table
+    for loss in {case.loss for case in gpu.FULL}:
+        rows = [int(case.size.split("x")[0]) for case in gpu.FULL if case.loss == loss]
+        assert rows == sorted(rows)
+    assert gpu.FULL[-1].size == "1048576x128"
     assert all(
         sum(case.size == size for case in gpu.FULL) == 2 for size in {c.size for c in gpu.FULL}
     )

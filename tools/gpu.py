@@ -30,6 +30,7 @@ TEST_SECONDS = 290  # of a call without a part
 GRACE = 35  # seconds after which what has not ended by itself is stopped
 TEST_FILES = (
     "tests/ops/test_gpu.py",
+    "tests/ops/test_gpu_losses.py",
     "tests/ops/test_one_pass.py",
     "tests/training/test_gpu.py",
     "tests/bench/test_gpu.py",
@@ -41,18 +42,22 @@ DMLFAST = [sys.executable, "-c", "import sys; from dmlfast.cli.main import main;
 
 
 class Case(NamedTuple):
-    """A benchmark: rows x width, dtype, further options, and the seconds to allow for."""
+    """A benchmark: size, dtype, further options, the seconds to allow for, and the loss."""
 
     size: str
     dtype: str
     options: tuple[str, ...]
     seconds: int
+    loss: str = "lifted"
+
+    def __str__(self) -> str:
+        return f"{self.loss} {self.size} {self.dtype}"
 
     @property
     def command(self) -> list[str]:
         where = ["--device", "cuda", "--csv", "bench/results", "--resume"]
         what = ["--sizes", self.size, "--dtype", self.dtype]
-        return [*DMLFAST, "bench", "lifted", *where, *what, *self.options]
+        return [*DMLFAST, "bench", self.loss, *where, *what, *self.options]
 
 
 DTYPES = ("bfloat16", "float32")
@@ -61,12 +66,18 @@ QUICK = [
     for size in ("128x128", "32768x128")
     for dtype in DTYPES
 ]
-FULL = [
-    Case(size, dtype, (), 75) for size in ("128x128", "32768x128", "32768x512") for dtype in DTYPES
-] + [
-    Case("1048576x128", dtype, ("--baselines", "none", "--rounds", "3"), seconds)
-    for dtype, seconds in zip(DTYPES, (150, 250), strict=True)
-]
+FULL = (
+    [
+        Case(size, dtype, (), 75)
+        for size in ("128x128", "32768x128", "32768x512")
+        for dtype in DTYPES
+    ]
+    + [Case("4096x512x1000000", dtype, (), 120, "norm-softmax") for dtype in DTYPES]
+    + [
+        Case("1048576x128", dtype, ("--baselines", "none", "--rounds", "3"), seconds)
+        for dtype, seconds in zip(DTYPES, (150, 250), strict=True)
+    ]
+)
 
 
 class Table:
@@ -294,7 +305,7 @@ def bench(call: str, deadline: float, cases: Iterable[Case] = FULL) -> None:
     """The sizes of the goals, the largest last."""
     table = Table("bench")
     for case in cases:
-        name, start = f"{case.size} {case.dtype}", time.time()
+        name, start = str(case), time.time()
         if start + case.seconds > deadline:
             table.record(call, name, "left out")
             continue

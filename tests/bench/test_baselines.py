@@ -1,9 +1,11 @@
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dmlfast.bench import baselines, get_benchmark
-from dmlfast.bench.benchmark import LOSS_SCALE, Size, leaves, placed, step
+from dmlfast.bench.benchmark import LOSS_SCALE, LeftOutError, Size, leaves, placed, step
 from dmlfast.bench.harness import TOLERANCE, gradient_error, relative_error, solve
 from dmlfast.bench.lifted import BENCHMARK, ROWS_PER_CLASS
 
@@ -139,9 +141,40 @@ def test_ways_to_compute_the_normalised_softmax_agree(n: int) -> None:
     gradients = [leaf.grad for leaf in leaves(problem)]
     assert len(gradients) == 2
     for competitor in benchmark.baselines:
-        if not (competitor.compiles or competitor.truth):
+        if not (
+            competitor.compiles or competitor.truth or competitor.declines("cpu", torch.float64)
+        ):
             torch.testing.assert_close(step(competitor.make(), problem), expected)
             torch.testing.assert_close([leaf.grad for leaf in leaves(problem)], gradients)
+
+
+@pytest.mark.parametrize("name", ["cce", "liger"])
+def test_peers_for_gpus_are_left_out_where_they_cannot_be(name, monkeypatch):
+    competitor = get_benchmark("norm-softmax").competitor(name)
+    assert competitor.declines("cpu", torch.float32) == "it runs on a GPU alone"
+    assert competitor.declines("cuda", torch.bfloat16) is None
+    for module in ("cut_cross_entropy", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(LeftOutError, match="is not installed"):
+        competitor.make()
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("cce", "cut_cross_entropy"), ("liger", "liger_kernel.transformers")]
+)
+def test_peers_get_normalised_rows_and_weights(name, module, monkeypatch):
+    def cross_entropy(x, weight, labels):
+        return torch.nn.functional.cross_entropy(x @ weight.T, labels)
+
+    stub = SimpleNamespace(
+        linear_cross_entropy=cross_entropy,
+        LigerFusedLinearCrossEntropyLoss=lambda: lambda w, x, y: cross_entropy(x, w, y),
+    )
+    monkeypatch.setitem(sys.modules, module, stub)
+    benchmark = get_benchmark("norm-softmax")
+    problem = placed(benchmark.problem(Size(9, 6, 40)), torch.float64)
+    found = step(benchmark.competitor(name).make(), problem)
+    torch.testing.assert_close(found, step(baselines.norm_softmax_naive, problem))
 
 
 def test_a_sampled_softmax_is_held_to_the_classes_it_samples() -> None:

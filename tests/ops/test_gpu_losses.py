@@ -1,0 +1,111 @@
+"""The losses with weights of their own on a GPU, or as far as it goes in Triton's interpreter
+(`--interpreted`). Truth is float64 on the same device.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from dmlfast.bench import baselines
+from dmlfast.bench.graph import CapturedStep
+from dmlfast.bench.memory import gpu_peak_growth
+
+from dmlfast import ops
+from dmlfast.ops import gpu
+
+from .helpers import assert_accurate, generator
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cpu" if gpu.interpreted() else "cuda"
+NEEDS_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no such thing")
+FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
+DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
+TRITON = partial(ops.norm_softmax_loss, impl="triton")
+INTERPRETED_LOGITS = 100_000
+
+
+def softmax_problem(n, d, classes, dtype=FULL, seed=0):
+    """Rows around the weights of their classes, and labels."""
+    if DEVICE == "cpu" and n * classes > INTERPRETED_LOGITS:
+        pytest.skip("more logits than an interpreter takes")
+    random = generator(seed + n)
+    weight = torch.randn(classes, d, generator=random)
+    labels = torch.randint(0, classes, (n,), generator=random)
+    rows = weight[labels] + torch.randn(n, d, generator=random)
+    given = {"embeddings": rows, "weight": weight}
+    placed = {name: t.to(DEVICE, dtype).requires_grad_() for name, t in given.items()}
+    return {**placed, "labels": labels.to(DEVICE)}
+
+
+def solved(loss, problem):
+    """The loss and its gradients."""
+    value = loss(**problem)
+    leaves = [problem["embeddings"], problem["weight"]]
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def in_dtype(problem, dtype):
+    return {
+        name: t.detach().to(dtype).requires_grad_() if t.is_floating_point() else t
+        for name, t in problem.items()
+    }
+
+
+SIZES = [(1, 2, 3), (75, 512, 333), (130, 40, 513), (1000, 64, 5000), (333, 2048, 4001)]
+
+
+@DTYPES
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize(("n", "d", "classes"), SIZES)
+def test_norm_softmax(n, d, classes, low_memory, dtype):
+    problem = softmax_problem(n, d, classes, dtype)
+    exact = solved(baselines.norm_softmax_chunked, in_dtype(problem, torch.float64))
+    plain = solved(baselines.norm_softmax_naive, in_dtype(problem, FULL))
+    found = solved(partial(TRITON, low_memory=low_memory), problem)
+    # exponentials and rows times their factors are rounded to the precision of the rows
+    rounded = 0.0 if dtype == FULL else 2.5 * torch.finfo(dtype).eps / torch.finfo(FULL).eps
+    assert_accurate(found[:1], exact[:1], plain[:1], 24)
+    assert_accurate(found[1:], exact[1:], plain[1:], 24 + rounded)
+
+
+@DTYPES
+def test_norm_softmax_repeats_to_the_bit(dtype):
+    problem = softmax_problem(130, 64, 700, dtype)
+    expected = solved(TRITON, problem)
+    for _ in range(200 if DEVICE == "cuda" else 1):
+        assert all(map(torch.equal, solved(TRITON, problem), expected))
+
+
+@NEEDS_CUDA
+@DTYPES
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_captured_norm_softmax_replays_with_new_data(low_memory, dtype):
+    loss = partial(TRITON, low_memory=low_memory)
+    problem, other = (softmax_problem(500, 128, 3000, dtype, seed) for seed in (1, 2))
+    captured = CapturedStep(loss, problem)
+    with torch.no_grad():
+        for name, tensor in other.items():
+            problem[name].copy_(tensor)
+    value = captured().detach()
+    found = [value, problem["embeddings"].grad, problem["weight"].grad]
+    assert all(map(torch.equal, found, solved(loss, other)))
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("label", [-1, 3000])
+def test_a_label_that_is_no_class_gives_nan_on_a_gpu(label):
+    problem = softmax_problem(500, 128, 3000)
+    problem["labels"][7] = label
+    assert TRITON(**problem).isnan()
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize(("low_memory", "most"), [(False, 2 << 30), (True, 64 << 20)])
+def test_memory_over_a_million_classes(low_memory, most):
+    problem = softmax_problem(4096, 512, 1_000_000, BRAIN)
+    loss = partial(TRITON, low_memory=low_memory)
+    step = partial(solved, loss, problem)
+    step()
+    gradients = 4 * problem["weight"].numel() + 8 * problem["embeddings"].numel()  # in float32
+    rounded = 2 * problem["weight"].numel()
+    assert gpu_peak_growth(step) < most + gradients + rounded
