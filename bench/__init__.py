@@ -13,6 +13,8 @@ BENCHMARKS = {
     "contrastive": ("dmlfast.bench.contrastive", "Contrastive loss, over all pairs of a batch"),
     "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
     "norm-softmax": ("dmlfast.bench.norm_softmax", "Normalised softmax, over all classes"),
+    "pddm": ("dmlfast.bench.pddm", "PDDM loss on the hardest quadruplet of a batch"),
+    "pddm-anchors": ("dmlfast.bench.pddm_anchors", "PDDM loss on a quadruplet of each anchor"),
     "triplet": ("dmlfast.bench.triplet", "Triplet loss, over all triplets of a batch"),
 }
 

@@ -304,7 +304,7 @@ def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
 def left_unchecked(truth: Solution) -> str:
     """On how many rows a gradient was checked; nothing where on all."""
     for gradient in truth.gradients:
-        known = int((~gradient.isnan()).all(-1).sum())
+        known = int((~gradient.isnan()).reshape(len(gradient), -1).all(1).sum())
         if known < len(gradient):
             return f"gradient checked on {known:,} of {len(gradient):,} rows"
     return ""

@@ -9,7 +9,7 @@ from torch import nn
 
 from dmlfast import ops
 from dmlfast.ops.checks import choice, finite
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.pairs.reference import computed, nan_unless_finite
 
 FORMS = ("quadruplet", "triplet")
 MININGS = ("score", "distance")
@@ -152,7 +152,7 @@ class PDDMLoss(nn.Module):
         )
         some = found[:, 0] >= 0
         loss = torch.where(some, hinges, 0).sum() / some.sum().clamp_min(1)
-        return loss + (computed(embeddings).detach() * 0).sum()  # NaN where any row is
+        return loss + nan_unless_finite(embeddings, *self.unit.parameters())
 
     def _distances(self, x: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         difference = x[i] - x[j]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dmlfast.bench import baselines, get_benchmark
 from dmlfast.bench.benchmark import LOSS_SCALE, LeftOutError, Size, leaves, placed, step
-from dmlfast.bench.harness import TOLERANCE, gradient_error, relative_error, solve
+from dmlfast.bench.harness import TOLERANCE, gradient_error, left_unchecked, relative_error, solve
 from dmlfast.bench.lifted import BENCHMARK, ROWS_PER_CLASS
 
 from dmlfast import ops
@@ -126,7 +126,7 @@ def test_baselines_of_other_losses_agree_with_the_reference(name):
             torch.testing.assert_close(batch["embeddings"].grad, gradient)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "triplet"])
+@pytest.mark.parametrize("name", ["contrastive", "pddm", "triplet"])
 def test_cuda_is_left_out_where_it_has_no_kernels(name):
     competitor = get_benchmark(name).competitor("dmlfast-cuda")
     assert "no kernels" in competitor.declines("cuda", torch.float32)
@@ -189,6 +189,20 @@ def test_a_sampled_softmax_is_held_to_the_classes_it_samples() -> None:
     assert int((found.gradients[1] != 0).any(1).sum()) == 40
     assert gradient_error(found, expected, 1e-9) < 1e-9
     assert not torch.isclose(found.value, step(baselines.norm_softmax_naive, problem))
+
+
+@pytest.mark.parametrize("name", ["pddm", "pddm-anchors"])
+@pytest.mark.parametrize("n", [8, 60])
+def test_ways_to_compute_the_pddm_loss_agree(name: str, n: int) -> None:
+    benchmark = get_benchmark(name)
+    problem = placed(benchmark.problem(Size(n, 6)), torch.float64)
+    found = solve(partial(step, benchmark.dmlfast("reference").make(), problem), problem)
+    assert len(found.gradients) == 8
+    assert found.value > 1
+    for competitor in benchmark.baselines:
+        other = solve(partial(step, competitor.make(), problem), problem)
+        assert gradient_error(other, found, 1e-9) < 1e-9
+    assert left_unchecked(found) == ""
 
 
 def test_sizes_of_a_loss_over_classes_have_classes() -> None:
