@@ -16,6 +16,8 @@ enum dml_select { DML_NEGATIVE = 0, DML_POSITIVE = 1, DML_OTHER = 2, DML_ALL = 3
 enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1, DML_HINGE = 2, DML_SQUARED_HINGE = 3 };
 enum dml_mining { DML_ALL_TRIPLETS = 0, DML_SEMIHARD = 1, DML_HARDEST = 2 };
 enum dml_reduction { DML_NONZERO = 0, DML_MEAN = 1, DML_TOTAL = 2 };
+enum dml_base { DML_DEVIANCE = 0, DML_CONTRASTIVE = 1 };
+enum dml_boost { DML_ETA = 0, DML_ADDITIVE = 1, DML_DERIVATIVE = 2, DML_UNBOOSTED = 3 };
 enum dml_status { DML_OK = 0, DML_OUT_OF_MEMORY = 1 };
 
 // Rows against columns. columns = NULL: the rows against themselves, row i being its own column i.
@@ -55,6 +57,15 @@ struct dml_unit {
   int32_t normalize_inputs;
 };
 
+// Learners on groups of columns, boosted.
+struct dml_boosting {
+  int32_t base, boosting;
+  float beta1, beta2, negative_cost;  // of the deviance
+  float margin;                       // of the contrastive loss
+  const int64_t* groups;              // (learners,): how many columns each has, in their order
+  int64_t learners;
+};
+
 // row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
 // column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of terms above 0.
 DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
@@ -89,6 +100,11 @@ DML_API int dml_cpu_pddm_matrix(const struct dml_pairs*, const struct dml_unit*,
 // scores (count,): of rows i[k] with columns j[k], or with rows j[k] where columns = NULL.
 DML_API int dml_cpu_pddm_pairs(const struct dml_pairs*, const struct dml_unit*, const int64_t* i,
                                const int64_t* j, int64_t count, float* scores);
+
+// losses (learners,): of each learner over all pairs, by its base loss and the weights of boosting. d_rows,
+// or NULL: the gradient of their sum.
+DML_API int dml_cpu_boosted(const struct dml_pairs*, const struct dml_boosting*, float* losses,
+                            float* d_rows);
 
 DML_API const char* dml_cpu_isa(void);          // "avx512", "avx2" or "generic"
 DML_API int dml_cpu_set_isa(const char* name);  // 0, or 1 where this machine or build lacks it

@@ -14,6 +14,7 @@ std::atomic<bool> poison_buffers{false};
   int lifted(const dml_pairs*, float, float*, float*, float*);                                             \
   int triplet(const dml_pairs*, float, int32_t, int32_t, float*, float*, float*);                          \
   int softmax(const dml_classes*, float, int64_t, const float*, const float*, float*, float*, float*);     \
+  int boosted(const dml_pairs*, const dml_boosting*, float*, float*);                                      \
   int pddm_matrix(const dml_pairs*, const dml_unit*, float*);                                              \
   int pddm_pairs(const dml_pairs*, const dml_unit*, const int64_t*, const int64_t*, int64_t, float*);      \
   }
@@ -35,14 +36,15 @@ struct Kernels {
   decltype(&generic::lifted) lifted;
   decltype(&generic::triplet) triplet;
   decltype(&generic::softmax) softmax;
+  decltype(&generic::boosted) boosted;
   decltype(&generic::pddm_matrix) pddm_matrix;
   decltype(&generic::pddm_pairs) pddm_pairs;
 };
 
-#define DML_KERNELS(isa)                                                                               \
-  Kernels {                                                                                            \
-    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet, isa::softmax, isa::pddm_matrix, \
-        isa::pddm_pairs                                                                                \
+#define DML_KERNELS(isa)                                                                           \
+  Kernels {                                                                                        \
+    #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet, isa::softmax, isa::boosted, \
+        isa::pddm_matrix, isa::pddm_pairs                                                          \
   }
 
 const Kernels* find(const char* name) {
@@ -89,6 +91,9 @@ int dml_cpu_triplet(const dml_pairs* p, float margin, int32_t mining, int32_t re
 int dml_cpu_softmax(const dml_classes* p, float scale, int64_t scratch_bytes, const float* target,
                     const float* row_weight, float* logsumexp, float* d_rows, float* d_weight) {
   return kernels().softmax(p, scale, scratch_bytes, target, row_weight, logsumexp, d_rows, d_weight);
+}
+int dml_cpu_boosted(const dml_pairs* p, const dml_boosting* b, float* losses, float* d_rows) {
+  return kernels().boosted(p, b, losses, d_rows);
 }
 int dml_cpu_pddm_matrix(const dml_pairs* p, const dml_unit* u, float* scores) {
   return kernels().pddm_matrix(p, u, scores);

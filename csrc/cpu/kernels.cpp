@@ -1,5 +1,6 @@
 // The entry points for one instruction set. setup.py compiles this file once for each, with DML_ISA as the
 // namespace.
+#include "boosted.h"
 #include "lifted.h"
 #include "pddm.h"
 #include "softmax.h"
@@ -136,6 +137,18 @@ int pddm_pairs(const dml_pairs* p, const dml_unit* u, const int64_t* i, const in
     PairScorer scorer(*p, *u);
     if (scorer.finite()) return scorer.pairs(i, j, count, scores);
     fill(scores, count, nan_value);
+  });
+}
+
+int boosted(const dml_pairs* p, const dml_boosting* b, float* losses, float* d_rows) {
+  return guarded([&] {
+    Boosted boosted(*p, *b, d_rows != nullptr);
+    if (!boosted.finite()) {
+      fill(losses, b->learners, nan_value);
+      return fill(d_rows, p->n * p->d, nan_value);
+    }
+    boosted.run(losses);
+    if (d_rows) boosted.write(d_rows);
   });
 }
 

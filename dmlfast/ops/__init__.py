@@ -1,5 +1,10 @@
 """Pair losses as registered torch ops: one folder per op, its maths and kernels side by side."""
 
+from dmlfast.ops.boosted.op import (
+    boosted_contrastive_loss,
+    boosted_deviance_loss,
+    boosted_triplet_loss,
+)
 from dmlfast.ops.contrastive.op import contrastive_loss
 from dmlfast.ops.dispatch import available, why_not
 from dmlfast.ops.lifted.op import lifted_structured_loss
@@ -10,6 +15,9 @@ from dmlfast.ops.triplet.op import triplet_loss
 
 __all__ = [
     "available",
+    "boosted_contrastive_loss",
+    "boosted_deviance_loss",
+    "boosted_triplet_loss",
     "contrastive_loss",
     "lifted_structured_loss",
     "norm_softmax_loss",

@@ -13,6 +13,8 @@ SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
 REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3}
 MININGS = {"all": 0, "semihard": 1, "hardest": 2}
+BASES = {"deviance": 0, "contrastive": 1}
+BOOSTINGS = {"eta": 0, "additive": 1, "derivative": 2, "none": 3}
 UNIT_TENSORS = tuple(
     f"{layer}_{part}"
     for layer in ("difference", "mean", "joint", "score")
@@ -75,6 +77,21 @@ class Classes(ctypes.Structure):
         self.tensors = float_rows(rows), float_rows(weight), int_labels(labels)
         x, w, own = map(address, self.tensors)
         super().__init__(x, w, len(rows), *weight.shape, own, torch.get_num_threads())
+
+
+class Boosting(ctypes.Structure):
+    """``dml_boosting``."""
+
+    _fields_ = (
+        ("base", ctypes.c_int32),
+        ("boosting", ctypes.c_int32),
+        ("beta1", ctypes.c_float),
+        ("beta2", ctypes.c_float),
+        ("negative_cost", ctypes.c_float),
+        ("margin", ctypes.c_float),
+        ("groups", ctypes.POINTER(ctypes.c_int64)),
+        ("learners", ctypes.c_int64),
+    )
 
 
 class MetricUnit(ctypes.Structure):
@@ -141,6 +158,7 @@ def cpu_library() -> ctypes.CDLL:
         ctypes.c_int64,
         *[pointer] * 5,
     ]
+    library.dml_cpu_boosted.argtypes = [pairs, ctypes.POINTER(Boosting), pointer, pointer]
     unit = ctypes.POINTER(MetricUnit)
     library.dml_cpu_pddm_matrix.argtypes = [pairs, unit, pointer]
     library.dml_cpu_pddm_pairs.argtypes = [pairs, unit, pointer, pointer, ctypes.c_int64, pointer]

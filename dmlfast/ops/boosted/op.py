@@ -1,0 +1,246 @@
+"""Boosted losses: signatures, registration, gradients. README.md has the maths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dmlfast.ops import checks, dispatch
+from dmlfast.ops.boosted import reference, triplets
+from dmlfast.ops.boosted.settings import BOOSTINGS, REDUCTIONS, Settings
+from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+
+Found = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def boosted_deviance_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    groups: Sequence[int],
+    *,
+    beta1: float = 2.0,
+    beta2: float = 0.5,
+    negative_cost: float = 25.0,
+    boosting: str = "eta",
+    reduction: str = "sum",
+    impl: str = "auto",
+) -> torch.Tensor:
+    """Binomial deviance of learners on groups of components, each weighted by what those before it
+    make of a pair (Opitz, Waltner, Possegger and Bischof, BIER, ICCV 2017; A-BIER, TPAMI 2018).
+
+    A learner's score of a pair is the cosine of its groups; the loss of a pair is log(1 + exp(-z)),
+    z = beta1 (score - beta2) of positive pairs and -negative_cost times that of negative ones;
+    positive pairs together weigh as much as negative ones. Weights of boosting are held constant in
+    the gradient. No N x N matrix is made; loss and gradient come out of one pass. Differentiable
+    once.
+
+    Args:
+        embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
+            only).
+        labels: (N,) integers of any dtype and value.
+        groups: how many components each learner has, in their order; their sum is D.
+        beta1: scale of scores.
+        beta2: the score that parts positive from negative pairs.
+        negative_cost: how much steeper the loss of negative pairs is.
+        boosting: "eta", weights by the running average with shares 2 / (m + 1); "additive", the
+            released program's default; "derivative", the magnitude of the loss's derivative by the
+            averaged score; "none", weights of 1.
+        reduction: over the learners: "sum", or "none".
+        impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
+
+    Returns:
+        () or, with "none", (M,), the loss of each learner over M; float32, float64 for float64. 0
+        without pairs. NaN where any embedding is NaN or infinite.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, device or value.
+        RuntimeError: the backend asked for by name cannot serve the call.
+    """
+    settings = Settings(
+        "deviance",
+        boosting,
+        checks.finite("beta1", beta1),
+        checks.finite("beta2", beta2),
+        checks.finite("negative_cost", negative_cost),
+        0.0,
+    )
+    checks.choice("boosting", boosting, BOOSTINGS)
+    return _pair_loss(
+        "boosted_deviance_loss", embeddings, labels, groups, settings, reduction, impl
+    )
+
+
+def boosted_contrastive_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    groups: Sequence[int],
+    *,
+    margin: float = 0.5,
+    boosting: str = "eta",
+    reduction: str = "sum",
+    impl: str = "auto",
+) -> torch.Tensor:
+    """The same with (1 - score)^2 of positive pairs and max(0, score - margin)^2 of negative ones.
+
+    Args:
+        margin: the cosine that negative pairs are to stay below.
+        boosting: "eta", weights by the magnitude of the loss's derivative by the running average of
+            scores with shares 2 / (m + 1); "none".
+
+    The other arguments, what is returned and raised as of :func:`boosted_deviance_loss`.
+    """
+    settings = Settings("contrastive", boosting, 0.0, 0.0, 1.0, checks.finite("margin", margin))
+    checks.choice("boosting", boosting, ("eta", "none"))
+    name = "boosted_contrastive_loss"
+    return _pair_loss(name, embeddings, labels, groups, settings, reduction, impl)
+
+
+def boosted_triplet_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    groups: Sequence[int],
+    *,
+    margin: float = 0.2,
+    boosting: str = "eta",
+    reduction: str = "sum",
+    impl: str = "auto",
+) -> torch.Tensor:
+    """The same with max(0, score(a, n) - score(a, p) + margin), the mean over all triplets.
+
+    It is computed a block of anchors at a time in PyTorch on every backend but the reference; on a
+    GPU the host waits for the size of the largest class.
+
+    Args:
+        margin: in units of cosine.
+        boosting: "eta", only triplets weigh whose hinge is above 0 by the running average of scores
+            with shares 2 / (m + 1); "none".
+
+    The other arguments, what is returned and raised as of :func:`boosted_deviance_loss`.
+    """
+    sizes = _check(embeddings, labels, groups, reduction)
+    margin = checks.finite("margin", margin)
+    checks.choice("boosting", boosting, ("eta", "none"))
+    found = dispatch.call(
+        "boosted_triplet_loss",
+        impl,
+        embeddings,
+        plain=reference.boosted_triplet_loss,
+        fused=_fused_triplets,
+        args=(embeddings, labels, sizes, margin, boosting),
+        without=("cuda",),
+    )
+    return found if reduction == "none" else found.sum()
+
+
+def _pair_loss(
+    name: str,
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    groups: Sequence[int],
+    settings: Settings,
+    reduction: str,
+    impl: str,
+) -> torch.Tensor:
+    sizes = _check(embeddings, labels, groups, reduction)
+    found = dispatch.call(
+        name,
+        impl,
+        embeddings,
+        plain=reference.boosted_loss,
+        fused=_fused,
+        args=(embeddings, labels, sizes, settings),
+        without=("cuda",),
+    )
+    return found if reduction == "none" else found.sum()
+
+
+def _check(
+    embeddings: torch.Tensor, labels: torch.Tensor, groups: Sequence[int], reduction: str
+) -> list[int]:
+    checks.embeddings("embeddings", embeddings)
+    checks.labels("labels", labels, embeddings)
+    checks.choice("reduction", reduction, REDUCTIONS)
+    sizes = [int(size) for size in groups]
+    if min(sizes, default=0) < 1 or sum(sizes) != embeddings.shape[1]:
+        raise ValueError(
+            f"groups must be positive and add up to the width of embeddings, "
+            f"{embeddings.shape[1]}, not {sizes}"
+        )
+    return sizes
+
+
+def _forward(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Found:
+    groups, *fields, want, impl = rest
+    kernels = dispatch.module(__package__, impl, "boosted_loss", rows)
+    found: Found = kernels.forward(rows, labels, groups, Settings(*fields), want)
+    return found
+
+
+def _forward_triplets(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Found:
+    groups, margin, boosting, want, _ = rest
+    losses, d_rows = triplets.losses_and_gradient(rows, labels, groups, margin, boosting, want)
+    return losses + reference.nan_unless_finite(rows), d_rows
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Found) -> None:
+    ctx.groups, ctx.arguments = inputs[2], len(inputs)
+    ctx.save_for_backward(inputs[0], output[1])
+    if output[1] is not None:
+        ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    """A learner's components have the gradient of its own loss alone."""
+    rows, d_rows = ctx.saved_tensors
+    parts = zip(d_rows.split(ctx.groups, 1), grad.to(d_rows.dtype), strict=True)
+    scaled = torch.cat([part * factor for part, factor in parts], dim=1)
+    return once_differentiable(scaled.to(rows.dtype), rows), *[None] * (ctx.arguments - 1)
+
+
+def _fake(
+    rows: torch.Tensor, labels: torch.Tensor, groups: list[int], *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = statistic_dtype(rows)
+    d_rows = rows.new_empty(rows.shape, dtype=dtype) if rest[-2] else rows.new_empty(0)
+    return rows.new_empty(len(groups), dtype=dtype), d_rows
+
+
+_call = register(
+    "boosted_loss(Tensor rows, Tensor labels, int[] groups, str base, str boosting, float beta1, "
+    "float beta2, float negative_cost, float margin, bool want, str impl) -> (Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    only_first=True,
+)
+_call_triplets = register(
+    "boosted_triplet_loss(Tensor rows, Tensor labels, int[] groups, float margin, str boosting, "
+    "bool want, str impl) -> (Tensor, Tensor)",
+    forward=_forward_triplets,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    only_first=True,
+)
+
+
+def _fused(
+    rows: torch.Tensor, labels: torch.Tensor, groups: list[int], settings: Settings, impl: str
+) -> torch.Tensor:
+    want = torch.is_grad_enabled() and rows.requires_grad
+    losses: torch.Tensor = _call(rows, labels, groups, *settings, want, impl)
+    return losses
+
+
+def _fused_triplets(
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    groups: list[int],
+    margin: float,
+    boosting: str,
+    impl: str,
+) -> torch.Tensor:
+    want = torch.is_grad_enabled() and rows.requires_grad
+    losses: torch.Tensor = _call_triplets(rows, labels, groups, margin, boosting, want, impl)
+    return losses
