@@ -127,14 +127,15 @@ class ScoresTile(NamedTuple):
 
 
 class PairsTile(NamedTuple):
-    """For a unit on pairs: rows and columns of a tile of pairs; components, units of a branch and
-    joint units taken at once.
+    """For a unit on pairs: rows and columns of a tile of pairs; and what is taken at once of
+    components, of units of the difference, of the mean, and of the joint layer.
     """
 
     BI: int
     BJ: int
     BK: int
     BH: int
+    BV: int
     BC: int
     warps: int
     stages: int
@@ -146,7 +147,7 @@ class PairsTile(NamedTuple):
 
     @property
     def blocks(self) -> dict[str, int]:
-        return {"BI": self.BI, "BJ": self.BJ, "BK": self.BK, "BH": self.BH, "BC": self.BC}
+        return {name: getattr(self, name) for name in ("BI", "BJ", "BK", "BH", "BV", "BC")}
 
 
 class SmallTile(NamedTuple):
@@ -198,7 +199,7 @@ TILES = {
             weights=WeightsTile(64, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
-            pddm=PairsTile(8, 16, 64, 128, 64, 8, 2),
+            pddm=PairsTile(8, 16, 64, 128, 64, 64, 8, 2),
             small=SmallTile(64, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -208,7 +209,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
-            pddm=PairsTile(8, 8, 32, 128, 64, 8, 2),
+            pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -220,7 +221,7 @@ TILES = {
             weights=WeightsTile(128, 16, 4096, 8, 2),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 128, 4, 3),
-            pddm=PairsTile(8, 16, 64, 128, 128, 8, 2),
+            pddm=PairsTile(8, 16, 64, 128, 64, 128, 8, 2),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -230,7 +231,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
-            pddm=PairsTile(8, 16, 32, 128, 64, 8, 2),
+            pddm=PairsTile(8, 16, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -242,7 +243,7 @@ TILES = {
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
-            pddm=PairsTile(8, 16, 64, 128, 128, 8, 2),
+            pddm=PairsTile(8, 16, 64, 128, 64, 128, 8, 2),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -252,7 +253,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 8, 2),
-            pddm=PairsTile(8, 16, 32, 128, 64, 8, 2),
+            pddm=PairsTile(8, 16, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -264,7 +265,7 @@ INTERPRETED = Tiles(
     weights=WeightsTile(64, 32, 128, 4, 1),
     product=ProductTile(64, 512, 64, 4, 1),
     scores=ScoresTile(64, 64, 4, 1),
-    pddm=PairsTile(8, 32, 64, 64, 64, 4, 1),
+    pddm=PairsTile(8, 32, 64, 64, 64, 64, 4, 1),
     small=SmallTile(32, 32, 32, 4, 1),
 )
 

@@ -77,7 +77,7 @@ def _score(
     programs = tiles if plan.narrow else min(tiles, _programs())
     scratch = x.new_empty(0, dtype=plan.dtype)
     if not plan.narrow:
-        scratch = x.new_empty(programs, tile.BP, plan.HDP + plan.HMP, dtype=plan.dtype)
+        scratch = x.new_empty(programs, tile.BP, plan.HDP, dtype=plan.dtype)
     scores_kernel[(programs,)](
         x, y, x_mean, y_mean, unit, out, len(x), len(y), first, second, count, tiles, form.value,
         scratch, NORMALIZE=normalize_inputs, NARROW=plan.narrow, DP=plan.DP, HDP=plan.HDP,

@@ -76,29 +76,33 @@ def differences(
 
 
 @triton.jit
-def midpoints(
-    x, y, i, j, weight, h, DP: tl.constexpr, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
+def means(
+    x, y, i, j, x_mean, y_mean, weight, h, opposite, DP: tl.constexpr, HMP: tl.constexpr,
+    WEIGHTS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr,
+    BK: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """W (x + y) / 2 of units h, (BP, BH)."""
-    acc = tl.zeros((BP, BH), tl.float32)
-    for first in range(0, DP, BK):
+    """W (x + y) / 2 of units h, (BP, BH): the sum of two halved projections, or the product with
+    the midpoint itself, of which there is one only if any pair of the tile is ``opposite``.
+    """
+    v = tl.load(x_mean + i[:, None] * HMP + h[None, :])
+    v += tl.load(y_mean + j[:, None] * HMP + h[None, :])
+    v = tl.where(opposite[:, None], 0.0, v)
+    for first in range(0, tl.max(opposite.to(tl.int32), 0) * DP, BK):
         k = first + tl.arange(0, BK)
         own, other = pair_components(x, y, i, j, k, DP)
-        a = operand((own + other) * 0.5, WEIGHTS, OPERAND)
+        a = tl.where(opposite[:, None], (own + other) * 0.5, 0.0)
         w = turned_weights(weight, DP, h, k, OPERAND)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
-    return acc
+        v = tl.dot(operand(a, WEIGHTS, OPERAND), w, v, input_precision=PRECISION)
+    return v
 
 
 @triton.jit
 def difference_branch(
-    x, y, i, j, unit, first, NORMALIZE: tl.constexpr, DP: tl.constexpr, WEIGHTS: tl.constexpr,
+    x, y, i, j, unit, h, NORMALIZE: tl.constexpr, DP: tl.constexpr, WEIGHTS: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     BH: tl.constexpr,
 ):  # fmt: skip
-    """u' of BH units from ``first`` on, (BP, BH), and the squared lengths of x - y and x + y."""
-    h = first + tl.arange(0, BH)
+    """u' of units h, (BP, BH), and the squared lengths of x - y and x + y."""
     u, apart, along = differences(
         x, y, i, j, unit.difference, h, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
     )  # fmt: skip
@@ -109,27 +113,16 @@ def difference_branch(
 
 @triton.jit
 def mean_branch(
-    x, y, i, j, x_mean, y_mean, unit, first, apart, along, NORMALIZE: tl.constexpr,
+    x, y, i, j, x_mean, y_mean, unit, h, apart, along, NORMALIZE: tl.constexpr,
     DP: tl.constexpr, HMP: tl.constexpr, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """v' of BH units from ``first`` on, (BP, BH), from the halved projections of both rows."""
-    h = first + tl.arange(0, BH)
-    v = tl.load(x_mean + i[:, None] * HMP + h[None, :])
-    v += tl.load(y_mean + j[:, None] * HMP + h[None, :])
+    """v' of units h, (BP, BH), from the halved projections of both rows."""
     opposite = along < OPPOSITE * 0.5 * (apart + along)  # |x|^2 + |y|^2, the parallelogram's law
-    if tl.max(opposite.to(tl.int32), 0) > 0:
-        itself = midpoints(
-            x, y, i, j, unit.mean, h, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
-        )  # fmt: skip
-        v = tl.where(opposite[:, None], itself, v)
+    v = means(
+        x, y, i, j, x_mean, y_mean, unit.mean, h, opposite, DP, HMP, WEIGHTS, OPERAND, PRECISION,
+        BP, BK, BH,
+    )  # fmt: skip
     if NORMALIZE:
         v *= (2.0 * inverse(along))[:, None]
     return relu(v + tl.load(unit.mean_bias + h)[None, :])
-
-
-@triton.jit
-def scored(acc, unit, h):
-    """What the joint units h add to the scores, (BP,), of their products and without bias."""
-    joint = relu(acc + tl.load(unit.joint_bias + h)[None, :])
-    return tl.sum(joint * tl.load(unit.score + h)[None, :], 1)

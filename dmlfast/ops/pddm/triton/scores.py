@@ -8,7 +8,7 @@ from dmlfast.ops.pddm.triton.layers import (
     inverse,
     mean_branch,
     operand,
-    scored,
+    relu,
     turned_weights,
 )
 
@@ -53,99 +53,106 @@ def pairs_of(t, form, n, m, first, second, count, BI: tl.constexpr, BJ: tl.const
 
 
 @triton.jit
-def narrow_scores(
-    x, y, i, j, x_mean, y_mean, unit, NORMALIZE: tl.constexpr, DP: tl.constexpr,
-    HDP: tl.constexpr, HMP: tl.constexpr, HP: tl.constexpr, WEIGHTS: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    BH: tl.constexpr, BC: tl.constexpr,
+def mean_products(
+    x, y, i, j, x_mean, y_mean, unit, c, apart, along, NORMALIZE: tl.constexpr, DP: tl.constexpr,
+    HDP: tl.constexpr, HMP: tl.constexpr, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
-    """Scores (BP,) without bias, where either branch is one block."""
-    u, apart, along = difference_branch(
-        x, y, i, j, unit, 0, NORMALIZE, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
-    )  # fmt: skip
-    of_u = inverse(tl.sum(u * u, 1))
-    u = operand(u, WEIGHTS, OPERAND)
-    v = mean_branch(
-        x, y, i, j, x_mean, y_mean, unit, 0, apart, along, NORMALIZE, DP, HMP, WEIGHTS, OPERAND,
-        PRECISION, BP, BK, BH,
-    )  # fmt: skip
-    of_v = inverse(tl.sum(v * v, 1))
-    of_v = tl.where(of_v > 0.0, of_v, 1.0)
-    v = operand(v, WEIGHTS, OPERAND)
-    score = tl.zeros((BP,), tl.float32)
-    k = tl.arange(0, BH)
-    for first in range(0, HP, BC):
-        h = first + tl.arange(0, BC)
-        acc = tl.zeros((BP, BC), tl.float32)
-        w = turned_weights(unit.joint, HDP + HMP, h, k, OPERAND)
-        acc = tl.dot(u, w, acc, input_precision=PRECISION)
-        acc *= (of_u / of_v)[:, None]
-        w = turned_weights(unit.joint, HDP + HMP, h, HDP + k, OPERAND)
-        acc = tl.dot(v, w, acc, input_precision=PRECISION)
-        score += scored(acc * of_v[:, None], unit, h)
-    return score
+    """Products of the joint units c with v', (BP, BC), and the squared lengths of v', (BP,)."""
+    acc = tl.zeros((BP, BC), tl.float32)
+    squared = tl.zeros((BP,), tl.float32)
+    for first in range(0, HMP, BV):
+        k = first + tl.arange(0, BV)
+        v = mean_branch(
+            x, y, i, j, x_mean, y_mean, unit, k, apart, along, NORMALIZE, DP, HMP, WEIGHTS,
+            OPERAND, PRECISION, BP, BK, BV,
+        )  # fmt: skip
+        squared += tl.sum(v * v, 1)
+        w = turned_weights(unit.joint, HDP + HMP, c, HDP + k, OPERAND)
+        acc = tl.dot(operand(v, WEIGHTS, OPERAND), w, acc, input_precision=PRECISION)
+    return acc, squared
 
 
 @triton.jit
-def joint_products(
-    acc, scratch, weight, h, first, end, PITCH: tl.constexpr, OPERAND: tl.constexpr,
+def kept_products(
+    acc, scratch, weight, c, HDP: tl.constexpr, HMP: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Adds the products of the joint units h with the components [first, end) in the scratch."""
+    """Adds the products of the joint units c with u', which is in the ``scratch`` (BP, HDP)."""
     p = tl.arange(0, BP)
-    for start in range(first, end, BH):
-        k = start + tl.arange(0, BH)
-        a = tl.load(scratch + p[:, None] * PITCH + k[None, :]).to(OPERAND)
-        w = turned_weights(weight, PITCH, h, k, OPERAND)
-        acc = tl.dot(a, w, acc, input_precision=PRECISION)
+    for first in range(0, HDP, BH):
+        k = first + tl.arange(0, BH)
+        u = tl.load(scratch + p[:, None] * HDP + k[None, :]).to(OPERAND)
+        w = turned_weights(weight, HDP + HMP, c, k, OPERAND)
+        acc = tl.dot(u, w, acc, input_precision=PRECISION)
     return acc
 
 
 @triton.jit
-def wide_scores(
-    x, y, i, j, x_mean, y_mean, unit, scratch, NORMALIZE: tl.constexpr, DP: tl.constexpr,
-    HDP: tl.constexpr, HMP: tl.constexpr, HP: tl.constexpr, WEIGHTS: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    BH: tl.constexpr, BC: tl.constexpr,
+def pair_scores(
+    x, y, i, j, x_mean, y_mean, unit, scratch, NORMALIZE: tl.constexpr, NARROW: tl.constexpr,
+    DP: tl.constexpr, HDP: tl.constexpr, HMP: tl.constexpr, HP: tl.constexpr,
+    WEIGHTS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr,
+    BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Scores (BP,) without bias; both branches lie in the ``scratch`` (BP, HDP + HMP)."""
-    PITCH: tl.constexpr = HDP + HMP
+    """Scores (BP,). u' is one block and stays here, or lies in the ``scratch`` (BP, HDP)."""
     h = tl.arange(0, BH)
-    into = scratch + tl.arange(0, BP)[:, None] * PITCH + h[None, :]
-    of_u = tl.zeros((BP,), tl.float32)
-    of_v = tl.zeros((BP,), tl.float32)
-    apart = tl.zeros((BP,), tl.float32)
-    along = tl.zeros((BP,), tl.float32)
-    tl.debug_barrier()  # the pairs before are done
-    for first in range(0, HDP, BH):
+    if NARROW:
         u, apart, along = difference_branch(
-            x, y, i, j, unit, first, NORMALIZE, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
+            x, y, i, j, unit, h, NORMALIZE, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
         )  # fmt: skip
-        of_u += tl.sum(u * u, 1)
-        tl.store(into + first, operand(u, WEIGHTS, OPERAND).to(scratch.dtype.element_ty))
-    for first in range(0, HMP, BH):
-        v = mean_branch(
-            x, y, i, j, x_mean, y_mean, unit, first, apart, along, NORMALIZE, DP, HMP, WEIGHTS,
-            OPERAND, PRECISION, BP, BK, BH,
-        )  # fmt: skip
-        of_v += tl.sum(v * v, 1)
-        tl.store(into + HDP + first, operand(v, WEIGHTS, OPERAND).to(scratch.dtype.element_ty))
-    tl.debug_barrier()  # it is read in another layout
-    of_u, of_v = inverse(of_u), inverse(of_v)
-    of_v = tl.where(of_v > 0.0, of_v, 1.0)
-    score = tl.zeros((BP,), tl.float32)
+        of_u = tl.sum(u * u, 1)
+        u = operand(u, WEIGHTS, OPERAND)
+    else:
+        of_u = tl.zeros((BP,), tl.float32)
+        apart = tl.zeros((BP,), tl.float32)
+        along = tl.zeros((BP,), tl.float32)
+        into = scratch + tl.arange(0, BP)[:, None] * HDP + h[None, :]
+        tl.debug_barrier()  # the pairs before are done
+        for first in range(0, HDP, BH):
+            u, apart, along = difference_branch(
+                x, y, i, j, unit, first + h, NORMALIZE, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
+            )  # fmt: skip
+            of_u += tl.sum(u * u, 1)
+            tl.store(into + first, operand(u, WEIGHTS, OPERAND).to(scratch.dtype.element_ty))
+        tl.debug_barrier()  # it is read in another layout
+    of_u = inverse(of_u)
+    of_u = tl.where(of_u > 0.0, of_u, 1.0)
+    score = tl.zeros((BP,), tl.float32) + tl.load(unit.score_bias)
     for first in range(0, HP, BC):
         c = first + tl.arange(0, BC)
-        acc = tl.zeros((BP, BC), tl.float32)
-        acc = joint_products(
-            acc, scratch, unit.joint, c, 0, HDP, PITCH, OPERAND, PRECISION, BP, BH
+        acc, squared = mean_products(
+            x, y, i, j, x_mean, y_mean, unit, c, apart, along, NORMALIZE, DP, HDP, HMP, WEIGHTS,
+            OPERAND, PRECISION, BP, BK, BV, BC,
         )  # fmt: skip
-        acc *= (of_u / of_v)[:, None]
-        acc = joint_products(
-            acc, scratch, unit.joint, c, HDP, PITCH, PITCH, OPERAND, PRECISION, BP, BH
-        )  # fmt: skip
-        score += scored(acc * of_v[:, None], unit, c)
-    return score
+        acc *= (inverse(squared) / of_u)[:, None]
+        if NARROW:
+            w = turned_weights(unit.joint, HDP + HMP, c, h, OPERAND)
+            acc = tl.dot(u, w, acc, input_precision=PRECISION)
+        else:
+            acc = kept_products(acc, scratch, unit.joint, c, HDP, HMP, OPERAND, PRECISION, BP, BH)
+        joint = relu(acc * of_u[:, None] + tl.load(unit.joint_bias + c)[None, :])
+        score += tl.sum(joint * tl.load(unit.score + c)[None, :], 1)
+    return score + score * 0.0  # NaN where it is infinite
+
+
+@triton.jit
+def score_tile(
+    t, x, y, x_mean, y_mean, unit, out, n, m, first, second, count, form, scratch,
+    NORMALIZE: tl.constexpr, NARROW: tl.constexpr, DP: tl.constexpr, HDP: tl.constexpr,
+    HMP: tl.constexpr, HP: tl.constexpr, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
+    BH: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Scores of tile t, see the kernel."""
+    i, j, asked, at, mirrored = pairs_of(t, form, n, m, first, second, count, BI, BJ)
+    score = pair_scores(
+        x, y, i, j, x_mean, y_mean, unit, scratch, NORMALIZE, NARROW, DP, HDP, HMP, HP, WEIGHTS,
+        OPERAND, PRECISION, BI * BJ, BK, BH, BV, BC,
+    )  # fmt: skip
+    tl.store(out + at, score, mask=asked)
+    tl.store(out + j * m + i, score, mask=mirrored)
 
 
 @triton.jit(
@@ -157,30 +164,27 @@ def scores_kernel(
     NORMALIZE: tl.constexpr, NARROW: tl.constexpr, DP: tl.constexpr, HDP: tl.constexpr,
     HMP: tl.constexpr, HP: tl.constexpr, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
-    BH: tl.constexpr, BC: tl.constexpr,
+    BH: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Scores of the tiles of pairs that are a program's.
 
     form: ALL pairs, ``out`` (n, m); UPPER, each unordered pair of rows once, into both of its
     places; or LISTED, ``first`` and ``second`` (count,), ``out`` (count,). It is asked for at run
-    time: one binary takes all, so that a pair has the same bits in each. scratch: (programs, BI BJ,
-    HDP + HMP), where the unit is not NARROW.
+    time: one binary takes all, so that a pair has the same bits in each. A unit that is not NARROW
+    has fewer programs than tiles, and a scratch of (programs, BI BJ, HDP).
     """
-    BP: tl.constexpr = BI * BJ
-    scratch += tl.program_id(0).to(tl.int64) * (BP * (HDP + HMP))
-    for t in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        i, j, asked, at, mirrored = pairs_of(t, form, n, m, first, second, count, BI, BJ)
-        if NARROW:
-            score = narrow_scores(
-                x, y, i, j, x_mean, y_mean, unit, NORMALIZE, DP, HDP, HMP, HP, WEIGHTS, OPERAND,
-                PRECISION, BP, BK, BH, BC,
+    program = tl.program_id(0)
+    if NARROW:
+        score_tile(
+            program, x, y, x_mean, y_mean, unit, out, n, m, first, second, count, form, scratch,
+            NORMALIZE, NARROW, DP, HDP, HMP, HP, WEIGHTS, OPERAND, PRECISION, BI, BJ, BK, BH, BV,
+            BC,
+        )  # fmt: skip
+    else:
+        scratch += program.to(tl.int64) * (BI * BJ * HDP)
+        for t in range(program, tiles, tl.num_programs(0)):
+            score_tile(
+                t, x, y, x_mean, y_mean, unit, out, n, m, first, second, count, form, scratch,
+                NORMALIZE, NARROW, DP, HDP, HMP, HP, WEIGHTS, OPERAND, PRECISION, BI, BJ, BK, BH,
+                BV, BC,
             )  # fmt: skip
-        else:
-            score = wide_scores(
-                x, y, i, j, x_mean, y_mean, unit, scratch, NORMALIZE, DP, HDP, HMP, HP, WEIGHTS,
-                OPERAND, PRECISION, BP, BK, BH, BC,
-            )  # fmt: skip
-        score += tl.load(unit.score_bias)
-        score += score * 0.0  # NaN where it is infinite
-        tl.store(out + at, score, mask=asked)
-        tl.store(out + j * m + i, score, mask=mirrored)

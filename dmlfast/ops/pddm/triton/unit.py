@@ -49,8 +49,8 @@ class Plan(NamedTuple):
 
     @property
     def narrow(self) -> bool:
-        """Whether either branch is a block, which a program holds."""
-        return self.HDP == self.HMP == self.tile.BH
+        """Whether u' is one block, which a program holds."""
+        return self.HDP == self.tile.BH
 
     @property
     def how(self) -> dict[str, Any]:
@@ -65,16 +65,18 @@ def plan_of(dtype: torch.dtype, d: int, weights: Weights) -> Plan:
     """
     products = configs.products_of(dtype, d)
     tile = configs.tiles_of(configs.weights_dtype(products)).pddm
-    widths = [len(weights.difference_weight), len(weights.mean_weight), len(weights.joint_weight)]
-    BK, BH, BC = (
-        min(most, max(16, triton.next_power_of_2(width)))
-        for most, width in zip(
-            (tile.BK, tile.BH, tile.BC), (d, max(widths[:2]), widths[2]), strict=True
-        )
-    )
-    tile = tile._replace(BK=BK, BH=BH, BC=BC)
-    padded = [-(-width // block) * block for width, block in zip(widths, (BH, BH, BC), strict=True)]
-    return Plan(products, tile, -(-d // BK) * BK, *padded)
+    widths = {
+        "BK": d,
+        "BH": len(weights.difference_weight),
+        "BV": len(weights.mean_weight),
+        "BC": len(weights.joint_weight),
+    }
+    blocks = {
+        name: min(getattr(tile, name), max(16, triton.next_power_of_2(width)))
+        for name, width in widths.items()
+    }
+    padded = [-(-width // blocks[name]) * blocks[name] for name, width in widths.items()]
+    return Plan(products, tile._replace(**blocks), *padded)
 
 
 def packed(weights: Weights, plan: Plan) -> Packed:
