@@ -141,8 +141,8 @@ class PairsTile(NamedTuple):
     stages: int
 
     @property
-    def BP(self) -> int:
-        """Pairs of a tile."""
+    def pairs(self) -> int:
+        """BP, those of a tile."""
         return self.BI * self.BJ
 
     @property
@@ -163,7 +163,9 @@ class SmallTile(NamedTuple):
 FUSED = {"enable_fp_fusion": True}  # the default, of which Triton 3.9 warns
 
 
-def launch(tile: Tile | WeightsTile | ProductTile | ScoresTile | PairsTile | SmallTile) -> dict[str, int]:
+def launch(
+    tile: Tile | WeightsTile | ProductTile | ScoresTile | PairsTile | SmallTile,
+) -> dict[str, int]:
     """What Triton takes beside a kernel's arguments.
 
     The assembler is told that it may use all registers: it may else spill to use fewer.
@@ -199,7 +201,7 @@ TILES = {
             weights=WeightsTile(64, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
-            pddm=PairsTile(8, 16, 64, 128, 64, 64, 8, 2),
+            pddm=PairsTile(8, 16, 64, 128, 32, 64, 8, 2),
             small=SmallTile(64, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -209,7 +211,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
-            pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
+            pddm=PairsTile(8, 8, 16, 64, 16, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -221,7 +223,7 @@ TILES = {
             weights=WeightsTile(128, 16, 4096, 8, 2),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 128, 4, 3),
-            pddm=PairsTile(8, 16, 64, 128, 64, 128, 8, 2),
+            pddm=PairsTile(8, 8, 32, 128, 32, 128, 4, 2),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -231,7 +233,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
-            pddm=PairsTile(8, 16, 32, 128, 32, 64, 8, 2),
+            pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -253,7 +255,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 8, 2),
-            pddm=PairsTile(8, 16, 32, 128, 32, 64, 8, 2),
+            pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },

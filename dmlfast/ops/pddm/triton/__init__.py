@@ -68,16 +68,16 @@ def _score(
     count, across = 0, -(-len(y) // tile.BJ)
     if listed:
         form, count = LISTED, len(out)
-        tiles = -(-count // tile.BP)
+        tiles = -(-count // tile.pairs)
     elif columns is None:
         form, tiles = UPPER, tile.BJ // tile.BI * (across * (across + 1) // 2)
     else:
         form, tiles = ALL, -(-len(x) // tile.BI) * across
     first, second = listed or (x.new_empty(2, 0, dtype=torch.int64))
-    programs = tiles if plan.narrow else min(tiles, _programs())
+    programs = tiles if plan.narrow else min(tiles, _programs(tile))
     scratch = x.new_empty(0, dtype=plan.dtype)
     if not plan.narrow:
-        scratch = x.new_empty(programs, tile.BP, plan.HDP, dtype=plan.dtype)
+        scratch = x.new_empty(programs, tile.pairs, plan.HDP, dtype=plan.dtype)
     scores_kernel[(programs,)](
         x, y, x_mean, y_mean, unit, out, len(x), len(y), first, second, count, tiles, form.value,
         scratch, NORMALIZE=normalize_inputs, NARROW=plan.narrow, DP=plan.DP, HDP=plan.HDP,
@@ -85,11 +85,11 @@ def _score(
     )  # fmt: skip
 
 
-def _programs() -> int:
-    """How many programs go through all tiles of a wide unit, one a multiprocessor."""
+def _programs(tile: configs.PairsTile) -> int:
+    """How many programs go through all tiles of a wide unit: as many as are on the GPU at once."""
     if interpreted() or not torch.cuda.is_available():
         return PROGRAMS
-    return _multiprocessors(torch.cuda.current_device())
+    return _multiprocessors(torch.cuda.current_device()) * max(1, 8 // tile.warps)
 
 
 @functools.cache

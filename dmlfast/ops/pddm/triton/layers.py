@@ -1,6 +1,6 @@
 """The layers of a unit on a tile of pairs: BP pairs, a row each of an operand of a product.
 
-x, y: (n, DP), (m, DP) packed rows. i, j: (BP,) int64, the rows and columns of the pairs. Exchanging
+x, y: (n, DP), (m, DP) packed rows. i, j: (BP,), the rows and columns of the pairs. Exchanging
 them changes no bit: |x - y|, x + y and sums of two are the same.
 """
 
@@ -19,7 +19,7 @@ def operand(x, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr):
     """float32 as it enters a product."""
     if WEIGHTS == "tf32":
         x = rounded_to_tf32(x)
-    elif WEIGHTS == "bfloat16" and OPERAND == tl.float32:  # interpreted: its conversion truncates
+    elif WEIGHTS == "bfloat16" and OPERAND != tl.bfloat16:  # interpreted, where .to truncates
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
@@ -49,8 +49,8 @@ def turned_weights(weight, pitch, h, k, OPERAND: tl.constexpr):
 @triton.jit
 def pair_components(x, y, i, j, k, DP: tl.constexpr):
     """Components k of both rows of each pair, float32."""
-    own = tl.load(x + i[:, None] * DP + k[None, :]).to(tl.float32)
-    other = tl.load(y + j[:, None] * DP + k[None, :]).to(tl.float32)
+    own = tl.load(x + i.to(tl.int64)[:, None] * DP + k[None, :]).to(tl.float32)
+    other = tl.load(y + j.to(tl.int64)[:, None] * DP + k[None, :]).to(tl.float32)
     return own, other
 
 
@@ -63,7 +63,7 @@ def differences(
     acc = tl.zeros((BP, BH), tl.float32)
     apart = tl.zeros((BP,), tl.float32)
     along = tl.zeros((BP,), tl.float32)
-    for first in range(0, DP, BK):
+    for first in tl.range(0, DP, BK, disable_licm=True):
         k = first + tl.arange(0, BK)
         own, other = pair_components(x, y, i, j, k, DP)
         difference, total = own - other, own + other
@@ -84,10 +84,10 @@ def means(
     """W (x + y) / 2 of units h, (BP, BH): the sum of two halved projections, or the product with
     the midpoint itself, of which there is one only if any pair of the tile is ``opposite``.
     """
-    v = tl.load(x_mean + i[:, None] * HMP + h[None, :])
-    v += tl.load(y_mean + j[:, None] * HMP + h[None, :])
+    v = tl.load(x_mean + i.to(tl.int64)[:, None] * HMP + h[None, :])
+    v += tl.load(y_mean + j.to(tl.int64)[:, None] * HMP + h[None, :])
     v = tl.where(opposite[:, None], 0.0, v)
-    for first in range(0, tl.max(opposite.to(tl.int32), 0) * DP, BK):
+    for first in tl.range(0, tl.max(opposite.to(tl.int32), 0) * DP, BK, disable_licm=True):
         k = first + tl.arange(0, BK)
         own, other = pair_components(x, y, i, j, k, DP)
         a = tl.where(opposite[:, None], (own + other) * 0.5, 0.0)

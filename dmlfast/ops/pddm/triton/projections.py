@@ -33,8 +33,8 @@ def projections(x: torch.Tensor, weight: torch.Tensor, plan: Plan) -> torch.Tens
     """(n, HMP) float32 of packed rows (n, DP). The bits of a row do not depend on the others."""
     n, tile = len(x), plan.tile
     out = x.new_empty(n, plan.HMP, dtype=torch.float32)
-    projections_kernel[(-(-n // tile.BP) * (plan.HMP // tile.BV),)](
-        x, weight, out, n, DP=plan.DP, HMP=plan.HMP, BP=tile.BP, BK=tile.BK, BH=tile.BV,
+    projections_kernel[(-(-n // tile.pairs) * (plan.HMP // tile.BV),)](
+        x, weight, out, n, DP=plan.DP, HMP=plan.HMP, BP=tile.pairs, BK=tile.BK, BH=tile.BV,
         **plan.how, **configs.launch(tile),
     )  # fmt: skip
     return out

@@ -26,7 +26,7 @@ def upper_square(t):
 
 @triton.jit
 def pairs_of(t, form, n, m, first, second, count, BI: tl.constexpr, BJ: tl.constexpr):
-    """Of the pairs of tile t, (BI BJ,): rows and columns, int64; whether they are asked for, others
+    """Of the pairs of tile t, (BI BJ,): rows and columns; whether they are asked for, others
     being pairs of some rows that are there; where their scores go; and whether they go to the place
     on the other side of the diagonal too.
     """
@@ -37,17 +37,16 @@ def pairs_of(t, form, n, m, first, second, count, BI: tl.constexpr, BJ: tl.const
     if form == UPPER:
         square, column = upper_square(t // (BJ // BI))
         row = square * BJ + t % (BJ // BI) * BI
-    i = row.to(tl.int64) + p // BJ
-    j = column.to(tl.int64) * BJ + p % BJ
+    i, j = row + p // BJ, column * BJ + p % BJ
     forms = p * 0 + form
     place = t.to(tl.int64) * (BI * BJ) + p
     listed = (forms == LISTED) & (place < count)
-    own = tl.load(first + place, mask=listed, other=0)
-    other = tl.load(second + place, mask=listed, other=0)
+    own = tl.load(first + place, mask=listed, other=0).to(tl.int32)
+    other = tl.load(second + place, mask=listed, other=0).to(tl.int32)
     asked = (i < n) & (j < m) & ((forms == ALL) | ((forms == UPPER) & (i <= j)))
     i = tl.where(forms == LISTED, own, tl.minimum(i, n - 1))
     j = tl.where(forms == LISTED, other, tl.minimum(j, m - 1))
-    at = tl.where(forms == LISTED, place, i * m + j)
+    at = tl.where(forms == LISTED, place, i.to(tl.int64) * m + j)
     mirrored = asked & (forms == UPPER)
     return i, j, asked | listed, at, mirrored
 
@@ -62,7 +61,7 @@ def mean_products(
     """Products of the joint units c with v', (BP, BC), and the squared lengths of v', (BP,)."""
     acc = tl.zeros((BP, BC), tl.float32)
     squared = tl.zeros((BP,), tl.float32)
-    for first in range(0, HMP, BV):
+    for first in tl.range(0, HMP, BV, disable_licm=True):
         k = first + tl.arange(0, BV)
         v = mean_branch(
             x, y, i, j, x_mean, y_mean, unit, k, apart, along, NORMALIZE, DP, HMP, WEIGHTS,
@@ -77,12 +76,12 @@ def mean_products(
 @triton.jit
 def kept_products(
     acc, scratch, weight, c, HDP: tl.constexpr, HMP: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr,
+    PRECISION: tl.constexpr, BP: tl.constexpr, BU: tl.constexpr,
 ):  # fmt: skip
     """Adds the products of the joint units c with u', which is in the ``scratch`` (BP, HDP)."""
     p = tl.arange(0, BP)
-    for first in range(0, HDP, BH):
-        k = first + tl.arange(0, BH)
+    for first in tl.range(0, HDP, BU, disable_licm=True):
+        k = first + tl.arange(0, BU)
         u = tl.load(scratch + p[:, None] * HDP + k[None, :]).to(OPERAND)
         w = turned_weights(weight, HDP + HMP, c, k, OPERAND)
         acc = tl.dot(u, w, acc, input_precision=PRECISION)
@@ -97,6 +96,7 @@ def pair_scores(
     BK: tl.constexpr, BH: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Scores (BP,). u' is one block and stays here, or lies in the ``scratch`` (BP, HDP)."""
+    BU: tl.constexpr = min(BH, BV)
     h = tl.arange(0, BH)
     if NARROW:
         u, apart, along = difference_branch(
@@ -110,7 +110,7 @@ def pair_scores(
         along = tl.zeros((BP,), tl.float32)
         into = scratch + tl.arange(0, BP)[:, None] * HDP + h[None, :]
         tl.debug_barrier()  # the pairs before are done
-        for first in range(0, HDP, BH):
+        for first in tl.range(0, HDP, BH, disable_licm=True):
             u, apart, along = difference_branch(
                 x, y, i, j, unit, first + h, NORMALIZE, DP, WEIGHTS, OPERAND, PRECISION, BP, BK, BH
             )  # fmt: skip
@@ -120,7 +120,7 @@ def pair_scores(
     of_u = inverse(of_u)
     of_u = tl.where(of_u > 0.0, of_u, 1.0)
     score = tl.zeros((BP,), tl.float32) + tl.load(unit.score_bias)
-    for first in range(0, HP, BC):
+    for first in tl.range(0, HP, BC, disable_licm=True):
         c = first + tl.arange(0, BC)
         acc, squared = mean_products(
             x, y, i, j, x_mean, y_mean, unit, c, apart, along, NORMALIZE, DP, HDP, HMP, WEIGHTS,
@@ -131,7 +131,7 @@ def pair_scores(
             w = turned_weights(unit.joint, HDP + HMP, c, h, OPERAND)
             acc = tl.dot(u, w, acc, input_precision=PRECISION)
         else:
-            acc = kept_products(acc, scratch, unit.joint, c, HDP, HMP, OPERAND, PRECISION, BP, BH)
+            acc = kept_products(acc, scratch, unit.joint, c, HDP, HMP, OPERAND, PRECISION, BP, BU)
         joint = relu(acc * of_u[:, None] + tl.load(unit.joint_bias + c)[None, :])
         score += tl.sum(joint * tl.load(unit.score + c)[None, :], 1)
     return score + score * 0.0  # NaN where it is infinite
@@ -152,7 +152,7 @@ def score_tile(
         OPERAND, PRECISION, BI * BJ, BK, BH, BV, BC,
     )  # fmt: skip
     tl.store(out + at, score, mask=asked)
-    tl.store(out + j * m + i, score, mask=mirrored)
+    tl.store(out + (j.to(tl.int64) * m + i), score, mask=mirrored)
 
 
 @triton.jit(
@@ -182,7 +182,7 @@ def scores_kernel(
         )  # fmt: skip
     else:
         scratch += program.to(tl.int64) * (BI * BJ * HDP)
-        for t in range(program, tiles, tl.num_programs(0)):
+        for t in tl.range(program, tiles, tl.num_programs(0), disable_licm=True):
             score_tile(
                 t, x, y, x_mean, y_mean, unit, out, n, m, first, second, count, form, scratch,
                 NORMALIZE, NARROW, DP, HDP, HMP, HP, WEIGHTS, OPERAND, PRECISION, BI, BJ, BK, BH,

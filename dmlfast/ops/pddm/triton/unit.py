@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     @property
     def narrow(self) -> bool:
         """Whether u' is one block, which a program holds."""
-        return self.HDP == self.tile.BH
+        return self.products.WEIGHTS == "bfloat16" and self.HDP == self.tile.BH
 
     @property
     def how(self) -> dict[str, Any]:
