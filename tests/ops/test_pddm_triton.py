@@ -12,7 +12,8 @@ from dmlfast.ops.pddm.unit import Weights, weights_of
 
 from .helpers import ULPS, assert_accurate, generator
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+import triton
 import triton.language as tl
 
 from dmlfast.ops.pddm import triton as kernels
@@ -110,14 +111,14 @@ def test_float32_is_as_accurate_as_the_reference(widths, normalize):
     rows = some_rows(19, widths[0])
     unit = a_unit(*widths, normalize=normalize)
     found = check(rows, unit)
-    assert torch.equal(found, found.T) or widths != WIDTHS[0]
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("widths", [(1024, 1024, 1024, 1024), (515, 1021, 3, 600)])
 def test_wide_layers(widths):
-    check(some_rows(40, widths[0]), a_unit(*widths))
-    check(some_rows(40, widths[0]), a_unit(*widths, normalize=True))
+    check(some_rows(9, widths[0]), a_unit(*widths))
+    check(some_rows(9, widths[0]), a_unit(*widths, normalize=True))
 
 
 @NORMALIZED
@@ -208,31 +209,37 @@ def test_offsets_take_64_bits():
     assert torch.equal(ops.pddm_scores(far, unit, impl="triton"), expected)
 
 
-def whole(n, d, seed):
-    """Rows of small whole numbers, of which float32 products are exact in any order."""
-    return torch.randint(-3, 4, (n, d), generator=generator(seed)).float()
+@pytest.fixture
+def ordered_products(monkeypatch):
+    """Products that do not depend on where in an operand a row stands, as NumPy's do."""
+
+    def product(a, b, dtype):
+        return (a.astype("f8") @ b.astype("f8")).astype(dtype)
+
+    monkeypatch.setattr("numpy.matmul", product)
 
 
 @NORMALIZED
 @pytest.mark.parametrize("dtype", [FULL, BRAIN])
 @pytest.mark.parametrize("widths", [(7, 5, 6, 9), (70, 130, 67, 65)])
-def test_a_pair_has_the_same_bits_wherever_it_is_asked_for(widths, dtype, normalize):
-    rows = whole(45, widths[0], 1).to(dtype)
-    rows[30] = -rows[4]
+def test_a_pair_has_the_same_bits_wherever_it_is_asked_for(
+    ordered_products, widths, dtype, normalize
+):
+    rows = some_rows(35, widths[0], dtype)
+    rows[30] = -rows[4] + 1e-5 * rows[3]
     rows[31] = rows[5]
     rows[32] = 0
-    unit = changed(a_unit(*widths, normalize=normalize), lambda t: (2 * t).round())
+    unit = a_unit(*widths, normalize=normalize)
     found = ops.pddm_scores(rows, unit, impl="triton")
-    assert found.unique().numel() > 500
     assert torch.equal(found, found.T)
-    order = torch.randperm(45, generator=generator(2))
+    order = torch.randperm(35, generator=generator(2))
     permuted = ops.pddm_scores(rows[order], unit, impl="triton")
     assert torch.equal(permuted, found[order][:, order])
-    two = ops.pddm_scores(rows[:20], unit, rows[11:], impl="triton")
-    assert torch.equal(two, found[:20, 11:])
-    turned = ops.pddm_scores(rows[11:], unit, rows[:20], impl="triton")
+    two = ops.pddm_scores(rows[:20], unit, rows[3:], impl="triton")
+    assert torch.equal(two, found[:20, 3:])
+    turned = ops.pddm_scores(rows[3:], unit, rows[:20], impl="triton")
     assert torch.equal(turned, two.T)
-    i, j = torch.randint(0, 45, (2, 400), generator=generator(3))
+    i, j = torch.randint(0, 35, (2, 400), generator=generator(3))
     listed = ops.pddm_scores(rows, unit, pairs=(i, j), impl="triton")
     assert torch.equal(listed, found[i, j])
 
@@ -261,7 +268,7 @@ def test_every_form_is_one_binary(monkeypatch):
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, 0.1])
-@pytest.mark.parametrize("n", [4, 40])
+@pytest.mark.parametrize("n", [4, 24])
 def test_opposite_rows_have_an_exact_midpoint(distance, n):
     """Whose direction is all that counts where inputs are normalised."""
     rows = some_rows(n, 24)
@@ -269,7 +276,6 @@ def test_opposite_rows_have_an_exact_midpoint(distance, n):
     unit = a_unit(24, normalize=True)
     i = torch.arange(n)
     check(rows, unit, noise - rows, (i, i))
-    check(rows, unit, noise - rows)
     check(rows, a_unit(24), noise - rows)
 
 
@@ -385,7 +391,7 @@ def _squares(t, out):
     tl.store(out + 1024 + k, column)
 
 
-@pytest.mark.parametrize("around", [0, 600, 10**6, 78_132_250, 2**30])
+@pytest.mark.parametrize("around", [0, 600, 10**6, 78_132_250, 2**31 - 2000])
 def test_squares_above_the_diagonal_are_found_exactly(around):
     corner = int(((8 * around + 1) ** 0.5 - 1) / 2)
     first = max(0, corner * (corner + 1) // 2 - 512)

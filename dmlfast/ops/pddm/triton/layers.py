@@ -19,7 +19,7 @@ def operand(x, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr):
     """float32 as it enters a product."""
     if WEIGHTS == "tf32":
         x = rounded_to_tf32(x)
-    elif WEIGHTS == "bfloat16" and OPERAND != tl.bfloat16:  # interpreted, where .to truncates
+    elif WEIGHTS == "bfloat16" and tl.bfloat16 != OPERAND:  # interpreted, where .to truncates
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)

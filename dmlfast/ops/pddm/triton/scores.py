@@ -18,10 +18,11 @@ ALL, UPPER, LISTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 @triton.jit
 def upper_square(t):
     """The t-th square on or above the diagonal, column by column: its row and its column."""
-    column = ((tl.sqrt(8.0 * t.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
-    column += ((column + 1) * (column + 2) // 2 <= t).to(tl.int32)
-    column -= (column * (column + 1) // 2 > t).to(tl.int32)
-    return t - column * (column + 1) // 2, column
+    column = ((tl.sqrt(8.0 * t.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int64)
+    column += ((column + 1) * (column + 2) // 2 <= t).to(tl.int64)
+    column -= (column * (column + 1) // 2 > t).to(tl.int64)
+    row = t - column * (column + 1) // 2
+    return row.to(tl.int32), column.to(tl.int32)
 
 
 @triton.jit
