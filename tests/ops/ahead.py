@@ -160,6 +160,14 @@ def unit(dtype: torch.dtype, d: int) -> None:
             pddm.pairs(x[1:], y[1:], i[1:], i[1:], given, normalize)
 
 
+def uneven_unit(dtype: torch.dtype, d: int) -> None:
+    """A unit whose layers differ in their widths."""
+    given = weights(d, 64, 300, 128), weights(d, 300, 30, 600)
+    x, y = torch.zeros(300, d, dtype=dtype), torch.zeros(500, d, dtype=dtype)
+    for each in given:
+        pddm.matrix(x, y, each, True)
+
+
 def candidates(dtype: torch.dtype, d: int) -> None:
     """Every tile that `dmlfast tune` tries; a line says for each why it cannot be compiled."""
     kind = configs.kind_of(dtype)
@@ -170,6 +178,8 @@ def candidates(dtype: torch.dtype, d: int) -> None:
                 try:
                     if kernel == "scores":
                         softmax(dtype, width)
+                    elif kernel == "pddm":
+                        unit(dtype, width)
                     else:
                         lifted_loss(min(n, 300), None, dtype, width)
                 except Exception as error:  # as tuning does
@@ -184,6 +194,7 @@ FORMS = {
     "triplets": triplets,
     "softmax": softmax,
     "unit": unit,
+    "uneven unit": uneven_unit,
     "batches": batches,
     "columns": columns,
     "biased": biased,

@@ -247,17 +247,17 @@ def test_a_pair_has_the_same_bits_wherever_it_is_asked_for(
 def test_every_form_is_one_binary(monkeypatch):
     """What the compiler is told does not depend on the numbers of rows, or on the form."""
     told = []
-    start = scores.scores_kernel.run
+    start = scores.pair_scores_kernel.run
 
     def run(*args, **options):
-        names = dict(zip(scores.scores_kernel.arg_names, args, strict=False))
+        names = dict(zip(scores.pair_scores_kernel.arg_names, args, strict=False))
         told.append((options["NARROW"], {k: v for k, v in options.items() if k != "grid"}))
         aligned = "x", "y", "x_mean", "y_mean", "out", "scratch"
         assert all(names[name].data_ptr() % 16 == 0 for name in aligned)
         assert all(t.data_ptr() % 16 == 0 for t in names["unit"])
         return start(*args, **options)
 
-    monkeypatch.setattr(scores.scores_kernel, "run", run)
+    monkeypatch.setattr(scores.pair_scores_kernel, "run", run)
     rows, unit, i = some_rows(40, 15), a_unit(15), torch.arange(7)
     unit.joint.weight = torch.cat([torch.zeros(1), unit.joint.weight.flatten()])[1:].view(15, 30)
     for given in ((rows, None, None), (rows[1:], rows[3:], None), (rows[:1], None, None),

@@ -9,7 +9,7 @@ import torch
 
 from dmlfast.ops.gpu import interpreted, on_its_device
 from dmlfast.ops.pddm.triton.projections import projections
-from dmlfast.ops.pddm.triton.scores import ALL, LISTED, UPPER, scores_kernel
+from dmlfast.ops.pddm.triton.scores import ALL, LISTED, UPPER, pair_scores_kernel
 from dmlfast.ops.pddm.triton.unit import in_blocks, packed, plan_of
 from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triton import configs
@@ -78,7 +78,7 @@ def _score(
     scratch = x.new_empty(0, dtype=plan.dtype)
     if not plan.narrow:
         scratch = x.new_empty(programs, tile.pairs, plan.HDP, dtype=plan.dtype)
-    scores_kernel[(programs,)](
+    pair_scores_kernel[(programs,)](
         x, y, x_mean, y_mean, unit, out, len(x), len(y), first, second, count, tiles, form.value,
         scratch, NORMALIZE=normalize_inputs, NARROW=plan.narrow, DP=plan.DP, HDP=plan.HDP,
         HMP=plan.HMP, HP=plan.HP, **plan.how, **tile.blocks, **configs.launch(tile),

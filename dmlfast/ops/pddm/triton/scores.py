@@ -160,7 +160,7 @@ def score_tile(
     do_not_specialize=["n", "m", "count", "tiles", "form"],
     do_not_specialize_on_alignment=["first", "second"],
 )
-def scores_kernel(
+def pair_scores_kernel(
     x, y, x_mean, y_mean, unit, out, n, m, first, second, count, tiles, form, scratch,
     NORMALIZE: tl.constexpr, NARROW: tl.constexpr, DP: tl.constexpr, HDP: tl.constexpr,
     HMP: tl.constexpr, HP: tl.constexpr, WEIGHTS: tl.constexpr, OPERAND: tl.constexpr,
