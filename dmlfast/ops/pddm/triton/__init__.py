@@ -42,9 +42,13 @@ def pairs(
     out = rows.new_empty(len(i), dtype=torch.float32)
     if not len(rows) or not len(columns):
         return out.fill_(torch.nan)
-    if len(i):
-        others = None if columns is rows else columns
-        _score(rows, others, (i.contiguous(), j.contiguous()), weights, normalize_inputs, out)
+    if not len(i):
+        return out
+    others = None if columns is rows else columns
+    if 2 * len(i) < len(rows) + (0 if others is None else len(others)):  # the rest is not prepared
+        rows, others = rows[i], columns[j]
+        i = j = torch.arange(len(i), device=i.device)
+    _score(rows, others, (i.contiguous(), j.contiguous()), weights, normalize_inputs, out)
     return out
 
 
