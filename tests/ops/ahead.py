@@ -152,7 +152,8 @@ def unit(dtype: torch.dtype, d: int) -> None:
     """A unit as wide as the rows: scores of all pairs, of two sets, of lists of pairs."""
     given = weights(d, d, d, d)
     for n, m in ((300, 500), (1, 17)):
-        x, y, i = torch.zeros(n, d, dtype=dtype), torch.zeros(m, d, dtype=dtype), torch.arange(n)
+        x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(m, d, dtype=dtype)
+        i = torch.zeros(n, dtype=torch.int64)
         for normalize in (False, True):
             pddm.matrix(x, None, given, normalize)
             pddm.matrix(x, y, given, normalize)

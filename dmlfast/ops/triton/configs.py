@@ -245,7 +245,7 @@ TILES = {
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
-            pddm=PairsTile(8, 16, 64, 128, 64, 128, 8, 2),
+            pddm=PairsTile(8, 16, 64, 128, 32, 64, 8, 2),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
