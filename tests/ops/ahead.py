@@ -23,6 +23,8 @@ from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.pddm import triton as pddm
+from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
 
@@ -139,6 +141,34 @@ def softmax(dtype: torch.dtype, d: int) -> None:
         norm_softmax.forward(x, w, labels, ones, ones, scale, low_memory, True, True)
 
 
+def weights(d: int, *widths: int) -> Weights:
+    """Of a unit with branches and a joint layer of three widths."""
+    h_d, h_m, h = widths
+    shapes = (h_d, d), (h_d,), (h_m, d), (h_m,), (h, h_d + h_m), (h,), (1, h), (1,)
+    return Weights(*map(torch.zeros, shapes))
+
+
+def unit(dtype: torch.dtype, d: int) -> None:
+    """A unit as wide as the rows: scores of all pairs, of two sets, of lists of pairs."""
+    given = weights(d, d, d, d)
+    for n, m in ((300, 500), (1, 17)):
+        x, y = torch.zeros(n, d, dtype=dtype), torch.zeros(m, d, dtype=dtype)
+        i = torch.zeros(n, dtype=torch.int64)
+        for normalize in (False, True):
+            pddm.matrix(x, None, given, normalize)
+            pddm.matrix(x, y, given, normalize)
+            pddm.pairs(x, x, i, i, given, normalize)
+            pddm.pairs(x[1:], y[1:], i[1:], i[1:], given, normalize)
+
+
+def uneven_unit(dtype: torch.dtype, d: int) -> None:
+    """A unit whose layers differ in their widths."""
+    given = weights(d, 64, 300, 128), weights(d, 300, 30, 600)
+    x, y = torch.zeros(300, d, dtype=dtype), torch.zeros(500, d, dtype=dtype)
+    for each in given:
+        pddm.matrix(x, y, each, True)
+
+
 def candidates(dtype: torch.dtype, d: int) -> None:
     """Every tile that `dmlfast tune` tries; a line says for each why it cannot be compiled."""
     kind = configs.kind_of(dtype)
@@ -149,6 +179,8 @@ def candidates(dtype: torch.dtype, d: int) -> None:
                 try:
                     if kernel == "scores":
                         softmax(dtype, width)
+                    elif kernel == "pddm":
+                        unit(dtype, width)
                     else:
                         lifted_loss(min(n, 300), None, dtype, width)
                 except Exception as error:  # as tuning does
@@ -162,6 +194,8 @@ FORMS = {
     "hinges": hinges,
     "triplets": triplets,
     "softmax": softmax,
+    "unit": unit,
+    "uneven unit": uneven_unit,
     "batches": batches,
     "columns": columns,
     "biased": biased,

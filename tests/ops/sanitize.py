@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import torch
 from triton.runtime.jit import KernelInterface
 
-from dmlfast.ops import gpu, norm_softmax_loss
+from dmlfast.losses import PDDMUnit
+from dmlfast.ops import gpu, norm_softmax_loss, pddm_scores
 from dmlfast.ops.cuda import library
 
 from .helpers import (
@@ -50,6 +51,9 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tenso
     for options in ({}, {"low_memory": True}, {"temperature": 0.01}) if impl == "triton" else ():
         for dtype in DTYPES:
             yield lambda dtype=dtype, options=options: softmax(device, n, m, dtype, options)
+    for width in (24, 200) if impl == "triton" else ():
+        for dtype in DTYPES:
+            yield lambda width=width, dtype=dtype: unit_scores(device, n, m, dtype, width)
     for case in pair_cases():
         p = case.problem(n, m).on(device)
         yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)
@@ -65,6 +69,19 @@ def softmax(device: str, n: int, classes: int, dtype: torch.dtype, options: dict
     labels = torch.randint(0, classes, (n,), generator=random).to(device)
     loss = norm_softmax_loss(rows, labels, weight, impl="triton", **options)
     return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
+
+
+def unit_scores(device: str, n: int, m: int, dtype: torch.dtype, width: int) -> Tensors:
+    """Scores by a metric unit whose layers have that width: of all pairs, two sets and a list."""
+    torch.manual_seed(0)
+    x, y = torch.randn(n, 24), torch.randn(m, 24)
+    x[n // 2] = -y[0]
+    x, y = x.to(device, dtype), y.to(device, dtype)
+    unit = PDDMUnit(24, width, normalize_inputs=width > 128).to(device)
+    pairs = torch.arange(min(n, m), device=device), torch.arange(min(n, m), device=device)
+    calls = {}, {"ref_emb": y}, {"ref_emb": y, "pairs": pairs}
+    with torch.no_grad():
+        return [pddm_scores(x, unit, impl="triton", **options) for options in calls]
 
 
 def launched() -> set[str]:

@@ -35,6 +35,7 @@ def compiled(capability, dtype, widths, form):
 
 PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
 SOFTMAX = {"scores_kernel", "product_kernel"}
+UNIT = {"projections_kernel", "pair_scores_kernel"}
 TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
 
 
@@ -47,6 +48,7 @@ def check(capability, dtype, widths, form, record_property, stack=0, expected=PA
         assert kernel["shared"] <= SHARED[capability], f"too much shared memory: {kernel}"
         if dtype != FLOAT32 and kernel["kernel"] not in NO_PRODUCTS:
             assert MATRIX[capability] in kernel["instructions"], f"no matrix unit: {kernel}"
+    return kernels
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, *HALVES])
@@ -79,6 +81,25 @@ def test_the_triplet_loss(capability, dtype, record_property):
 def test_the_normalised_softmax(capability, dtype, record_property):
     widths = "32,200" if dtype == FLOAT32 else "32,128,200"
     check(capability, dtype, widths, "softmax", record_property, expected=SOFTMAX)
+
+
+@shortly((90, FLOAT32), (90, "bfloat16"))
+def test_a_metric_unit_on_pairs(capability, dtype, record_property):
+    kernels = check(capability, dtype, "128,200", "unit", record_property, expected=UNIT)
+    # with inputs normalised and without: lists, two sets and matrices are one binary
+    times = Counter((kernel["kernel"], kernel["width"]) for kernel in kernels)
+    assert {name: count for (name, _), count in times.items()} == {
+        "projections_kernel": 1,
+        "pair_scores_kernel": 2,
+    }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [FLOAT32, *HALVES])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_other_widths_of_a_unit(capability, dtype, record_property):
+    check(capability, dtype, "3,64,512", "unit", record_property, expected=UNIT)
+    check(capability, dtype, "16,512", "uneven unit", record_property, expected=UNIT)
 
 
 @shortly((90, "bfloat16"))

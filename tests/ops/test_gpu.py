@@ -17,13 +17,15 @@ from dmlfast.bench.graph import CapturedStep
 from dmlfast.bench.memory import gpu_peak_growth
 from dmlfast.cli.main import main
 
-from dmlfast.ops import dispatch, gpu, lifted_structured_loss
+from dmlfast.losses import PDDMUnit
+from dmlfast.ops import dispatch, gpu, lifted_structured_loss, pddm_scores
 
 from .helpers import (
     INTERPRETED_PAIRS,
     ON_GPU,
     ULPS,
     Problem,
+    assert_accurate,
     assert_kernels_accurate,
     careful_distances,
     contrastive,
@@ -134,6 +136,32 @@ def assert_lifted_accurate(n: int, d: int, dtype: torch.dtype, impl: str) -> Non
         kernels=(impl,),
         truth=lifted_chunked if chunked else None,
     )
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [24, 128, 200])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_scores_of_a_metric_unit(dtype, width, normalize):
+    """Against float64; and to the bit the same in a matrix, between two sets and in a list."""
+    torch.manual_seed(0)
+    rows, unit = torch.randn(70, width), PDDMUnit(width, normalize_inputs=normalize)
+    rows[3] = 1e-5 * rows[4] - rows[5]
+    rows, unit = rows.to(DEVICE, dtype), unit.to(DEVICE)
+    i, j = torch.randint(0, 70, (2, 300), device=DEVICE)
+    with torch.no_grad():
+        found = pddm_scores(rows, unit, impl="triton")
+        parts = pddm_scores(rows[:40], unit, rows[11:], impl="triton")
+        listed = pddm_scores(rows, unit, pairs=(i, j), impl="triton")
+        few = pddm_scores(rows, unit, pairs=(i[:9], j[:9]), impl="triton")
+        plain = pddm_scores(rows, unit, impl="reference")
+        exact = pddm_scores(rows.double(), unit.double(), impl="reference")
+    assert torch.equal(found, found.T)
+    rounding = 0.0 if dtype == FULL else torch.finfo(dtype).eps / torch.finfo(FULL).eps
+    assert_accurate([found], [exact], [plain], ULPS + rounding)
+    if DEVICE == "cuda":  # NumPy's products depend on where a row stands
+        assert torch.equal(parts, found[:40, 11:])
+        assert torch.equal(listed, found[i, j])
+        assert torch.equal(few, found[i[:9], j[:9]])
 
 
 @EVERY_IMPL

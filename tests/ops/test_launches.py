@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dmlfast.ops import lifted_structured_loss, pair_reduce
+from dmlfast.losses import PDDMUnit
+from dmlfast.ops import lifted_structured_loss, pair_reduce, pddm_scores
 
 runtime = pytest.importorskip("triton.runtime")
 
@@ -60,3 +61,13 @@ def test_a_loss_without_a_gradient_takes_five(launches):
 def test_a_reduction_and_its_gradient_take_three_each(launches):
     step(40, 8, torch.float32, pair_reduce)
     assert len(launches) == 6
+
+
+def test_a_metric_unit_takes_projections_of_each_side_and_one_more(launches):
+    rows, unit = torch.randn(9, 4), PDDMUnit(4)
+    pddm_scores(rows, unit, impl="triton")
+    assert launches == ["projections_kernel", "pair_scores_kernel"]
+    pddm_scores(rows, unit, rows[:3], impl="triton")
+    assert len(launches) == 5
+    pddm_scores(rows, unit, pairs=(torch.arange(9), torch.arange(9)), impl="triton")
+    assert len(launches) == 7

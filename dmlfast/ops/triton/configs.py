@@ -126,6 +126,30 @@ class ScoresTile(NamedTuple):
     stages: int
 
 
+class PairsTile(NamedTuple):
+    """For a unit on pairs: rows and columns of a tile of pairs; and what is taken at once of
+    components, of units of the difference, of the mean, and of the joint layer.
+    """
+
+    BI: int
+    BJ: int
+    BK: int
+    BH: int
+    BV: int
+    BC: int
+    warps: int
+    stages: int
+
+    @property
+    def pairs(self) -> int:
+        """BP, those of a tile."""
+        return self.BI * self.BJ
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("BI", "BJ", "BK", "BH", "BV", "BC")}
+
+
 class SmallTile(NamedTuple):
     """For a batch in one launch: components of a piece, BW of rows wider than 128, and columns."""
 
@@ -139,7 +163,9 @@ class SmallTile(NamedTuple):
 FUSED = {"enable_fp_fusion": True}  # the default, of which Triton 3.9 warns
 
 
-def launch(tile: Tile | WeightsTile | ProductTile | ScoresTile | SmallTile) -> dict[str, int]:
+def launch(
+    tile: Tile | WeightsTile | ProductTile | ScoresTile | PairsTile | SmallTile,
+) -> dict[str, int]:
     """What Triton takes beside a kernel's arguments.
 
     The assembler is told that it may use all registers: it may else spill to use fewer.
@@ -161,6 +187,7 @@ class Tiles(NamedTuple):
     weights: WeightsTile
     product: ProductTile
     scores: ScoresTile
+    pddm: PairsTile
     small: SmallTile
 
 
@@ -174,6 +201,7 @@ TILES = {
             weights=WeightsTile(64, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
+            pddm=PairsTile(8, 16, 64, 128, 32, 64, 8, 2),
             small=SmallTile(64, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -183,6 +211,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
+            pddm=PairsTile(8, 8, 16, 64, 16, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -194,6 +223,7 @@ TILES = {
             weights=WeightsTile(128, 16, 4096, 8, 2),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 128, 4, 3),
+            pddm=PairsTile(8, 8, 32, 128, 32, 128, 4, 2),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -203,6 +233,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
+            pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -214,6 +245,7 @@ TILES = {
             weights=WeightsTile(128, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
+            pddm=PairsTile(8, 16, 64, 128, 32, 64, 8, 2),
             small=SmallTile(128, 32, 32, 8, 1),
         ),
         FULL: Tiles(
@@ -223,6 +255,7 @@ TILES = {
             weights=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 8, 2),
+            pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
             small=SmallTile(32, 16, 32, 8, 1),
         ),
     },
@@ -234,6 +267,7 @@ INTERPRETED = Tiles(
     weights=WeightsTile(64, 32, 128, 4, 1),
     product=ProductTile(64, 512, 64, 4, 1),
     scores=ScoresTile(64, 64, 4, 1),
+    pddm=PairsTile(8, 32, 64, 64, 64, 64, 4, 1),
     small=SmallTile(32, 32, 32, 4, 1),
 )
 

@@ -11,6 +11,8 @@ import triton
 
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
+from dmlfast.ops.pddm import triton as pddm
+from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triton import configs, tuned
 from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
 
@@ -25,6 +27,7 @@ PROBLEMS = {
         "weights": (16384, 512),
         "product": (16384, 512),
         "scores": (4096, 512),
+        "pddm": (2048, 128),
     },
     FULL: {
         "small": (128, 128),
@@ -34,6 +37,7 @@ PROBLEMS = {
         "weights": (8192, 512),
         "product": (8192, 512),
         "scores": (2048, 512),
+        "pddm": (1024, 128),
     },
 }
 CLASSES = 65536  # of the softmax that decides for scores
@@ -75,7 +79,7 @@ def tune(gpu: str, device: str, seconds: float, known: Iterable[Trial] = ()) -> 
             if time.monotonic() > end:
                 yield Trial(kind, kernel, (), reason="left out: the time is over")
                 continue
-            make = _softmax_step if kernel == "scores" else _step
+            make = {"scores": _softmax_step, "pddm": _unit_step}.get(kernel, _step)
             step = make(n, d, DTYPES[kind], device)
             with _tiles(kind, found.get(kind, {})):
                 truth = step()
@@ -163,3 +167,16 @@ def _softmax_step(
         return [tensor for tensor in found if tensor is not None]
 
     return step
+
+
+def _unit_step(n: int, d: int, dtype: torch.dtype, device: str) -> Callable[[], list[torch.Tensor]]:
+    """The scores of all pairs by a random unit as wide as the rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    rows = random(n, d).to(dtype)
+    shapes = (d, d), (d,), (d, d), (d,), (d, 2 * d), (d,), (1, d), (1,)
+    weights = Weights(*(random(*shape) / shape[-1] ** 0.5 for shape in shapes))
+    return lambda: [pddm.matrix(rows, None, weights, False)]
