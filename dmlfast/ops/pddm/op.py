@@ -34,8 +34,8 @@ def pddm_scores(
     Differentiable once, for embeddings and weights.
 
     Args:
-        embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
-            only).
+        embeddings: (N, D), float32, float16, bfloat16 (computed in float32; Triton rounds what
+            enters a product) or float64 (reference only).
         unit: what has the four layers of a :class:`dmlfast.losses.PDDMUnit`, ``difference``,
             ``mean``, ``joint`` and ``score``; and, where inputs are to be normalised, a true
             ``normalize_inputs``.

@@ -32,23 +32,25 @@ def matrix(
 @on_its_device
 def pairs(
     rows: torch.Tensor,
-    columns: torch.Tensor,
+    columns: torch.Tensor | None,
     i: torch.Tensor,
     j: torch.Tensor,
     weights: Weights,
     normalize_inputs: bool,
 ) -> torch.Tensor:
-    """(P,) float32 scores of rows i with columns j; NaN where there are no rows or no columns."""
+    """(P,) float32 scores of rows i with columns j, or with rows j where there are no columns; NaN
+    where there are none of either.
+    """
     out = rows.new_empty(len(i), dtype=torch.float32)
-    if not len(rows) or not len(columns):
+    others = rows if columns is None else columns
+    if not len(rows) or not len(others):
         return out.fill_(torch.nan)
     if not len(i):
         return out
-    others = None if columns is rows else columns
-    if 2 * len(i) < len(rows) + (0 if others is None else len(others)):  # the rest is not prepared
-        rows, others = rows[i], columns[j]
+    if 2 * len(i) < len(rows) + (0 if columns is None else len(columns)):  # the rest is left out
+        rows, columns = rows[i], others[j]
         i = j = torch.arange(len(i), device=i.device)
-    _score(rows, others, (i.contiguous(), j.contiguous()), weights, normalize_inputs, out)
+    _score(rows, columns, (i.contiguous(), j.contiguous()), weights, normalize_inputs, out)
     return out
 
 
