@@ -8,6 +8,7 @@ import torch
 
 from dmlfast.errors import UserError, unknown_name
 from dmlfast.losses.base import PairLoss
+from dmlfast.losses.bier import ABIERLoss, BIERLoss
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
 from dmlfast.losses.norm_softmax import NormSoftmaxLoss
@@ -16,6 +17,8 @@ from dmlfast.losses.triplet import TripletLoss
 from dmlfast.options import parse_name_values, plain_value
 
 __all__ = [
+    "ABIERLoss",
+    "BIERLoss",
     "ContrastiveLoss",
     "GeneralizedLiftedStructuredLoss",
     "LiftedStructuredLoss",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
+    "a-bier": ABIERLoss,
+    "bier": BIERLoss,
     "contrastive": ContrastiveLoss,
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,

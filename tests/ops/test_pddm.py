@@ -126,7 +126,8 @@ def test_layers_of_any_width():
 
 
 @NORMALIZE
-def test_a_pair_has_the_same_bits_wherever_it_stands(normalize, impl="cpu"):
+def test_a_pair_has_the_same_bits_wherever_it_stands(normalize):
+    impl = "cpu"
     n, d = 41, 9
     x, unit = rows_of(n, d), unit_of(d, 11, normalize)
     with torch.no_grad():
@@ -317,8 +318,9 @@ PER = pytest.mark.parametrize("per", ["batch", "class", "anchor"])
 
 @PER
 @pytest.mark.parametrize("kind", ["random", "pairs", "one class", "alone", "two"])
-def test_quadruplets_are_those_of_the_reference(kind, per, monkeypatch, impl="cpu"):
+def test_quadruplets_are_those_of_the_reference(kind, per, monkeypatch):
     """However scores are cut in blocks, by score and by distance; also where all are equal."""
+    impl = "cpu"
     for n, entries in ((0, 100), (1, 100), (2, 100), (23, 60), (23, 2**18)):
         monkeypatch.setattr(mining, "BLOCK_ENTRIES", entries)
         x, labels, unit = torch.randn(n, 5), labels_of(kind, n), unit_of(5, 4)

@@ -1,0 +1,189 @@
+"""Boosted losses of learners on groups of components, with losses that make them differ (Opitz,
+Waltner, Possegger and Bischof, BIER, ICCV 2017; A-BIER, TPAMI 2018).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmlfast import ops
+from dmlfast.losses.diversity import NORM_AXES, AdversarialLoss, activation_loss, norm_loss
+from dmlfast.ops.checks import choice, finite
+
+BASES = {"deviance": 0.5, "contrastive": 0.5, "triplet": 0.2}  # with their margins
+DIVERSITIES = ("none", "activation", "adversarial")
+STAGES = ("training", "init", "both")
+
+
+class BIERLoss(nn.Module):
+    """The boosted losses of all learners, and what makes the learners differ.
+
+    Args:
+        groups: how many components each learner has, in their order.
+        base: loss of a learner: "deviance" (binomial), "contrastive" or "triplet", all on cosines.
+        margin: of the deviance, the cosine that parts positive from negative pairs (the paper's
+            beta2); of the others, their margin. 0.5, and of triplets 0.2, by default.
+        beta1: scale of the deviance.
+        negative_cost: how much steeper the deviance of negative pairs is.
+        boosting: "eta", "additive", "derivative" or "none", see
+            :func:`dmlfast.ops.boosted_deviance_loss`; of other bases "eta" or "none".
+        diversity: "none", "activation" or "adversarial".
+        diversity_weight: of all that makes learners differ.
+        norm_weight: of what keeps the embedding layer's weights near norm 1, within it, and the
+            regressors'.
+        norm_axis: "output", norms of the weights of each component; "input", of each feature; by
+            default, as in the released program, the latter with regressors.
+        stage: where learners are made to differ: in "training"; in the steps of the head alone
+            before it, which then know no other loss, "init"; or in "both".
+        impl: "auto" or the name of a backend.
+    """
+
+    margin_argument = "margin"
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        *,
+        base: str = "deviance",
+        margin: float | None = None,
+        beta1: float = 2.0,
+        negative_cost: float = 25.0,
+        boosting: str = "eta",
+        diversity: str = "none",
+        diversity_weight: float = 1.0,
+        norm_weight: float = 100.0,
+        norm_axis: str | None = None,
+        stage: str = "training",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        choice("base", base, tuple(BASES))
+        choice("diversity", diversity, DIVERSITIES)
+        choice("stage", stage, STAGES)
+        default_axis = "input" if diversity == "adversarial" else "output"
+        self.norm_axis = default_axis if norm_axis is None else norm_axis
+        choice("norm_axis", self.norm_axis, NORM_AXES)
+        self.groups = [int(size) for size in groups]
+        self.base = base
+        self.margin = finite("margin", BASES[base] if margin is None else margin)
+        self.beta1 = finite("beta1", beta1)
+        self.negative_cost = finite("negative_cost", negative_cost)
+        self.boosting = boosting
+        self.diversity = diversity
+        self.diversity_weight = finite("diversity_weight", diversity_weight)
+        self.norm_weight = finite("norm_weight", norm_weight)
+        self.stage = stage
+        self.impl = impl
+        self.adversary = (
+            AdversarialLoss(self.groups, norm_weight) if diversity == "adversarial" else None
+        )
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether training needs what the embedding layer is given, and its weights."""
+        return self.diversity != "none"
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: Any = None,
+        *,
+        features: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+        initializing: bool = False,
+    ) -> torch.Tensor:
+        """The loss, ().
+
+        Args:
+            embeddings: (N, D); the lengths of a learner's rows do not matter.
+            labels: (N,) integers; moved to the device of the embeddings.
+            indices_tuple: must be None.
+            features: (B, F), what the embedding layer is given; they get no gradient. Where
+                learners are made to differ, training needs them.
+            weight: (D, F), the embedding layer's.
+            initializing: whether these are the steps of the head alone.
+
+        Raises:
+            ValueError: ``indices_tuple`` was given, features are missing, or a shape is wrong.
+        """
+        if indices_tuple is not None:
+            raise ValueError("BIERLoss weighs every pair and cannot honour indices_tuple")
+        alone = initializing and self.stage in ("init", "both")
+        applies = self.stage == "both" or initializing == (self.stage == "init")
+        loss = embeddings.new_zeros((), dtype=torch.float32) if alone else None
+        if loss is None:
+            loss = self.metric_loss(embeddings, labels)
+        if not (self.needs_features and applies and (self.training or features is not None)):
+            return loss
+        if features is None or weight is None:
+            raise ValueError("BIERLoss needs features and weight where it makes learners differ")
+        return loss + self.diversity_weight * self.diversity_loss(features, weight)
+
+    def metric_loss(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The boosted losses of all learners, ()."""
+        given = embeddings, labels.to(embeddings.device), self.groups
+        boosting, impl = self.boosting, self.impl
+        if self.base != "deviance":
+            loss = {
+                "contrastive": ops.boosted_contrastive_loss,
+                "triplet": ops.boosted_triplet_loss,
+            }[self.base]
+            return loss(*given, margin=self.margin, boosting=boosting, impl=impl)
+        return ops.boosted_deviance_loss(
+            *given,
+            beta1=self.beta1,
+            beta2=self.margin,
+            negative_cost=self.negative_cost,
+            boosting=boosting,
+            impl=impl,
+        )
+
+    def diversity_loss(self, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What makes learners differ, (), of features (B, F) and weights (D, F)."""
+        weights = weight.split(self.groups)
+        outputs = [nn.functional.linear(features.detach(), each) for each in weights]
+        differ = activation_loss(outputs) if self.adversary is None else self.adversary(outputs)
+        return differ + self.norm_weight * norm_loss(weights, self.norm_axis)
+
+    def extra_repr(self) -> str:
+        names = ["groups", "base", "margin", "beta1", "negative_cost", "boosting", "diversity"]
+        names += ["diversity_weight", "norm_weight", "norm_axis", "stage", "impl"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class ABIERLoss(BIERLoss):
+    """`BIERLoss` with the adversarial loss during training, at the released program's weights."""
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        *,
+        base: str = "deviance",
+        margin: float | None = None,
+        beta1: float = 2.0,
+        negative_cost: float = 25.0,
+        boosting: str = "eta",
+        diversity: str = "adversarial",
+        diversity_weight: float = 5e-5,
+        norm_weight: float = 1e5,
+        norm_axis: str | None = None,
+        stage: str = "training",
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(
+            groups,
+            base=base,
+            margin=margin,
+            beta1=beta1,
+            negative_cost=negative_cost,
+            boosting=boosting,
+            diversity=diversity,
+            diversity_weight=diversity_weight,
+            norm_weight=norm_weight,
+            norm_axis=norm_axis,
+            stage=stage,
+            impl=impl,
+        )

@@ -1,0 +1,51 @@
+"""How an embedding is cut into learners, and what each weighs in the score of a pair."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+# What the papers and the released program use; the rule comes close to them.
+PUBLISHED = {
+    (512, 2): (170, 342),
+    (512, 3): (96, 160, 256),
+    (512, 4): (52, 102, 152, 206),
+    (512, 5): (34, 68, 102, 138, 170),
+    (1024, 6): (50, 96, 148, 196, 242, 292),
+}
+WEIGHTINGS = ("paper", "released")
+
+
+def group_sizes(embedding_dim: int, learners: int) -> tuple[int, ...]:
+    """How many components each learner has: in proportion to 1, 2, ... as their weights in the
+    boosted prediction, or as published for 512 and 1,024 components.
+
+    Raises:
+        ValueError: a learner would have no component.
+    """
+    published = PUBLISHED.get((embedding_dim, learners))
+    if published:
+        return published
+    if learners < 1:
+        raise ValueError(f"there must be at least 1 learner, not {learners}")
+    ends = [
+        round(embedding_dim * m * (m + 1) / (learners * (learners + 1)))
+        for m in range(learners + 1)
+    ]
+    sizes = tuple(end - start for start, end in pairwise(ends))
+    if min(sizes) < 1:
+        raise ValueError(f"{embedding_dim} components are too few for {learners} learners")
+    return sizes
+
+
+def score_weights(groups: Sequence[int], weighting: str = "paper") -> list[float]:
+    """What each learner's cosine weighs in the score of a pair, with sum 1.
+
+    Args:
+        groups: the sizes of the learners.
+        weighting: "paper", alpha_m = 2m / (M (M + 1)), those of the boosted prediction; "released",
+            in proportion to the squared sizes.
+    """
+    if weighting == "paper":
+        parts = [float(m) for m in range(1, len(groups) + 1)]
+    else:
+        parts = [float(size) ** 2 for size in groups]
+    return [part / sum(parts) for part in parts]
