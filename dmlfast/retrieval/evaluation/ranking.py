@@ -16,8 +16,10 @@ from dmlfast.retrieval.evaluation.sides import Sides, match_sides
 from dmlfast.retrieval.evaluation.summary import summarize
 from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 BLOCK_NEIGHBOURS = 2**21  # neighbours held at a time: queries times their number
+SCORED_QUERIES = 1024  # at most at a time, where scores take minutes and progress is to be seen
 SHALLOW = 128  # neighbours searched for at first; most queries find their class among them
 NOT_FOUND = np.iinfo(np.int64).max
 
@@ -126,6 +128,7 @@ def score_queries(
     kept = np.flatnonzero(sides.relevant > 0)
     gallery = sides.gallery.embeddings[sides.rows]
     gallery_labels = sides.gallery.labels[sides.rows]
+    most = SCORED_QUERIES if isinstance(sides.ranking, PairScorer) else BLOCK_NEIGHBOURS
     deepest = min(max(ks), len(gallery))  # beyond it there is nothing to find
     shallow = min(deepest, SHALLOW)
     first = np.empty(len(kept), dtype=np.int64)
@@ -147,7 +150,7 @@ def score_queries(
     with tqdm(
         total=len(kept), desc="search", unit="query", leave=False, disable=not progress
     ) as bar:
-        for block in _blocks(sides.relevant[kept], shallow):
+        for block in _blocks(sides.relevant[kept], shallow, most):
             R = sides.relevant[kept[block]][:, None]
             k = max(shallow, int(R.max()))
             right, distances = search(block, k)
@@ -162,7 +165,7 @@ def score_queries(
         if deepest > shallow:
             missed = np.flatnonzero(first == NOT_FOUND)
             bar.reset(total=len(missed))
-            size = max(1, BLOCK_NEIGHBOURS // deepest)
+            size = min(most, max(1, BLOCK_NEIGHBOURS // deepest))
             for start in range(0, len(missed), size):
                 block = missed[start : start + size]
                 first[block] = _first(search(block, deepest)[0])
@@ -177,10 +180,10 @@ def _first(right: np.ndarray) -> np.ndarray:
     return np.where(right.any(axis=1), right.argmax(axis=1), NOT_FOUND)
 
 
-def _blocks(relevant: np.ndarray, k: int) -> Iterator[np.ndarray]:
-    """Blocks of queries whose neighbours fit in memory, those with the most to find first."""
+def _blocks(relevant: np.ndarray, k: int, most: int) -> Iterator[np.ndarray]:
+    """Blocks of at most `most` queries whose neighbours fit in memory, most to find first."""
     order = np.argsort(-relevant, kind="stable")
     while len(order):
-        size = max(1, BLOCK_NEIGHBOURS // max(k, int(relevant[order[0]])))
+        size = min(most, max(1, BLOCK_NEIGHBOURS // max(k, int(relevant[order[0]]))))
         yield order[:size]
         order = order[size:]
