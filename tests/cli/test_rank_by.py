@@ -108,9 +108,8 @@ def test_a_unit_of_other_rows_is_left_out(run, tmp_path, capsys, monkeypatch):
 
 
 def test_checkpoints_of_another_loss(run, tmp_path):
-    assert (
-        load_scorer(tmp_path, dataclasses.replace(CONFIG, loss="lifted", loss_options="")) is None
-    )
+    lifted = dataclasses.replace(CONFIG, loss="lifted", loss_options=None)
+    assert load_scorer(tmp_path, lifted) is None
     with pytest.raises(UserError, match=r"cannot read .*loss\.safetensors: No such file"):
         load_scorer(tmp_path, CONFIG)
     shutil.copy(run.checkpoint("last").folder / "loss.safetensors", tmp_path)
