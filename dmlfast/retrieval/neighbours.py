@@ -48,7 +48,8 @@ def nearest_neighbours(
     Returns indices (Q, k) int64 and distances (Q, k) float32, nearest first. A distance is computed
     in float64 and rounded once, from the difference itself for near pairs, and a score in float32;
     equal distances are ordered by index. Where there are fewer than k neighbours, the rest is -1
-    and infinity. Extra memory is a copy of the inputs, the result and at most 512 MiB.
+    and infinity. Extra memory is a copy of the inputs, the result and at most 256 MiB, or
+    some 100 + 2 D MiB for a `PairScorer` where no kernel serves it.
 
     Raises ValueError where an argument has the wrong shape or value, UserError where FAISS is asked
     for and not there.
