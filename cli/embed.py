@@ -14,13 +14,14 @@ from dmlfast.data.loading import Images
 from dmlfast.files import TEMPORARY_PREFIX, check_writable
 from dmlfast.models import EmbeddingModel, load_model
 from dmlfast.recipes import Comparison
-from dmlfast.retrieval import export_ann_benchmarks, load_features
+from dmlfast.retrieval import PairScorer, export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
 from dmlfast.retrieval.store import refuse_existing
 from dmlfast.training import (
     RunFolder,
     image_transform,
     images_card,
+    load_scorer,
     load_split,
     network_card,
     newest_run,
@@ -103,6 +104,8 @@ def command(
     RUN is a run folder; by default the one below ./runs that was trained last. The images go
     through batch by batch, so memory does not grow with the data set, and the file appears when it
     is whole. --untrained and --raw-pixels are what a trained network has to beat.
+
+    Of a run with --loss pddm the file holds the learned unit too, for eval --rank-by pddm.
     """
     if untrained and raw_pixels:
         raise click.UsageError("--untrained and --raw-pixels exclude each other")
@@ -141,6 +144,9 @@ def command(
         changes = {"embeddings scaled to length 1": normalize, "sign bits alone": binary}
         comparison = Comparison.of(folder, tuple(name for name, made in changes.items() if made))
         attributes |= comparison.to_attributes() if comparison else {}
+    scorer = None
+    if layout == "features" and not (untrained or raw_pixels or binary):
+        scorer = scorer_of(folder, checkpoint, normalize)
     write = embed if layout == "features" else embed_for_ann_benchmarks
     images = write(
         model.to(place),
@@ -153,16 +159,20 @@ def command(
         normalize=normalize,
         binary=binary,
         attributes=attributes,
+        scorer=scorer,
         overwrite=overwrite,
         progress=sys.stderr.isatty(),
     )
     if as_json:
         result = {"out": out, "images": images, "dataset": config.dataset, "split": split}
+        result["pddm_unit"] = scorer is not None
         click.echo(json.dumps(result | attributes))
     else:
         click.echo(f"{out}: {images} images of the {split} split of {config.dataset}")
         if layout == "features":
             click.echo(f"next: dmlfast eval {out}")
+        if scorer:
+            click.echo("with the learned unit: eval and search take --rank-by pddm")
 
 
 def embed_for_ann_benchmarks(
@@ -174,6 +184,15 @@ def embed_for_ann_benchmarks(
         images = embed(model, dataset, features, **settings)
         export_ann_benchmarks(load_features(features), out, overwrite=overwrite)
     return images
+
+
+def scorer_of(run: RunFolder, name: str, normalize: bool) -> PairScorer | None:
+    """The metric unit of a checkpoint, where it has one that scores the rows that are stored."""
+    scorer = load_scorer(run.checkpoint(name).folder, run.config)
+    if scorer and normalize and not (scorer.normalize_embeddings or run.config.normalize):
+        click.echo("the unit is left out: it scores embeddings as they are, not scaled", err=True)
+        return None
+    return scorer
 
 
 def trained_model(run: RunFolder, name: str) -> tuple[EmbeddingModel, dict[str, Any]]:

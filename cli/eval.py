@@ -92,6 +92,14 @@ Protocols:
     " set, or else 1,2,4,8.",
 )
 @click.option(
+    "--rank-by",
+    type=click.Choice(["distance", "pddm"]),
+    default="distance",
+    show_default=True,
+    help="Neighbours by distance, or by the score of the unit that --loss pddm learned and embed"
+    " stored: 10,000 operations a pair and more. Clusters are by distance.",
+)
+@click.option(
     "--binary", is_flag=True, help="Evaluate the sign bits of the embeddings too, side by side."
 )
 @click.option("--clustering/--no-clustering", default=True, help="NMI, AMI and F1 by k-means.")
@@ -175,6 +183,7 @@ def command(
     protocol: str | None,
     gallery_feats: str | None,
     train_feats: str | None,
+    rank_by: str,
     binary: bool,
     seed: int,
     montage: Path | None,
@@ -188,6 +197,8 @@ def command(
     check_options(ctx, assumed)
     if assumed in CLASSIFICATION and not train_feats:
         raise click.UsageError(f"protocol {assumed} needs the training images: --train-feats")
+    if binary and rank_by != "distance":
+        raise click.UsageError(f"--binary is ranked by distance, not by {rank_by}")
 
     from dmlfast.retrieval import load_features
 
@@ -202,16 +213,17 @@ def command(
         raise UserError(f"{shared} classes of {feats} are in {train_feats} too: they were seen")
     pictures = []
     if montage:
-        pictures.append((_montage(features, gallery, seed, data_dir), montage))
+        pictures.append((_montage(features, gallery, rank_by, seed, data_dir), montage))
     if map_path:
         pictures.append((_map(features, seed, data_dir), map_path))
     settings["ks"] = settings["ks"] or default_ks(protocol, features)
     comparison = None if gallery else recipe_comparison(features)
-    report = evaluate_by(protocol, features, gallery, train, seed=seed, **settings)
+    ranked = {"rank_by": rank_by, "seed": seed, **settings}
+    report = evaluate_by(protocol, features, gallery, train, **ranked)
     of_bits = None
     if binary:
         others = [None if file is None else file.binarized() for file in (gallery, train)]
-        of_bits = evaluate_by(protocol, features.binarized(), *others, seed=seed, **settings)
+        of_bits = evaluate_by(protocol, features.binarized(), *others, **ranked)
     if as_json:
         files = {"features": feats, "gallery_features": gallery_feats}
         result = {**files, "protocol": protocol, **report}
@@ -257,6 +269,7 @@ def evaluate_by(
     gallery: "Features | None",
     train: "Features | None",
     *,
+    rank_by: str,
     ks: Sequence[int],
     seed: int,
     bootstrap: int,
@@ -279,12 +292,13 @@ def evaluate_by(
 
     progress = sys.stderr.isatty()
     if protocol == "vehicleid-reid":
-        return evaluate_identity_draws(features, ks=ks, draws=draws, seed=seed)
+        return evaluate_identity_draws(features, rank_by=rank_by, ks=ks, draws=draws, seed=seed)
     if protocol == "zero-shot":
         return evaluate_zero_shot(
             features,
             gallery,
             against=against,
+            rank_by=rank_by,
             ks=ks,
             seed=seed,
             bootstrap=bootstrap,
@@ -298,6 +312,7 @@ def evaluate_by(
             classifier=own_classifier(features) if protocol == "classifier" else None,
             neighbours=neighbours,
             vote=vote,
+            rank_by=rank_by,
             shots=shots,
             seed=seed,
             bootstrap=bootstrap,
@@ -305,6 +320,7 @@ def evaluate_by(
     return evaluate(
         features,
         gallery,
+        rank_by=rank_by,
         ks=ks,
         seed=seed,
         bootstrap=bootstrap,
@@ -356,7 +372,11 @@ def _finite(value: Any) -> Any:
 
 
 def _montage(
-    features: "Features", gallery: "Features | None", seed: int, data_dir: str | None
+    features: "Features",
+    gallery: "Features | None",
+    rank_by: str,
+    seed: int,
+    data_dir: str | None,
 ) -> "Callable[[], Image.Image]":
     """What draws the montage; images that it cannot have are found at once."""
     from dmlfast.retrieval import draw_montage
@@ -364,7 +384,7 @@ def _montage(
 
     files = [features] if gallery is None else [features, gallery]
     image_of = image_source(*files, data_dir=data_dir)
-    return partial(draw_montage, features, gallery, image_of=image_of, seed=seed)
+    return partial(draw_montage, features, gallery, image_of=image_of, rank_by=rank_by, seed=seed)
 
 
 def _map(features: "Features", seed: int, data_dir: str | None) -> "Callable[[], Image.Image]":

@@ -71,9 +71,13 @@ def _card(
         f" {among}" + (f" of {gallery.title}" if gallery else "")
     )
     size = f", {report['bytes_per_image']:,} bytes per image"
+    ranked_by = report.get("ranked_by", "distance")
+    by = f"{features.distance} distance"
+    if ranked_by != "distance":
+        by = f"ranked by {ranked_by} score"
     yield (
         f"{known.get('model', 'unknown model')}, {features.dimension}"
-        f" {'sign bits' if features.binary else 'dimensions'}, {features.distance} distance"
+        f" {'sign bits' if features.binary else 'dimensions'}, {by}"
         + (size if len(columns) == 1 else "; sign bits, hamming distance")
     )
     yield from card_lines(known)
@@ -103,7 +107,10 @@ def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     }
     runs = report.get("clustering_runs", 1)
     title = f"clustering by k-means ({report.get('kmeans', 'no rows')}, {runs} run"
-    groups[title + ("s)" if runs > 1 else ")")] = _named(report, CLUSTERING)
+    title += "s)" if runs > 1 else ")"
+    if report.get("ranked_by", "distance") != "distance":
+        title += f", by {report['distance']} distance"
+    groups[title] = _named(report, CLUSTERING)
     if "shots" in report:
         few, many = report["shots"]
         shots = {

@@ -51,6 +51,7 @@ OPTIONS = {  # those that not every protocol takes
     "--vote": ("knn",),
     "--shots": CLASSIFICATION,
     "--against": ("zero-shot",),
+    "--rank-by": (*RETRIEVAL, "vehicleid-reid", "knn", "zero-shot"),
     "--binary": (*RETRIEVAL, "vehicleid-reid", "nearest-centroid", "knn", "zero-shot"),
     "--bootstrap": (*RETRIEVAL, *CLASSIFICATION, "zero-shot"),
     "--montage": RETRIEVAL,

@@ -74,7 +74,7 @@ def details(recipe: Recipe) -> Iterator[str]:
     for name, value in recipe.settings.items():
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
         mark = "doubtful" if name in recipe.doubtful else ""
-        yield f"  {option_name(name):24}{shown:16}{mark}".rstrip()
+        yield f"  {option_name(name):24}{shown:15} {mark}".rstrip()
     for title, reasons in (("to be given besides", recipe.give), ("doubtful", recipe.doubtful)):
         if reasons:
             yield from ("", title)

@@ -2,9 +2,9 @@
 
 import difflib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from dmlfast.cli.pictures import picture_path, save_picture
@@ -21,14 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hit:
-    """One image that was found; `index` is its row in the file, `label` its class."""
+    """One image that was found; `index` is its row in the file, `label` its class.
+
+    `value` is what it was ranked by, a `measure`: a "distance" or a "score".
+    """
 
     rank: int
-    distance: float
+    measure: str
+    value: float
     index: int
     path: str
     label: int
     class_name: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """It as JSON has it."""
+        return {
+            "rank": self.rank,
+            self.measure: self.value,
+            "index": self.index,
+            "path": self.path,
+            "label": self.label,
+            "class_name": self.class_name,
+        }
 
 
 @click.command("search")
@@ -39,6 +54,14 @@ class Hit:
 @click.option("--invert", is_flag=True, help="Swap dark and light in PHOTO.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Images to find."
+)
+@click.option(
+    "--rank-by",
+    type=click.Choice(["distance", "pddm"]),
+    default="distance",
+    show_default=True,
+    help="Nearest by distance, or most similar by the score of the unit that --loss pddm learned"
+    " and embed stored.",
 )
 @click.option(
     "--montage", metavar="OUT.png", callback=picture_path, help="Draw the images that were found."
@@ -52,6 +75,7 @@ def command(
     query_path: str | None,
     invert: bool,
     top: int,
+    rank_by: str,
     montage: Path | None,
     data_dir: str | None,
     as_json: bool,
@@ -69,6 +93,7 @@ def command(
     from dmlfast.retrieval.images import embed_picture, image_source
 
     features = load_features(feats)
+    features.ranking(rank_by)  # refused before a picture is embedded
     image_of = image_source(features, data_dir=data_dir) if montage else None
     if query is not None:
         row = None
@@ -76,19 +101,21 @@ def command(
     else:
         row = find_row(features, query_index, query_path)
         embedding = features.embeddings[row : row + 1]
-    hits = search(features, embedding, top, row)
+    hits = search(features, embedding, top, row, rank_by)
 
     name = features.paths[row] if row is not None else Path(str(query)).name
     if as_json:
-        result = {"features": feats, "query": name, "results": [asdict(hit) for hit in hits]}
+        found = [hit.to_plain() for hit in hits]
+        result = {"features": feats, "query": name, "ranked_by": rank_by, "results": found}
         click.echo(json.dumps(result, indent=2))
     else:
-        click.echo(f"nearest to {name} among {len(features):,} images of {features.title}")
+        nearest = "nearest" if rank_by == "distance" else f"most similar by {rank_by} score"
+        click.echo(f"{nearest} to {name} among {len(features):,} images of {features.title}")
         digits = 0 if features.binary else 4
         for hit in hits:
-            click.echo(f"{hit.rank:>4}  {hit.distance:<9.{digits}f}  {hit.path}  {hit.class_name}")
+            click.echo(f"{hit.rank:>4}  {hit.value:<9.{digits}f}  {hit.path}  {hit.class_name}")
     if montage and image_of:
-        save_picture(_draw(features, query, row, hits, name, image_of), montage)
+        save_picture(_draw(features, query, row, hits, name, image_of, rank_by), montage)
 
 
 def find_row(features: "Features", index: int | None, path: str | None) -> int:
@@ -105,25 +132,30 @@ def find_row(features: "Features", index: int | None, path: str | None) -> int:
 
 
 def search(
-    features: "Features", embedding: "np.ndarray", top: int, exclude: int | None = None
+    features: "Features",
+    embedding: "np.ndarray",
+    top: int,
+    exclude: int | None = None,
+    rank_by: str = "distance",
 ) -> list[Hit]:
     """The `top` rows nearest to an embedding (1, D), but for row `exclude`."""
     import numpy as np
 
     from dmlfast.retrieval import nearest_neighbours
-    from dmlfast.retrieval.features import DISTANCES
 
+    measure, sign = ("distance", 1) if rank_by == "distance" else ("score", -1)
     found, distances = nearest_neighbours(
         embedding,
         features.embeddings,
         min(top, max(1, len(features))),
         exclude=None if exclude is None else np.array([exclude]),
-        distance=DISTANCES[features.distance],
+        distance=features.ranking(rank_by),
     )
     return [
         Hit(
             rank,
-            float(distance),
+            measure,
+            sign * float(distance),
             int(row),
             features.paths[row],
             int(features.labels[row]),
@@ -141,6 +173,7 @@ def _draw(
     hits: list[Hit],
     name: str,
     image_of: "ImageOf",
+    rank_by: str,
 ) -> "Image.Image":
     """The query and what was found; framed green or red where the query's class is known."""
     from dmlfast.retrieval.drawing import GREEN, RED, readable
@@ -152,10 +185,9 @@ def _draw(
     digits = 0 if features.binary else 3
     for hit in hits:
         frame = None if label is None else GREEN if hit.label == label else RED
-        caption = f"{hit.distance:.{digits}f}  {readable(hit.class_name)}"
+        caption = f"{hit.value:.{digits}f}  {readable(hit.class_name)}"
         tiles.append(Tile(image_of(hit.path), frame, caption))
     image = open_picture(query) if query is not None else image_of(name)
-    subtitle = (
-        f"among {len(features):,} images of {features.title}, by {features.distance} distance"
-    )
+    by = f"{features.distance} distance" if rank_by == "distance" else f"{rank_by} score"
+    subtitle = f"among {len(features):,} images of {features.title}, by {by}"
     return draw_search(image, tiles, f"Nearest to {name}", subtitle)

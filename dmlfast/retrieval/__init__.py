@@ -12,12 +12,14 @@ from dmlfast.retrieval.evaluation import (
 from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.montage import draw_montage
 from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.retrieval.pair_scorer import PairScorer
 from dmlfast.retrieval.store import FeatureWriter, export_ann_benchmarks, load_features
 
 __all__ = [
     "FeatureWriter",
     "Features",
     "LinearClassifier",
+    "PairScorer",
     "binarize",
     "draw_map",
     "draw_montage",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dmlfast.data.loading import Batch, Images, load_rows
 from dmlfast.errors import UserError
+from dmlfast.retrieval.pair_scorer import PairScorer
 from dmlfast.retrieval.store import FeatureWriter
 
 
@@ -71,6 +72,7 @@ def embed(
     normalize: bool = False,
     binary: bool = False,
     attributes: Mapping[str, Any] | None = None,
+    scorer: PairScorer | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> int:
@@ -87,6 +89,7 @@ def embed(
         normalize: scale every embedding to length 1.
         binary: store only the signs of the embeddings, as bits; the two above do not matter then.
         attributes: where the embeddings come from.
+        scorer: the metric unit that was trained along, to be stored with them.
         overwrite: replace `path` if it exists.
         progress: show a bar on stderr.
 
@@ -105,6 +108,7 @@ def embed(
         dtype=dtype,
         class_names=dataset.class_names,
         attributes={"dataset": dataset.name, "split": dataset.split, **(attributes or {})},
+        scorer=scorer,
         overwrite=overwrite,
     )
     bar = tqdm(total=len(dataset), unit="image", leave=False, nrows=24, disable=not progress)

@@ -10,10 +10,12 @@ import numpy as np
 from dmlfast.errors import UserError
 from dmlfast.models.checkpoint import TENSORS_FILE
 from dmlfast.retrieval.codes import binarize
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 # Name in a file: name in a search.
 DISTANCES = {"euclidean": "euclidean", "angular": "cosine", "hamming": "hamming"}
 ROLES = {"both": 0, "query": 1, "gallery": 2}
+RANKINGS = ("distance", "pddm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,8 @@ class Features:
     roles: (N,) uint8, 0 query and gallery, 1 query only, 2 gallery only; None stands for all 0.
     attributes: plain values, where the embeddings come from; `distance` says how they are compared
     ("euclidean", the default, "angular" or "hamming"), `n_bits` is the D of codes, by default all
-    their bits. source: the name that error messages call them by, such as their file's.
+    their bits. source: the name that error messages call them by, such as their file's. scorer: the
+    metric unit that was trained along with them, where there is one; sign bits have none.
 
     Raises ValueError where these do not fit each other.
     """
@@ -38,6 +41,7 @@ class Features:
     class_names: list[str] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     source: str = "features"
+    scorer: PairScorer | None = None
 
     def __post_init__(self) -> None:
         N = len(self.embeddings)
@@ -62,6 +66,8 @@ class Features:
         if len(bad):
             first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
             raise ValueError(f"{len(bad)} of {N} embeddings hold NaN or infinity (rows {first})")
+        if self.scorer is not None:
+            check_scorer(self.scorer, self.dimension, self.binary)
 
     def _check_codes(self) -> None:
         if self.embeddings.ndim != 2 or self.embeddings.dtype != np.uint8:
@@ -107,6 +113,25 @@ class Features:
     def class_name(self, label: int) -> str:
         """The name of a class, or its number where names are not known."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
+
+    def ranking(self, rank_by: str = "distance") -> str | PairScorer:
+        """What `nearest_neighbours` is to rank these by, as its `distance`.
+
+        rank_by: "distance", the one that they are compared by, or "pddm", the unit stored with
+        them. Raises UserError where there is none, ValueError for another name.
+        """
+        if rank_by not in RANKINGS:
+            raise ValueError(f"rank_by must be one of {', '.join(RANKINGS)}, not '{rank_by}'")
+        if rank_by == "distance":
+            return DISTANCES[self.distance]
+        if self.binary:
+            raise UserError(f"{self.source} holds sign bits, which a pddm unit does not score")
+        if self.scorer is None:
+            raise UserError(
+                f"{self.source} holds no pddm unit to rank by: `dmlfast embed` stores that of a run"
+                " with --loss pddm"
+            )
+        return self.scorer
 
     def rows_as(self, role: str) -> np.ndarray:
         """The rows that take part as "query" or as "gallery", (n,) int64."""
@@ -156,7 +181,18 @@ class Features:
         """
         attributes = self.attributes | bit_attributes(self.dimension)
         attributes.pop("normalized", None)  # a length changes no sign
-        return replace(self, embeddings=binarize(self.embeddings), attributes=attributes)
+        bits = binarize(self.embeddings)
+        return replace(self, embeddings=bits, attributes=attributes, scorer=None)
+
+
+def check_scorer(scorer: PairScorer, dimension: int, binary: bool) -> None:
+    """Raises ValueError where a unit does not score embeddings of D = `dimension`."""
+    if binary:
+        raise ValueError("a pddm unit scores floats, not sign bits")
+    if scorer.dimension != dimension:
+        raise ValueError(
+            f"the pddm unit scores {scorer.dimension} dimensions, and embeddings have {dimension}"
+        )
 
 
 def bit_attributes(dimension: int) -> dict[str, Any]:

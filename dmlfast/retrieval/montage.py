@@ -22,7 +22,7 @@ from dmlfast.retrieval.drawing import (
     typeface,
 )
 from dmlfast.retrieval.evaluation import Scores, Sides, match_sides, score_queries
-from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
 
 # Units of layout. A row of tiles is a query, a gap and its neighbours.
@@ -45,18 +45,19 @@ def draw_montage(
     gallery: Features | None = None,
     *,
     image_of: ImageOf,
+    rank_by: str = "distance",
     rows: int = 6,
     neighbours: int = 5,
     seed: int = 0,
 ) -> Image.Image:
     """Draws queries and their nearest neighbours, random ones at the left, the worst at the right.
 
-    Who searches among whom is as in `evaluate`. `image_of` gives the image of a path. Neighbours of
-    the query's class have a green frame, others a red one and their class's name. The worst queries
-    have the least average precision at R and among equals the nearest, so the surest, neighbour;
-    of a class only the worst is shown. `seed` draws the random ones.
+    Who searches among whom, and by what, is as in `evaluate`. `image_of` gives the image of a path.
+    Neighbours of the query's class have a green frame, others a red one and their class's name. The
+    worst queries have the least average precision at R and among equals the nearest, so the surest,
+    neighbour; of a class only the worst is shown. `seed` draws the random ones.
     """
-    sides = match_sides(features, gallery)
+    sides = match_sides(features, gallery, rank_by)
     scores = score_queries(features, sides, (1,))
     random = np.random.default_rng(seed).permutation(len(scores.queries))[:rows]
     blocks = {
@@ -67,7 +68,7 @@ def draw_montage(
     width = 2 * MARGIN + 2 * block_width + BLOCK_GAP
     height = 2 * MARGIN + HEADER + HEADING + len(random) * ROW - GAP
     picture, draw = canvas(width, height)
-    header(draw, MARGIN, width, _title(features, sides, scores))
+    header(draw, MARGIN, width, _title(features, sides, scores, rank_by))
     for position, (heading, queries) in enumerate(blocks.items()):
         left = MARGIN + position * (block_width + BLOCK_GAP)
         _draw_heading(draw, left, heading, neighbours)
@@ -94,8 +95,9 @@ def draw_search(
     return picture
 
 
-def _title(features: Features, sides: Sides, scores: Scores) -> tuple[str, str]:
-    title = f"Nearest neighbours: {features.title}"
+def _title(features: Features, sides: Sides, scores: Scores, rank_by: str) -> tuple[str, str]:
+    by = "" if rank_by == "distance" else f" by {rank_by} score"
+    title = f"Nearest neighbours{by}: {features.title}"
     if not len(scores.queries):
         return title, "no query has an image of its class to find"
     subtitle = (
@@ -122,7 +124,7 @@ def _rows_of_tiles(
         sides.gallery.embeddings[sides.rows],
         neighbours,
         exclude=sides.own[np.searchsorted(sides.queries, queries)],
-        distance=DISTANCES[features.distance],
+        distance=sides.ranking,
     )
     rows = []
     for query, places in zip(queries, found, strict=True):

@@ -10,9 +10,11 @@ import torch
 
 from dmlfast.errors import UserError
 from dmlfast.retrieval.codes import Array, hamming_distances, unpack
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 QUERY_TILE = 256  # a tile of distances, 4 MiB in float64, stays in the cache
 GALLERY_TILE = 2048
+SCORE_TILES = 64, 1024  # of queries and gallery, for what makes rows of all pairs of a tile
 FAR = torch.iinfo(torch.int64).max  # the key of no neighbour
 NEAR = 2.0**-20  # share of |x|^2 below which a squared distance is taken from the difference itself
 PAIR_BYTES = 2**22  # of differences of pairs at a time, which stay in the cache
@@ -28,7 +30,7 @@ def nearest_neighbours(
     k: int,
     *,
     exclude: Array | None = None,
-    distance: str = "euclidean",
+    distance: str | PairScorer = "euclidean",
     backend: str = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the k nearest rows of `gallery` for each row of `queries`.
@@ -37,19 +39,30 @@ def nearest_neighbours(
     `queries`. exclude: (Q,) integers, for each query the row of the gallery that it is itself and
     that it must not find, or -1. distance: "euclidean", "cosine" (one minus the cosine; a zero
     vector has distance 1 to every other), or "hamming", the number of bits that differ, for codes
-    (Q, W) and (M, W) uint8 as `binarize` packs them. backend: "torch", "faiss" (proposes candidates
-    in float32, and what it cannot settle goes to torch; counts bits exactly), or "auto", which
-    takes FAISS where it is installed and quicker. The result does not depend on the backend.
+    (Q, W) and (M, W) uint8 as `binarize` packs them; or a `PairScorer`: a pair's distance is then
+    minus its score, which may be negative. backend: "torch", "faiss" (proposes candidates
+    in float32, and what it cannot settle goes to torch; counts bits exactly; knows no scores), or
+    "auto", which takes FAISS where it is installed and quicker. The result does not depend on the
+    backend.
 
     Returns indices (Q, k) int64 and distances (Q, k) float32, nearest first. A distance is computed
-    in float64 and rounded once, from the difference itself for near pairs; equal distances are
-    ordered by index. Where there are fewer than k neighbours, the rest is -1 and infinity. Extra
-    memory is a copy of the inputs, the result and at most 256 MiB.
+    in float64 and rounded once, from the difference itself for near pairs, and a score in float32;
+    equal distances are ordered by index. Where there are fewer than k neighbours, the rest is -1
+    and infinity. Extra memory is a copy of the inputs, the result and at most 256 MiB, or
+    some 100 + 2 D MiB for a `PairScorer` where no kernel serves it.
+
+    Raises ValueError where an argument has the wrong shape or value, UserError where FAISS is asked
+    for and not there.
     """
-    if distance not in ("euclidean", "cosine", "hamming"):
-        raise ValueError(f"distance must be euclidean, cosine or hamming, not '{distance}'")
+    scorer = distance if isinstance(distance, PairScorer) else None
+    if scorer is None and distance not in ("euclidean", "cosine", "hamming"):
+        raise ValueError(
+            f"distance must be euclidean, cosine, hamming or a PairScorer, not '{distance}'"
+        )
     if backend not in ("auto", "torch", "faiss"):
         raise ValueError(f"backend must be auto, torch or faiss, not '{backend}'")
+    if backend == "faiss" and scorer:
+        raise ValueError("FAISS cannot search by a PairScorer")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     to_tensor = _codes if distance == "hamming" else _floats
@@ -62,6 +75,8 @@ def nearest_neighbours(
     own = torch.full((len(x),), -1) if exclude is None else torch.as_tensor(exclude).long()
     if own.shape != (len(x),):
         raise ValueError(f"exclude must have shape ({len(x)},), not {tuple(own.shape)}")
+    if scorer and x.shape[1] != scorer.dimension:
+        raise ValueError(f"the unit scores {scorer.dimension} dimensions, not {x.shape[1]}")
     if distance == "cosine":
         x, r = _directions(x), _directions(r)
 
@@ -91,9 +106,11 @@ def paired_distances(x: np.ndarray, y: np.ndarray, *, distance: str = "euclidean
 
 
 def _search_torch(
-    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, distance: str
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, distance: str | PairScorer
 ) -> torch.Tensor:
     """The k least keys of every query, (Q, k), ascending; FAR where there is no neighbour left."""
+    if isinstance(distance, PairScorer):
+        return _search_scores(x, r, k, own, distance)
     if distance == "hamming":
         return _search_tiles(x, r, k, own, unpack, hamming_distances)
     centre = sum(part.double().sum(0) for part in r.split(GALLERY_TILE)) / len(r)
@@ -109,6 +126,20 @@ def _search_torch(
     return _search_tiles(x, r, k, own, centred, distances)
 
 
+def _search_scores(
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, scorer: PairScorer
+) -> torch.Tensor:
+    """As `_search_torch`, by minus the score."""
+    scores = scorer.scores_on(x.device)
+
+    def distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return 0 - scores(rows, columns)  # which is never -0, and -0 would stand before 0
+
+    with torch.no_grad():
+        sides = scorer.rows(x), scorer.rows(r)
+        return _search_tiles(*sides, k, own, lambda rows: rows, distances, SCORE_TILES)
+
+
 def _search_tiles(
     x: torch.Tensor,
     r: torch.Tensor,
@@ -116,14 +147,16 @@ def _search_tiles(
     own: torch.Tensor,
     prepare: Callable[[torch.Tensor], torch.Tensor],
     distances: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    tiles: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """As `_search_torch`, by the distances (q, m) of prepared rows and prepared columns."""
-    tile = max(GALLERY_TILE, k)
+    height, width = tiles or (QUERY_TILE, GALLERY_TILE)
+    tile = max(width, k)
     best = torch.full((len(x), k), FAR, device=x.device)
     for start in range(0, len(r), tile):
         columns = prepare(r[start : start + tile])
-        for first in range(0, len(x), QUERY_TILE):
-            rows = slice(first, first + QUERY_TILE)
+        for first in range(0, len(x), height):
+            rows = slice(first, first + height)
             keys = _encode(distances(prepare(x[rows]), columns), start)
             inside = (own[rows] >= start) & (own[rows] < start + len(columns))
             keys[inside, own[rows][inside] - start] = FAR
@@ -148,7 +181,7 @@ def _squared_distances(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 
 
 def _search_faiss(
-    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, distance: str
+    x: torch.Tensor, r: torch.Tensor, k: int, own: torch.Tensor, distance: str | PairScorer
 ) -> torch.Tensor:
     """As `_search_torch`, which searches only for rows that FAISS's candidates leave in doubt."""
     try:
@@ -205,9 +238,10 @@ def _search_binary_index(
     return _least(keys, k)
 
 
-def _faiss_pays(x: torch.Tensor, r: torch.Tensor, k: int, distance: str) -> bool:
+def _faiss_pays(x: torch.Tensor, r: torch.Tensor, k: int, distance: str | PairScorer) -> bool:
     large = len(r) >= FAISS_MIN_GALLERY and len(x) >= 32 and k <= FAISS_MAX_K
-    quicker = distance == "hamming" or (large and x.dtype == torch.float32)
+    floats = isinstance(distance, str) and x.dtype == torch.float32
+    quicker = distance == "hamming" or (large and floats)
     # On macOS the two libraries' OpenMP runtimes abort the process when they meet.
     usable = sys.platform == "linux" and importlib.util.find_spec("faiss") is not None
     return quicker and x.device.type == "cpu" and usable
@@ -215,7 +249,7 @@ def _faiss_pays(x: torch.Tensor, r: torch.Tensor, k: int, distance: str) -> bool
 
 def _encode(distances: torch.Tensor, start: int, index: torch.Tensor | None = None) -> torch.Tensor:
     """Keys that sort by (float32 distance, index): the distance's bits above the index."""
-    bits = distances.float().view(torch.int32).long()
+    bits = _ordered(distances.float().view(torch.int32)).long()
     if index is None:
         index = torch.arange(start, start + distances.shape[1], device=distances.device)
     return bits.bitwise_left_shift_(32).bitwise_or_(index)
@@ -224,8 +258,13 @@ def _encode(distances: torch.Tensor, start: int, index: torch.Tensor | None = No
 def _decode(keys: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     found = keys != FAR
     indices = torch.where(found, keys & (2**32 - 1), -1)
-    distances = (keys >> 32).int().view(torch.float32).masked_fill(~found, torch.inf)
+    distances = _ordered((keys >> 32).int()).view(torch.float32).masked_fill(~found, torch.inf)
     return indices.cpu().numpy(), distances.cpu().numpy()
+
+
+def _ordered(bits: torch.Tensor) -> torch.Tensor:
+    """Bits of floats as int32 that sort as the floats do, and those as the bits again."""
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _least(keys: torch.Tensor, k: int, *, ordered: bool = True) -> torch.Tensor:

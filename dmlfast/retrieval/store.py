@@ -16,12 +16,17 @@ import dmlfast
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_write_path, write_error
 from dmlfast.retrieval.codes import binarize
-from dmlfast.retrieval.features import DISTANCES, Features, bit_attributes
+from dmlfast.retrieval.features import DISTANCES, Features, bit_attributes, check_scorer
 from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 CHUNK_BYTES = 2**18
 UTF8 = h5py.string_dtype("utf-8")
 BEST_COMPRESSION = 1100  # of deflate, the best of the built-in filters
+UNIT = "pddm"  # the group of the metric unit
+UNIT_LAYERS = ("difference", "mean", "joint", "score")
+UNIT_TENSORS = [f"{layer}.{part}" for layer in UNIT_LAYERS for part in ("weight", "bias")]
+UNIT_SETTINGS = ("normalize_inputs", "normalize_embeddings")
 BUILT_IN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 and h5py; any other would load a plug-in
 
 
@@ -33,14 +38,15 @@ class FeatureWriter:
     float16, `distance` "euclidean", "angular" or "hamming": then only the signs of the embeddings
     are stored, as `binarize` packs them, and `dtype` and `normalized` do not matter. `class_names`
     are indexed by label. `attributes` are plain values (numbers, strings, lists of them; None is
-    left out) that say where the embeddings come from.
+    left out) that say where the embeddings come from. `scorer` is the metric unit that was trained
+    along, which goes into the group `/pddm`.
 
         with FeatureWriter("feats.h5", dimension=64, attributes={"model": "convnet"}) as writer:
             for images, labels, paths in batches:
                 writer.append(model(images), labels, paths)
 
     Raises UserError if `path` exists and `overwrite` is false, when it is made, and if the file
-    cannot be written.
+    cannot be written, ValueError for wrong arguments.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class FeatureWriter:
         dtype: str = "float32",
         class_names: Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        scorer: PairScorer | None = None,
         overwrite: bool = False,
     ) -> None:
         if dimension < 1:
@@ -65,6 +72,7 @@ class FeatureWriter:
         self.dimension = dimension
         self.dtype = np.dtype(dtype)
         self.class_names = class_names
+        self.scorer = scorer
         self.overwrite = overwrite
         self.attributes = dict(attributes or {}) | {
             "type": "dense",
@@ -78,6 +86,8 @@ class FeatureWriter:
         self.binary = distance == "hamming"
         if self.binary:
             self.attributes |= bit_attributes(dimension) | {"normalized": None}
+        if scorer is not None:
+            check_scorer(scorer, dimension, self.binary)
         refuse_existing(self.path, overwrite)
 
     def __enter__(self) -> "FeatureWriter":
@@ -96,6 +106,8 @@ class FeatureWriter:
         for name, value in self.attributes.items():
             if value is not None:
                 self._file.attrs[name] = value
+        if self.scorer is not None:
+            _write_scorer(self._file, self.scorer)
         return self
 
     def append(
@@ -165,10 +177,10 @@ def load_features(path: str | Path) -> Features:
     """Reads an embedding file.
 
     Expects /embeddings (N, D) float32 or float16, or where the distance is "hamming" /codes
-    (N, ceil(D / 8)) uint8, /labels (N,) integers and /paths (N,) strings; /role and /class_names
-    may be there. Numbers may be of either byte order. Raises UserError
-    naming the file and what was expected where it is missing, no HDF5, damaged or of another make,
-    or holds an embedding that is empty or not finite.
+    (N, ceil(D / 8)) uint8, /labels (N,) integers and /paths (N,) strings; /role, /class_names and
+    the group /pddm of a metric unit may be there. Numbers may be of either byte order. Raises
+    UserError naming the file and what was expected where it is missing, no HDF5, damaged or of
+    another make, or holds an embedding or a weight that is empty or not finite.
     """
     with _reading(path) as file:
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
@@ -189,6 +201,7 @@ def load_features(path: str | Path) -> Features:
             _read_strings(file, "class_names") if "class_names" in file else [],
             attributes,
             str(path),
+            _read_scorer(file) if UNIT in file else None,
         )
         if len(features.paths) != len(features):
             raise ValueError(f"{len(features)} embeddings but {len(features.paths)} paths")
@@ -285,6 +298,36 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Raises a `UserError` for a file that is there and is not to be replaced."""
     if Path(path).exists() and not overwrite:
         raise UserError(f"{path} exists; --overwrite replaces it")
+
+
+def _write_scorer(file: h5py.File, scorer: PairScorer) -> None:
+    group = file.create_group(UNIT)
+    for name, tensor in scorer.tensors().items():
+        group[name] = tensor.numpy()
+    group.attrs["normalize_inputs"] = scorer.unit.normalize_inputs
+    group.attrs["normalize_embeddings"] = scorer.normalize_embeddings
+
+
+def _read_scorer(file: h5py.File) -> PairScorer:
+    group = file[UNIT] if isinstance(file.get(UNIT, getlink=True), h5py.HardLink) else None
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"/{UNIT} must be a group")
+    tensors = {}
+    for name in UNIT_TENSORS:
+        ndim = 2 if name.endswith("weight") else 1
+        expected = "(out, in) float32" if ndim == 2 else "(out,) float32"
+        read = _read(file, f"{UNIT}/{name}", expected, ndim=ndim, kinds="f", sizes=(4,))
+        tensors[name] = torch.from_numpy(read)
+    settings = {name: group.attrs.get(name) for name in UNIT_SETTINGS}
+    for name, value in settings.items():
+        if not isinstance(value, np.bool_):
+            raise ValueError(f"the attribute {name} of /{UNIT} must be true or false, not {value}")
+    try:
+        return PairScorer.from_tensors(
+            tensors, **{name: bool(value) for name, value in settings.items()}
+        )
+    except ValueError as error:
+        raise ValueError(f"/{UNIT}/{error}") from None
 
 
 def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:

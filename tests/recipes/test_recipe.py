@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from dmlfast.errors import UserError
+from dmlfast.losses import parse_loss_options
 from dmlfast.recipes import Comparison, load_recipe, load_settings, recipe_names
 from dmlfast.training import TrainConfig
+from dmlfast.training.card import boxes_cut_out
 
 RECIPE = """
 title: a recipe
@@ -197,3 +199,28 @@ def test_settings_of_the_lifted_paper(name, lr, steps):
     assert (config.head_lr_multiplier, config.bias_lr_multiplier) == (10, 2)
     assert (config.batch_size, config.backbone, config.margin) == (128, "bvlc-googlenet", 1)
     assert config.val_fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "by_distance", "by_score"),
+    [
+        ("pddm-cub", "cub200", [0.583, 0.692, 0.790, 0.884], [0.550, 0.671, 0.774, 0.869]),
+        ("pddm-cars", "cars196", [0.574, 0.686, 0.801, 0.894], [0.552, 0.665, 0.780, 0.882]),
+    ],
+)
+def test_settings_and_targets_of_pddm(name, dataset, by_distance, by_score):
+    recipe = load_recipe(name)
+    config = recipe.config
+    assert (config.dataset, config.backbone) == (dataset, "bvlc-googlenet")
+    assert boxes_cut_out(config)
+    assert (config.margin, parse_loss_options(config.loss_options)) == (
+        3,
+        {"embedding_margin": 1, "embedding_weight": 0.5},
+    )
+    assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 2e-4)
+    assert config.lr * config.head_lr_multiplier == config.loss_lr == 0.01
+    assert (config.max_steps, config.val_fraction, config.normalize) == (20_000, 0, True)
+    assert {"batch_size", "embedding_dim", "margin", "loss_options", "lr"} <= recipe.doubtful.keys()
+    metrics = [list(target.metrics.values()) for target in recipe.targets]
+    assert metrics == [by_distance, by_score]
+    assert "--rank-by pddm" in recipe.targets[1].note

@@ -1,8 +1,10 @@
 """Embeddings to evaluate."""
 
 import numpy as np
+import torch
 
-from dmlfast.retrieval import Features
+from dmlfast.losses import PDDMUnit
+from dmlfast.retrieval import Features, PairScorer
 
 
 def blobs(rows=300, classes=20, columns=8, noise=1.0, seed=0, **features):
@@ -20,3 +22,13 @@ def halves(features, count):
         Features(features.embeddings[rows], features.labels[rows], attributes=features.attributes)
         for rows in (slice(count), slice(count, None))
     )
+
+
+def pair_scorer(dimension=8, hidden=None, *, seed=0, **settings):
+    """A metric unit with weights and biases that matter, whose scores have both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = PDDMUnit(dimension, hidden, normalize_inputs=settings.pop("normalize_inputs", False))
+    with torch.no_grad():
+        for parameter in unit.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    return PairScorer(unit, **settings)

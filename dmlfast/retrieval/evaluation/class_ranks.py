@@ -100,7 +100,7 @@ def rank_by_votes(
             gallery,
             k,
             exclude=sides.own[places],
-            distance=DISTANCES[features.distance],
+            distance=sides.ranking,
         )
         weights = _inverse(distances) if weighted else np.ones_like(distances, dtype=np.float64)
         weights[found < 0] = 0

@@ -28,6 +28,7 @@ def evaluate_classification(
     classifier: LinearClassifier | None = None,
     neighbours: int = 20,
     vote: str = "majority",
+    rank_by: str = "distance",
     shots: Sequence[int] = (20, 100),
     seed: int = 0,
     bootstrap: int = 1000,
@@ -35,7 +36,8 @@ def evaluate_classification(
     """Classifies the queries of `features` by the gallery rows of `train`.
 
     method: "nearest-centroid", which ranks the classes by the distance of their means, or "knn",
-    by the votes of the `neighbours` nearest rows, vote "majority" or "distance" (1 / distance), or
+    by the votes of the `neighbours` nearest rows, vote "majority" or "distance" (1 / distance),
+    nearest by `rank_by` as in `evaluate` ("pddm" goes with majority votes alone), or
     "classifier", by the scores of `classifier`, where `train` only counts the images; the ranking
     functions in `class_ranks` say how ties are broken. An image that both hold (same data
     set, same path) takes no part in its own classification.
@@ -51,11 +53,11 @@ def evaluate_classification(
       many_shot_classes, medium_shot_classes, few_shot_classes      how many those are
       intervals                     as in `evaluate`; for averages over classes the queries of each
                                     class are resampled among themselves
-      distance, dimension, bytes_per_image, seed, bootstrap, shots, and for "knn" neighbours, vote
-                                    what was done
+      distance, dimension, bytes_per_image, seed, bootstrap, shots, and for "knn" neighbours, vote,
+      ranked_by                     what was done
     A value that is not defined is nan.
 
-    Raises UserError where the two cannot be compared, ValueError for wrong arguments.
+    Raises UserError where the two cannot be compared, or not so, ValueError for wrong arguments.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not '{method}'")
@@ -68,13 +70,17 @@ def evaluate_classification(
         raise ValueError(f"shots must be two ascending numbers of images, not {list(shots)}")
     if (method == "classifier") != (classifier is not None):
         raise ValueError("method classifier takes a classifier, and no other does")
+    if rank_by != "distance" and method != "knn":
+        raise ValueError(f"method {method} does not rank images, by {rank_by} or otherwise")
+    if rank_by != "distance" and vote == "distance":
+        raise UserError(f"votes of one over the distance cannot be by {rank_by}: take majority")
     if classifier is not None and features.binary:
         raise UserError(f"{features.source} holds sign bits, which the classifier does not score")
-    sides = match_sides(features, train)
+    sides = match_sides(features, train, rank_by)
     settings: dict[str, Any] = {}
     if method == "knn":
         ranks = rank_by_votes(features, sides, neighbours, weighted=vote == "distance")
-        settings = {"neighbours": neighbours, "vote": vote}
+        settings = {"neighbours": neighbours, "vote": vote, "ranked_by": rank_by}
     elif classifier is not None:
         ranks = rank_by_scores(features, sides, classifier)
     else:

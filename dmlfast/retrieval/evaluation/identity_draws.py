@@ -7,27 +7,36 @@ import numpy as np
 
 from dmlfast.retrieval.evaluation.ranking import check_ks
 from dmlfast.retrieval.evaluation.summary import mean_and_deviation
-from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 
 def evaluate_identity_draws(
-    features: Features, *, ks: Sequence[int] = (1, 5), draws: int = 10, seed: int = 0
+    features: Features,
+    *,
+    rank_by: str = "distance",
+    ks: Sequence[int] = (1, 5),
+    draws: int = 10,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluates re-identification with galleries of one random image for each class.
 
     In each draw every other image is a query; a class of one image is in every gallery and never a
     query. Returns plain values: queries and gallery (the same in all draws), cmc_at_K, the mean
     over the draws of the share of queries with their class among the K nearest, cmc_at_K_std, its
-    sample standard deviation over the draws (nan for one draw), distance, dimension,
+    sample standard deviation over the draws (nan for one draw), ranked_by, distance, dimension,
     bytes_per_image, draws and seed. Equal distances are ordered by row. nan without queries.
+    `rank_by` is as in `evaluate`.
 
-    Raises ValueError for wrong arguments.
+    Raises UserError where there is no unit to rank by, ValueError for wrong arguments.
     """
     check_ks(ks)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
-    curves = np.stack([_cmc(features, ks, draw_gallery(features, seed, i)) for i in range(draws)])
+    ranking = features.ranking(rank_by)
+    galleries = [draw_gallery(features, seed, i) for i in range(draws)]
+    curves = np.stack([_cmc(features, ks, gallery, ranking) for gallery in galleries])
     classes = len(np.unique(features.labels))
     report: dict[str, Any] = {
         "queries": len(features) - classes,
@@ -37,6 +46,7 @@ def evaluate_identity_draws(
     for position, k in enumerate(ks):
         report |= mean_and_deviation(f"cmc_at_{k}", curves[:, position])
     return report | {
+        "ranked_by": rank_by,
         "distance": features.distance,
         "dimension": features.dimension,
         "bytes_per_image": features.bytes_per_image,
@@ -52,7 +62,9 @@ def draw_gallery(features: Features, seed: int, draw: int) -> np.ndarray:
     return np.sort(shuffled[first])
 
 
-def _cmc(features: Features, ks: Sequence[int], gallery: np.ndarray) -> np.ndarray:
+def _cmc(
+    features: Features, ks: Sequence[int], gallery: np.ndarray, ranking: str | PairScorer
+) -> np.ndarray:
     """The share of the other rows whose class is among the K nearest of the gallery, (len(ks),)."""
     queries = np.setdiff1d(np.arange(len(features)), gallery)
     if not len(queries):
@@ -61,7 +73,7 @@ def _cmc(features: Features, ks: Sequence[int], gallery: np.ndarray) -> np.ndarr
         features.embeddings[queries],
         features.embeddings[gallery],
         min(max(ks), len(gallery)),
-        distance=DISTANCES[features.distance],
+        distance=ranking,
     )
     right = features.labels[gallery][found] == features.labels[queries][:, None]
     return np.array([right[:, :k].any(axis=1).mean() for k in ks])

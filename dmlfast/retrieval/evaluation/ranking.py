@@ -14,10 +14,12 @@ from tqdm import tqdm
 from dmlfast.retrieval.evaluation.clustering import evaluate_clustering
 from dmlfast.retrieval.evaluation.sides import Sides, match_sides
 from dmlfast.retrieval.evaluation.summary import summarize
-from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 BLOCK_NEIGHBOURS = 2**21  # neighbours held at a time: queries times their number
+SCORED_QUERIES = 1024  # at most at a time, where scores take minutes and progress is to be seen
 SHALLOW = 128  # neighbours searched for at first; most queries find their class among them
 NOT_FOUND = np.iinfo(np.int64).max
 
@@ -28,7 +30,8 @@ class Scores:
 
     queries: (Q,) int64 rows of the query features. recall: (Q, len(ks)), 1.0 where one of the K
     nearest is of the query's class. r_precision: (Q,) the share of the class among the R nearest.
-    average_precision: (Q,), cut off at R. nearest: (Q,) the distance of the nearest neighbour.
+    average_precision: (Q,), cut off at R. nearest: (Q,) the distance of the nearest neighbour, or
+    minus its score.
     lone: the number of queries left out because nothing in the gallery is of their class.
     """
 
@@ -44,6 +47,7 @@ def evaluate(
     features: Features,
     gallery: Features | None = None,
     *,
+    rank_by: str = "distance",
     ks: Sequence[int] = (1, 2, 4, 8),
     seed: int = 0,
     bootstrap: int = 1000,
@@ -57,7 +61,8 @@ def evaluate(
     Without `gallery`, the rows whose role is query (or both) search among those whose role is
     gallery (or both), and none finds itself. With it, the queries of `features` search among the
     gallery rows of `gallery`; an image that both files hold (same data set, same path) does not
-    find itself either.
+    find itself either. rank_by: "distance", that of the embeddings, or "pddm", the score of the
+    unit that is stored with them, most similar first; clusters are by distance all the same.
 
     Returns plain values:
       queries, gallery, classes     counts
@@ -71,18 +76,19 @@ def evaluate(
                           NAME_std is the standard deviation
       kmeans              "faiss" or "sklearn", what the clusters were found by
       intervals           of each ranking metric, [low, high]: 95 % percentile bootstrap of queries
-      distance, dimension, bytes_per_image, seed, bootstrap     what was computed
-    A value that is not defined, as all are without queries, is nan. Equal distances are ordered by
-    row. `seed` decides the clustering (the i-th run takes seed + i) and the bootstrap; `kmeans` is
-    as in `cluster`; `progress` draws a bar on stderr. Memory grows with the number of images, not
-    with its square.
+      ranked_by, distance, dimension, bytes_per_image, seed, bootstrap      what was computed
+    A value that is not defined, as all are without queries, is nan. Equal distances, and scores,
+    are ordered by row. `seed` decides the clustering (the i-th run takes seed + i) and the
+    bootstrap; `kmeans` is as in `cluster`; `progress` draws a bar on stderr. Memory grows with the
+    number of images, not with its square.
 
-    Raises UserError where the two files cannot be compared, ValueError for wrong arguments.
+    Raises UserError where the two files cannot be compared, or hold no unit or two different ones
+    to rank by, ValueError for wrong arguments.
     """
     check_ks(ks)
     if clustering_runs < 1:
         raise ValueError(f"clustering_runs must be at least 1, not {clustering_runs}")
-    sides = match_sides(features, gallery)
+    sides = match_sides(features, gallery, rank_by)
     scores = score_queries(features, sides, ks, progress=progress)
     values = {f"recall_at_{k}": scores.recall[:, i] for i, k in enumerate(ks)}
     values |= {"map_at_r": scores.average_precision, "r_precision": scores.r_precision}
@@ -100,6 +106,7 @@ def evaluate(
             features, sides.queries, runs=clustering_runs, seed=seed, method=kmeans
         )
     return report | {
+        "ranked_by": rank_by,
         "distance": features.distance,
         "dimension": features.dimension,
         "bytes_per_image": features.bytes_per_image,
@@ -121,6 +128,7 @@ def score_queries(
     kept = np.flatnonzero(sides.relevant > 0)
     gallery = sides.gallery.embeddings[sides.rows]
     gallery_labels = sides.gallery.labels[sides.rows]
+    most = SCORED_QUERIES if isinstance(sides.ranking, PairScorer) else BLOCK_NEIGHBOURS
     deepest = min(max(ks), len(gallery))  # beyond it there is nothing to find
     shallow = min(deepest, SHALLOW)
     first = np.empty(len(kept), dtype=np.int64)
@@ -134,7 +142,7 @@ def score_queries(
             gallery,
             k,
             exclude=sides.own[kept[block]],
-            distance=DISTANCES[features.distance],
+            distance=sides.ranking,
         )
         right = gallery_labels[found] == features.labels[rows][:, None]
         return right & (found >= 0), distances
@@ -142,7 +150,7 @@ def score_queries(
     with tqdm(
         total=len(kept), desc="search", unit="query", leave=False, disable=not progress
     ) as bar:
-        for block in _blocks(sides.relevant[kept], shallow):
+        for block in _blocks(sides.relevant[kept], shallow, most):
             R = sides.relevant[kept[block]][:, None]
             k = max(shallow, int(R.max()))
             right, distances = search(block, k)
@@ -157,7 +165,7 @@ def score_queries(
         if deepest > shallow:
             missed = np.flatnonzero(first == NOT_FOUND)
             bar.reset(total=len(missed))
-            size = max(1, BLOCK_NEIGHBOURS // deepest)
+            size = min(most, max(1, BLOCK_NEIGHBOURS // deepest))
             for start in range(0, len(missed), size):
                 block = missed[start : start + size]
                 first[block] = _first(search(block, deepest)[0])
@@ -172,10 +180,10 @@ def _first(right: np.ndarray) -> np.ndarray:
     return np.where(right.any(axis=1), right.argmax(axis=1), NOT_FOUND)
 
 
-def _blocks(relevant: np.ndarray, k: int) -> Iterator[np.ndarray]:
-    """Blocks of queries whose neighbours fit in memory, those with the most to find first."""
+def _blocks(relevant: np.ndarray, k: int, most: int) -> Iterator[np.ndarray]:
+    """Blocks of at most `most` queries whose neighbours fit in memory, most to find first."""
     order = np.argsort(-relevant, kind="stable")
     while len(order):
-        size = max(1, BLOCK_NEIGHBOURS // max(k, int(relevant[order[0]])))
+        size = min(most, max(1, BLOCK_NEIGHBOURS // max(k, int(relevant[order[0]]))))
         yield order[:size]
         order = order[size:]

@@ -6,18 +6,20 @@ import numpy as np
 
 from dmlfast.errors import UserError
 from dmlfast.retrieval.features import Features
+from dmlfast.retrieval.pair_scorer import PairScorer
 
 SHARED = ("dataset", "model", "checkpoint_sha256", "normalized")  # must agree where known
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Who is searched for among whom.
+    """Who is searched for among whom, and by what.
 
     queries: (Q,) int64 rows of the query features. gallery: the features searched, rows: (M,) int64
     the rows of them that take part. own: (Q,) int64, for each query its own place in `rows`, or -1.
     itself: (Q,) bool, whether that place is there and bears the query's label. relevant: (Q,)
-    int64, R, the number of gallery rows of the query's class besides itself.
+    int64, R, the number of gallery rows of the query's class besides itself. ranking: what
+    `nearest_neighbours` takes for the distance.
     """
 
     queries: np.ndarray
@@ -26,15 +28,20 @@ class Sides:
     own: np.ndarray
     itself: np.ndarray
     relevant: np.ndarray
+    ranking: str | PairScorer
 
 
-def match_sides(features: Features, gallery: Features | None = None) -> Sides:
+def match_sides(
+    features: Features, gallery: Features | None = None, rank_by: str = "distance"
+) -> Sides:
     """Says which rows search among which, and where each query stands in the gallery itself.
 
-    Raises UserError where the two cannot be compared.
+    `rank_by` is as in `Features.ranking`. Raises UserError where the two cannot be compared, or not
+    by that.
     """
     other = features if gallery is None else gallery
     _check_comparable(features, other)
+    ranking = _shared_ranking(features, other, rank_by)
     queries, rows = features.rows_as("query"), other.rows_as("gallery")
     own = np.full(len(queries), -1)
     if gallery is None:
@@ -47,12 +54,13 @@ def match_sides(features: Features, gallery: Features | None = None) -> Sides:
 
     labels = features.labels[queries]
     if not len(rows):
-        return Sides(queries, other, rows, own, np.zeros(len(queries), bool), np.zeros_like(own))
+        nothing = np.zeros(len(queries), bool), np.zeros_like(own)
+        return Sides(queries, other, rows, own, *nothing, ranking)
     classes, counts = np.unique(other.labels[rows], return_counts=True)
     at = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
     itself = (own >= 0) & (other.labels[rows[own]] == labels)
     relevant = np.where(classes[at] == labels, counts[at], 0) - itself
-    return Sides(queries, other, rows, own, itself, relevant)
+    return Sides(queries, other, rows, own, itself, relevant, ranking)
 
 
 def _check_comparable(features: Features, gallery: Features) -> None:
@@ -69,6 +77,16 @@ def _check_comparable(features: Features, gallery: Features) -> None:
         ours, theirs = features.attributes.get(name), gallery.attributes.get(name)
         if ours is not None and theirs is not None and ours != theirs:
             raise UserError(f"{both}: their {name} is {ours!s:.32} and {theirs!s:.32}")
+
+
+def _shared_ranking(features: Features, gallery: Features, rank_by: str) -> str | PairScorer:
+    """What both are ranked by; refuses files whose units differ."""
+    ours, theirs = features.ranking(rank_by), gallery.ranking(rank_by)
+    if isinstance(ours, PairScorer) and not ours.agrees_with(theirs):
+        raise UserError(
+            f"{features.source} and {gallery.source} cannot be ranked by pddm: their units differ"
+        )
+    return ours
 
 
 def _same_data_set(features: Features, gallery: Features) -> bool:
