@@ -16,6 +16,7 @@ CLAIMS = (
     "same_curve",
     "sampled_classes",
     "binary",
+    "pddm",
 )
 
 

@@ -57,7 +57,10 @@ def table(claim: Claim, runs: Sequence[Run]) -> str:
         lines.append(
             [
                 arm.name,
-                *(_percent(*interval(list(group.values()))) for group in values),
+                *(
+                    _percent(*interval(list(group.values()))) if group or not values[0] else ""
+                    for group in values
+                ),
                 above,
                 ", ".join(sorted(chosen)) or "nothing",
                 str(len(values[0])),

@@ -18,8 +18,8 @@ from dmlfast.retrieval import evaluate, load_features
 def test_demo_compares_three_embeddings_and_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind, sizes in bench.SIZES.items():
-        monkeypatch.setitem(bench.SIZES, kind, sizes._replace(quick="24x4,32x4"))
+    for kind, sizes in bench.PAIR_SIZES.items():
+        monkeypatch.setitem(bench.PAIR_SIZES, kind, sizes._replace(quick="24x4,32x4"))
     monkeypatch.setattr(harness, "BLOCK_SECONDS", 1e-4)
     monkeypatch.setattr(Cpu, "gemm_shapes", ((8, 8, 8),))
     out = tmp_path / "demo"
