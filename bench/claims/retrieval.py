@@ -67,7 +67,8 @@ def steps_to(target: float, run: RunFolder) -> dict[str, float]:
         for row in run.summary()
         if row["val_recall_at_1"] and float(row["val_recall_at_1"]) >= target
     ]
-    return {"share_to_target": min(reached, default=run.config.max_steps) / run.config.max_steps}
+    last = run.config.max_steps or 1
+    return {"share_to_target": min(reached, default=last) / last}
 
 
 def _embed_test_classes(run: RunFolder) -> Features:

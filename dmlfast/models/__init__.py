@@ -5,6 +5,7 @@ from dmlfast.models.checkpoint import load_model, save_model
 from dmlfast.models.model import (
     HEAD_INITS,
     HEADS,
+    WEIGHTINGS,
     EmbeddingModel,
     backbone_preprocessing,
     create_model,
@@ -15,6 +16,7 @@ from dmlfast.models.model import (
 __all__ = [
     "HEADS",
     "HEAD_INITS",
+    "WEIGHTINGS",
     "EmbeddingModel",
     "Preprocessing",
     "backbone_preprocessing",

@@ -15,6 +15,7 @@ from dmlfast.models.backbone import Backbone, Preprocessing, average_pooling
 from dmlfast.models.convnet import ConvNet
 from dmlfast.models.googlenet import BVLCGoogLeNet
 from dmlfast.models.weights import load_weights
+from dmlfast.ops.boosted import SHORTEST, WEIGHTINGS, score_weights
 
 HEADS = ("linear", "layer-norm")
 HEAD_INITS = ("torch", "caffe")
@@ -67,10 +68,29 @@ class EmbeddingModel(nn.Module):
         self.pooling = pooling
         self._frozen: tuple[type[nn.Module], ...] = ()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), uint8 or float in [0, 1] -> (B, embedding_dim)."""
-        embeddings = self.head(self.dropout(self.backbone(self.preprocess(images))))
-        return F.normalize(embeddings) if self.spec["normalize"] else embeddings
+    def forward(self, images: torch.Tensor, with_features: bool = False) -> Any:
+        """(B, C, H, W), uint8 or float in [0, 1] -> (B, embedding_dim).
+
+        With ``with_features`` a pair of them and of what the linear layer makes them of, (B, F).
+        """
+        features = self.dropout(self.backbone(self.preprocess(images)))
+        *before, last = self.head if isinstance(self.head, nn.Sequential) else [self.head]
+        for layer in before:
+            features = layer(features)
+        embeddings = last(features)
+        if self.spec["groups"]:
+            embeddings = weighted_learners(embeddings, self.spec["groups"], self.spec["weighting"])
+        if self.spec["normalize"]:
+            embeddings = F.normalize(embeddings)
+        return (embeddings, features) if with_features else embeddings
+
+    @property
+    def embedding_weight(self) -> torch.Tensor:
+        """(embedding_dim, F), of the linear layer; a `UserError` where the head has none."""
+        last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
+        if not isinstance(last, nn.Linear):
+            raise UserError("the head has no linear layer: it is a normalisation alone")
+        return last.weight
 
     def train(self, mode: bool = True) -> "EmbeddingModel":
         """Switches to training or eval mode; what is frozen stays in eval mode."""
@@ -99,6 +119,16 @@ class EmbeddingModel(nn.Module):
             if isinstance(module, kind):
                 module.requires_grad_(False)
         self.train(self.training)
+
+
+def weighted_learners(
+    embeddings: torch.Tensor, groups: Sequence[int], weighting: str
+) -> torch.Tensor:
+    """Embeddings (B, D) whose inner products are the weighted sum of the learners' cosines."""
+    weights = score_weights(groups, weighting)
+    parts = zip(embeddings.split(list(groups), dim=1), weights, strict=True)
+    scaled = [F.normalize(part, eps=SHORTEST) * weight**0.5 for part, weight in parts]
+    return torch.cat(scaled, dim=1)
 
 
 def model_names() -> list[str]:
@@ -142,6 +172,8 @@ def create_model(
     transform: Mapping[str, Any] | None = None,
     weights: str | Path = "none",
     head_init: str = "torch",
+    groups: Sequence[int] | None = None,
+    weighting: str = "paper",
     **options: Any,
 ) -> EmbeddingModel:
     """A new model; its head and what no file gives are drawn from torch's global generator.
@@ -166,6 +198,9 @@ def create_model(
         head_init: of the embedding layer, with F features: "torch" draws weights and biases from
             +-1 / sqrt(F), uniformly; "caffe" weights from +-sqrt(3 / F), its xavier, and the biases
             are 0. Not in the spec either.
+        groups: the widths of the learners that embeddings are made of (BIER): each learner's part
+            is scaled to length 1 and weighted, so that an inner product is their weighted score.
+        weighting: of the learners, see `dmlfast.ops.boosted.score_weights`.
         options: of the backbone; "convnet" takes `widths`, networks of timm and torchvision that
             are made for one size of images take `image_size`.
 
@@ -182,6 +217,10 @@ def create_model(
         raise unknown_name("head", head, HEADS)
     if head_init not in HEAD_INITS:
         raise unknown_name("head_init", head_init, HEAD_INITS)
+    if groups and (min(groups) < 1 or sum(groups) != embedding_dim):
+        raise UserError(f"groups {list(groups)} do not add up to embedding_dim, {embedding_dim}")
+    if weighting not in WEIGHTINGS:
+        raise unknown_name("weighting", weighting, WEIGHTINGS)
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")
     mean = _of_channels(preprocessing.mean, channels) if mean is None else mean
@@ -204,6 +243,8 @@ def create_model(
         "mean": list(mean),
         "std": list(std),
         "transform": None if transform is None else dict(transform),
+        "groups": list(groups) if groups else None,
+        "weighting": weighting,
         **backbone.options,
     }
     layer = _create_head(head, backbone.out_features, embedding_dim, head_init)

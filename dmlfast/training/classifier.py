@@ -1,6 +1,7 @@
 """A linear classifier that is trained along with a metric loss."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,11 +36,18 @@ class ClassifierLoss(nn.Module):
         self.classifier = nn.Linear(embedding_dim, len(classes))
         self.register_buffer("classes", classes.sort().values)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss, (), of embeddings (N, D) with labels (N,) that are all among the classes."""
+    @property
+    def needs_features(self) -> bool:
+        """As the loss that it is added to."""
+        return bool(getattr(self.loss_fn, "needs_features", False))
+
+    def forward(self, embeddings: Tensor, labels: Tensor, **others: Any) -> Tensor:
+        """The loss, (), of embeddings (N, D) with labels (N,) that are all among the classes; what
+        else there is goes to the loss that it is added to.
+        """
         targets = torch.searchsorted(self.classes, labels)
         cross_entropy = F.cross_entropy(self.classifier(embeddings), targets)
-        loss: Tensor = self.loss_fn(embeddings, labels) + self.weight * cross_entropy
+        loss: Tensor = self.loss_fn(embeddings, labels, **others) + self.weight * cross_entropy
         return loss
 
 

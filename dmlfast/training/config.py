@@ -14,7 +14,7 @@ import yaml
 
 from dmlfast.data import transform_names
 from dmlfast.errors import UserError
-from dmlfast.models import HEAD_INITS, HEADS
+from dmlfast.models import HEAD_INITS, HEADS, WEIGHTINGS
 
 
 def setting(
@@ -26,11 +26,13 @@ def setting(
     minimum: float = -math.inf,
     maximum: float = math.inf,
     below: float = math.inf,
+    ascending: bool = False,
     resumable: bool = False,
 ) -> Any:
     """A field of a settings class: its default, what it means, and which values it takes.
 
-    `resumable` marks what may be another value when a run is resumed.
+    `ascending` is for several numbers; `resumable` marks what may be another value when a run is
+    resumed.
     """
     return dataclasses.field(
         default=default,
@@ -41,6 +43,7 @@ def setting(
             "minimum": minimum,
             "maximum": maximum,
             "below": below,
+            "ascending": ascending,
             "resumable": resumable,
         },
     )
@@ -138,6 +141,24 @@ class TrainConfig:
         "Share of the features that training leaves out before the embedding.",
         minimum=0,
         below=1,
+    )
+    learners: int = setting(
+        3,
+        MODEL,
+        "Learners that the embedding is cut into for a boosted loss, in widths as published or by "
+        "rule.",
+        minimum=1,
+        maximum=1024,
+    )
+    groups: tuple[int, ...] = setting(
+        (), MODEL, "Widths of the learners, such as 96,160,256, in place of --learners."
+    )
+    weighting: str = setting(
+        "paper",
+        MODEL,
+        "What a learner weighs in the score of a pair: as boosted (paper), or by its squared width "
+        "(released).",
+        choices=WEIGHTINGS,
     )
     head_init: str = setting(
         "torch",
@@ -246,7 +267,10 @@ class TrainConfig:
         choices=("cosine", "step"),
     )
     milestones: tuple[int, ...] = setting(
-        (), OPTIMISATION, "Steps from which on schedule step takes --gamma times the rate."
+        (),
+        OPTIMISATION,
+        "Steps from which on schedule step takes --gamma times the rate.",
+        ascending=True,
     )
     gamma: float = setting(
         0.1, OPTIMISATION, "Factor of schedule step at each milestone.", minimum=0, maximum=1
@@ -309,7 +333,8 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The settings as `-c` reads them."""
-        values = dataclasses.asdict(self) | {"milestones": list(self.milestones)}
+        lists = {"milestones": list(self.milestones), "groups": list(self.groups)}
+        values = dataclasses.asdict(self) | lists
         return yaml.safe_dump({option_name(name): values[name] for name in values}, sort_keys=False)
 
 
@@ -320,7 +345,7 @@ TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     str: "a text",
-    tuple: "ascending whole numbers, such as 15000,18000",
+    tuple: "whole numbers with commas between them",
 }
 
 
@@ -348,7 +373,7 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
         except ValueError:
             raise ValueError(f"must be a number, not '{value}'") from None
     if kind is tuple:
-        return _ascending(value)
+        return _whole_numbers(value, field.metadata["ascending"])
     if type(value) is not kind:
         raise ValueError(f"must be {TYPE_NAMES[kind]}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -365,15 +390,16 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     return value
 
 
-def _ascending(value: Any) -> tuple[int, ...]:
+def _whole_numbers(value: Any, ascending: bool) -> tuple[int, ...]:
     """The numbers in a text such as "15000,18000", in a list, or a single one."""
     if isinstance(value, str):
         words = value.split(",") if value else []
         value = [int(word) if word.strip().isdecimal() else word for word in words]
     numbers = list(value) if isinstance(value, list | tuple) else [value]
     whole = all(type(number) is int and number > 0 for number in numbers)
-    if not whole or numbers != sorted(set(numbers)):
-        raise ValueError(f"must be {TYPE_NAMES[tuple]}, not {value!r}")
+    if not whole or (ascending and numbers != sorted(set(numbers))):
+        order = "ascending " if ascending else ""
+        raise ValueError(f"must be {order}whole numbers, such as 15000,18000, not {value!r}")
     return tuple(numbers)
 
 

@@ -39,7 +39,12 @@ from dmlfast.training.distributed import World, join_world
 from dmlfast.training.interrupt import Interrupted, StopRequest, ignore_signals, stop_on_signals
 from dmlfast.training.neighbours import hard_neighbours
 from dmlfast.training.optimisation import build_optimizer, learning_rate_factor
-from dmlfast.training.preparation import build_sampler, image_transform, model_arguments
+from dmlfast.training.preparation import (
+    build_sampler,
+    image_transform,
+    learner_groups,
+    model_arguments,
+)
 from dmlfast.training.progress import Progress
 from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
 
@@ -118,6 +123,7 @@ class Trainer:
         channels = self.dataset.channels if transform is None else RGB
         self.model = build_model(config, channels, transform).to(world.device)
         self.loss_fn = build_loss(config, world.device, self.dataset.labels)
+        self.needs_features = getattr(self.loss_fn, "needs_features", False)
         self.load_images(transform)
         self.optimizer = build_optimizer(config, self.model, self.loss_fn)
         self.network = world.wrap(self.model, compile=config.compile)
@@ -283,12 +289,16 @@ class Trainer:
         if isinstance(self.sampler, HardNeighbourSampler):
             images, labels = self.with_neighbours(images, labels)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            embeddings = self.network(images)
+            if self.needs_features:
+                embeddings, features = self.network(images, with_features=True)
+            else:
+                embeddings = self.network(images)
 
         rows = embeddings.detach().float().requires_grad_()
         all_rows, all_labels = self.world.gather(rows), self.world.gather(labels)
+        others = self.beside(features) if self.needs_features else {}
         started = self.now()
-        loss = self.criterion(all_rows, all_labels)
+        loss = self.criterion(all_rows, all_labels, **others)
         loss.backward()
         loss_seconds = self.now() - started
 
@@ -296,12 +306,25 @@ class Trainer:
         if not math.isfinite(value):
             raise self.diverged(f"the loss is {value}", self.step + 1)
         # Each process has the gradient of its own rows; the mean over processes must be their sum.
-        embeddings.backward((rows.grad * size).to(embeddings.dtype))
+        embeddings.backward(gradient_of(rows, embeddings) * size)
+        if others and others["weight"].grad is not None:
+            self.model.embedding_weight.grad += others["weight"].grad
         if self.step < self.config.head_steps:
             self.model.backbone.zero_grad()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return value, loss_seconds
+
+    def beside(self, features: Tensor) -> dict[str, Any]:
+        """What a loss takes that makes learners differ: features of the whole batch, the weights of
+        the embedding layer, apart from the network, and whether these are the head's own steps.
+        """
+        weight = self.model.embedding_weight.detach().requires_grad_()
+        return {
+            "features": self.world.gather(features.detach().float()),
+            "weight": weight,
+            "initializing": self.step < self.config.head_steps,
+        }
 
     def with_neighbours(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """This process's part of the positive pairs and their hard neighbours.
@@ -351,6 +374,13 @@ class Trainer:
             Features(embeddings, self.eval_dataset.labels), clustering=False, bootstrap=0
         )
         return {name: float(report[name]) for name in ("recall_at_1", "map_at_r")}
+
+
+def gradient_of(rows: Tensor, embeddings: Tensor) -> Tensor:
+    """That of the rows, in the dtype of the embeddings; zeros where the loss does not see them."""
+    if rows.grad is None:
+        return torch.zeros_like(embeddings)
+    return rows.grad.to(embeddings.dtype)
 
 
 class StepBatches(TorchDataset[Batch]):
@@ -432,7 +462,12 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
     if config.margin is not None:
         options["margin"] = config.margin
     classes = torch.from_numpy(np.unique(labels))
-    own = {"classes": classes, "embedding_dim": config.embedding_dim, "seed": config.seed}
+    own = {
+        "classes": classes,
+        "embedding_dim": config.embedding_dim,
+        "groups": learner_groups(config),
+        "seed": config.seed,
+    }
     options |= {name: value for name, value in own.items() if takes(config.loss, name)}
     try:
         loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)

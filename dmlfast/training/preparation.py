@@ -14,8 +14,9 @@ from dmlfast.data import (
 from dmlfast.data.loading import Pictures
 from dmlfast.data.transforms import transform_size
 from dmlfast.errors import UserError
-from dmlfast.losses import compares_with_classes
+from dmlfast.losses import compares_with_classes, takes
 from dmlfast.models import backbone_preprocessing, has_default_weights
+from dmlfast.ops.boosted import group_sizes
 from dmlfast.training.config import TrainConfig
 
 SIZE_OF_ANY = 64  # pixels, of images for a backbone that is made for no size
@@ -86,8 +87,26 @@ def model_arguments(
         "transform": transform,
         "weights": starting_weights(config),
         "head_init": config.head_init,
+        "groups": learner_groups(config),
+        "weighting": config.weighting,
         **({"image_size": transform["size"]} if sized and transform else {}),
     }
+
+
+def learner_groups(config: TrainConfig) -> tuple[int, ...] | None:
+    """The widths of the learners of a boosted loss; None where the loss has none.
+
+    Raises:
+        UserError: the embedding cannot be cut so, or there is no boosted loss for given widths.
+    """
+    if not takes(config.loss, "groups"):
+        if config.groups:
+            raise UserError(f"groups are for boosted losses, and {config.loss} is none")
+        return None
+    try:
+        return config.groups or group_sizes(config.embedding_dim, config.learners)
+    except ValueError as error:
+        raise UserError(f"learners: {error}") from None
 
 
 def starting_weights(config: TrainConfig) -> str:

@@ -1,0 +1,173 @@
+"""The losses of BIER and A-BIER, and what makes learners differ."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import nn
+
+from dmlfast import ops
+from dmlfast.errors import UserError
+from dmlfast.losses import ABIERLoss, BIERLoss, create_loss
+from dmlfast.losses.diversity import AdversarialLoss, activation_loss, norm_loss
+
+GROUPS = (2, 3, 4)
+LABELS = torch.arange(12) // 3
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+ROWS, FEATURES, WEIGHT = draw(12, 9), draw(12, 5, seed=1), draw(9, 5, seed=2)
+OUTPUTS = (FEATURES @ WEIGHT.T).split(GROUPS, 1)
+
+
+def test_the_metric_loss_is_that_of_the_op():
+    found = BIERLoss(GROUPS, margin=0.3, beta1=1.5, negative_cost=9.0, boosting="additive")
+    expected = ops.boosted_deviance_loss(
+        ROWS, LABELS, GROUPS, beta1=1.5, beta2=0.3, negative_cost=9.0, boosting="additive"
+    )
+    torch.testing.assert_close(found(ROWS, LABELS), expected)
+    for base, op in (
+        ("contrastive", ops.boosted_contrastive_loss),
+        ("triplet", ops.boosted_triplet_loss),
+    ):
+        default = BIERLoss(GROUPS, base=base)(ROWS, LABELS)
+        torch.testing.assert_close(default, op(ROWS, LABELS, GROUPS))
+        found = BIERLoss(GROUPS, base=base, margin=0.4, boosting="none")(ROWS, LABELS)
+        torch.testing.assert_close(found, op(ROWS, LABELS, GROUPS, margin=0.4, boosting="none"))
+
+
+def test_the_activation_loss_needs_no_outer_products():
+    expected = sum(
+        (a[:, :, None] * b[:, None, :]).square().mean() for a, b in combinations(OUTPUTS, 2)
+    )
+    torch.testing.assert_close(activation_loss(OUTPUTS), expected)
+    assert activation_loss(OUTPUTS[:1]) == 0
+
+
+def test_norms_by_either_axis():
+    weight = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert norm_loss([weight], "output") == (9 + 0) / 2
+    assert norm_loss([weight], "input") == (9 + 0 + 1) / 3
+    assert norm_loss([weight, weight], "input") == 2 * 10 / 3
+
+
+def test_the_adversarial_loss_as_it_reads():
+    torch.manual_seed(0)
+    adversary = AdversarialLoss(GROUPS, norm_weight=0.7).double()
+    assert [tuple(r[0].weight.shape) for r in adversary.regressors] == [
+        (512, 3),
+        (512, 4),
+        (512, 4),
+    ]
+    total = 0
+    for regressor, (i, j) in zip(adversary.regressors, combinations(OUTPUTS, 2), strict=True):
+        total = total - (i * regressor(j)).square().mean()
+        for layer in (regressor[0], regressor[2]):
+            total = total + 0.7 * (layer.weight.square().sum(0) - 1).square().mean()
+            total = total + 0.7 * (layer.bias.square().sum() - 1).relu()
+    torch.testing.assert_close(adversary(OUTPUTS), total)
+
+
+def test_regressors_and_learners_pull_in_opposite_directions():
+    """What is found in one learner of another grows by a step of the regressors along their
+    gradient, and falls by one of the embedding layer.
+    """
+    torch.manual_seed(0)
+    loss_fn = BIERLoss(GROUPS, diversity="adversarial", norm_weight=0.0).double()
+    weight = WEIGHT.clone().requires_grad_()
+
+    def found(weight):
+        outputs = (FEATURES @ weight.T).split(GROUPS, 1)
+        return -loss_fn.adversary(outputs).item()
+
+    loss_fn.diversity_loss(FEATURES, weight).backward()
+    before = found(weight)
+    with torch.no_grad():
+        assert found(weight - 1e-3 * weight.grad) < before
+        for parameter in loss_fn.parameters():
+            parameter -= 1e-3 * parameter.grad
+    assert found(weight) > before
+
+
+def test_parameters_of_the_published_size():
+    loss_fn = ABIERLoss((96, 160, 256))
+    assert sum(p.numel() for p in loss_fn.parameters()) == 526_176
+    assert not list(BIERLoss((96, 160, 256)).parameters())
+
+
+@pytest.mark.parametrize("diversity", ["activation", "adversarial"])
+def test_weights_of_the_parts(diversity):
+    torch.manual_seed(0)
+    loss_fn = BIERLoss(GROUPS, diversity=diversity, diversity_weight=0.3, norm_weight=2.0).double()
+    parts = WEIGHT.split(GROUPS)
+    differ = activation_loss(OUTPUTS) if diversity == "activation" else loss_fn.adversary(OUTPUTS)
+    axis = "output" if diversity == "activation" else "input"
+    expected = loss_fn.metric_loss(ROWS, LABELS) + 0.3 * (differ + 2 * norm_loss(parts, axis))
+    found = loss_fn(ROWS, LABELS, features=FEATURES, weight=WEIGHT)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="needs features and weight"):
+        loss_fn(ROWS, LABELS)
+    torch.testing.assert_close(loss_fn.eval()(ROWS, LABELS), loss_fn.metric_loss(ROWS, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("stage", "metric", "differ"),
+    [("training", "TT", "FT"), ("init", "FT", "TF"), ("both", "FT", "TT")],
+)
+def test_stages(stage, metric, differ):
+    """In the steps of the head alone, and after them."""
+    loss_fn = BIERLoss(GROUPS, diversity="activation", stage=stage)
+    both = loss_fn.metric_loss(ROWS, LABELS), loss_fn.diversity_loss(FEATURES, WEIGHT)
+    for k, initializing in enumerate((True, False)):
+        found = loss_fn(ROWS, LABELS, features=FEATURES, weight=WEIGHT, initializing=initializing)
+        parts = zip(both, (metric[k] == "T", differ[k] == "T"), strict=True)
+        torch.testing.assert_close(found.double(), sum(part for part, there in parts if there))
+
+
+def test_features_get_no_gradient():
+    loss_fn = BIERLoss(GROUPS, diversity="activation")
+    features, weight = FEATURES.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    loss_fn(ROWS, LABELS, features=features, weight=weight).backward()
+    assert features.grad is None
+    assert weight.grad.any()
+
+
+@pytest.mark.parametrize("groups", [(96, 160, 256), (512,)])
+def test_the_initialisation_makes_learners_differ(groups):
+    """As a stage: it falls to a fraction while the norms of the weights stay near 1."""
+    features = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).relu()
+    layer = nn.Linear(128, 512, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(nn.functional.normalize(layer.weight))
+    loss_fn = BIERLoss(groups, diversity="activation", stage="init")
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+
+    def found():
+        return activation_loss(layer(features).split(groups, 1)).item()
+
+    before = found()
+    for _ in range(60):
+        loss = loss_fn.diversity_loss(features, layer.weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert len(groups) == 1 or found() < 0.5 * before
+    assert ((layer.weight.norm(dim=1) - 1).abs() < 0.05).all()
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ValueError, match="cannot honour indices_tuple"):
+        BIERLoss(GROUPS)(ROWS, LABELS, (1, 2, 3))
+    with pytest.raises(ValueError, match="diversity must be one of none, activation"):
+        BIERLoss(GROUPS, diversity="much")
+    with pytest.raises(ValueError, match="stage must be one of training, init, both"):
+        BIERLoss(GROUPS, stage="late")
+    with pytest.raises(ValueError, match="groups must be positive and add up"):
+        BIERLoss((1, 2))(ROWS, LABELS)
+    with pytest.raises(UserError, match="beta1 of the bier loss must be a number"):
+        create_loss("bier", groups=GROUPS, beta1="big")
+    made = create_loss("a-bier", groups=GROUPS, margin=0.2, diversity_weight=1e-3)
+    assert (made.margin, made.diversity, made.diversity_weight) == (0.2, "adversarial", 1e-3)
