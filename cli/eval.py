@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from dmlfast.cli.eval_report import report_lines
+from dmlfast.cli.eval_report import learner_lines, report_lines
 from dmlfast.cli.pictures import picture_path, save_picture
 from dmlfast.cli.protocols import (
     CLASSIFICATION,
@@ -102,6 +102,11 @@ Protocols:
 @click.option(
     "--binary", is_flag=True, help="Evaluate the sign bits of the embeddings too, side by side."
 )
+@click.option(
+    "--learners",
+    is_flag=True,
+    help="Evaluate each learner of --loss bier and a-bier alone too, and how alike they are.",
+)
 @click.option("--clustering/--no-clustering", default=True, help="NMI, AMI and F1 by k-means.")
 @click.option(
     "--clustering-runs",
@@ -185,6 +190,7 @@ def command(
     train_feats: str | None,
     rank_by: str,
     binary: bool,
+    learners: bool,
     seed: int,
     montage: Path | None,
     map_path: Path | None,
@@ -224,6 +230,10 @@ def command(
     if binary:
         others = [None if file is None else file.binarized() for file in (gallery, train)]
         of_bits = evaluate_by(protocol, features.binarized(), *others, **ranked)
+    alone = None
+    if learners:
+        apart = {**ranked, "rank_by": "distance", "clustering": False, "bootstrap": 0}
+        alone = evaluate_learners(protocol, features, gallery, **apart)
     if as_json:
         files = {"features": feats, "gallery_features": gallery_feats}
         result = {**files, "protocol": protocol, **report}
@@ -231,6 +241,8 @@ def command(
             result |= {"train_features": train_feats, "classes_shared_with_train": shared}
         if of_bits:
             result["binary"] = of_bits
+        if alone:
+            result |= alone
         if comparison is not None:
             result["recipe"] = comparison.to_plain()
         click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
@@ -238,10 +250,27 @@ def command(
         click.echo(
             "\n".join(report_lines(features, gallery, protocol, report, comparison, of_bits))
         )
+        if alone:
+            click.echo("\n".join(["", *learner_lines(alone)]))
         if shared is not None:
             click.echo(f"classes shared with {train_feats}: {shared}")
     for draw, path in pictures:
         save_picture(draw(), path)
+
+
+def evaluate_learners(
+    protocol: str, features: "Features", gallery: "Features | None", **settings: Any
+) -> dict[str, Any]:
+    """`learners`, the report of each alone, and `learner_correlation`."""
+    from dmlfast.retrieval import learner_correlation, learners_of
+
+    galleries = learners_of(gallery) if gallery else None
+    reports = []
+    for k, learner in enumerate(learners_of(features)):
+        beside = galleries[k] if galleries else None
+        report = evaluate_by(protocol, learner, beside, None, **settings)
+        reports.append({"dimensions": learner.dimension, **report})
+    return {"learners": reports, "learner_correlation": learner_correlation(features)}
 
 
 def check_options(ctx: click.Context, protocol: str) -> None:

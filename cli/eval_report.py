@@ -54,6 +54,20 @@ def report_lines(
     return [*lines[:-1], *_warnings(features, report)]
 
 
+def learner_lines(alone: dict[str, Any]) -> Iterator[str]:
+    """What each learner retrieves alone, and how alike they are."""
+    yield "learners alone"
+    for number, report in enumerate(alone["learners"], start=1):
+        named = _numbered(report, "recall_at_", "recall at") | _numbered(
+            report, "cmc_at_", "CMC at"
+        )
+        named |= _named(report, ("map_at_r",))
+        values = [f"{name} {_percent(report[key])}" for name, key in named.items()]
+        yield f"  {number}, {report['dimensions']:,} dimensions:  {', '.join(values)}"
+    if len(alone["learners"]) > 1:
+        yield f"  mean absolute correlation between learners {alone['learner_correlation']:.3f}"
+
+
 def _card(
     features: "Features",
     gallery: "Features | None",

@@ -53,6 +53,7 @@ OPTIONS = {  # those that not every protocol takes
     "--against": ("zero-shot",),
     "--rank-by": (*RETRIEVAL, "vehicleid-reid", "knn", "zero-shot"),
     "--binary": (*RETRIEVAL, "vehicleid-reid", "nearest-centroid", "knn", "zero-shot"),
+    "--learners": (*RETRIEVAL, "vehicleid-reid"),
     "--bootstrap": (*RETRIEVAL, *CLASSIFICATION, "zero-shot"),
     "--montage": RETRIEVAL,
 }

@@ -10,6 +10,7 @@ from dmlfast.retrieval.evaluation import (
     evaluate_zero_shot,
 )
 from dmlfast.retrieval.features import Features
+from dmlfast.retrieval.learners import learner_correlation, learners_of
 from dmlfast.retrieval.montage import draw_montage
 from dmlfast.retrieval.neighbours import nearest_neighbours
 from dmlfast.retrieval.pair_scorer import PairScorer
@@ -28,6 +29,8 @@ __all__ = [
     "evaluate_identity_draws",
     "evaluate_zero_shot",
     "export_ann_benchmarks",
+    "learner_correlation",
+    "learners_of",
     "load_features",
     "nearest_neighbours",
 ]

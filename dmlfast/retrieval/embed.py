@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dmlfast.data.loading import Batch, Images, load_rows
 from dmlfast.errors import UserError
+from dmlfast.ops.boosted import score_weights
 from dmlfast.retrieval.pair_scorer import PairScorer
 from dmlfast.retrieval.store import FeatureWriter
 
@@ -99,15 +100,23 @@ def embed(
     if not len(dataset):
         raise UserError(f"the {dataset.split} split of {dataset.name} is empty")
     roles, done = getattr(dataset, "role", None), 0
+    spec = getattr(model, "spec", {})
+    groups = spec.get("groups")  # of learners, whose parts are weighted to length 1 together
     one_image, _ = dataset.take([0])
     writer = FeatureWriter(
         path,
         dimension=_embed_images(model, one_image, device).shape[1],
-        normalized=normalize or getattr(model, "spec", {}).get("normalize", False),
+        normalized=bool(normalize or spec.get("normalize") or groups),
         distance="hamming" if binary else "euclidean",
         dtype=dtype,
         class_names=dataset.class_names,
-        attributes={"dataset": dataset.name, "split": dataset.split, **(attributes or {})},
+        attributes={
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "groups": groups,
+            "group_weights": score_weights(groups, spec["weighting"]) if groups else None,
+            **(attributes or {}),
+        },
         scorer=scorer,
         overwrite=overwrite,
     )

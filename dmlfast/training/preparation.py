@@ -93,7 +93,7 @@ def model_arguments(
     }
 
 
-def learner_groups(config: TrainConfig) -> tuple[int, ...] | None:
+def learner_groups(config: TrainConfig) -> list[int] | None:
     """The widths of the learners of a boosted loss; None where the loss has none.
 
     Raises:
@@ -104,7 +104,7 @@ def learner_groups(config: TrainConfig) -> tuple[int, ...] | None:
             raise UserError(f"groups are for boosted losses, and {config.loss} is none")
         return None
     try:
-        return config.groups or group_sizes(config.embedding_dim, config.learners)
+        return list(config.groups or group_sizes(config.embedding_dim, config.learners))
     except ValueError as error:
         raise UserError(f"learners: {error}") from None
 

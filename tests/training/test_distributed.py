@@ -24,8 +24,14 @@ class Perceptron(nn.Module):
         self.spec = spec
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 8))
 
-    def forward(self, images):
-        return self.layers(images.float() / 255)
+    def forward(self, images, with_features=False):
+        features = self.layers[:-1](images.float() / 255)
+        embeddings = self.layers[-1](features)
+        return (embeddings, features) if with_features else embeddings
+
+    @property
+    def embedding_weight(self):
+        return self.layers[-1].weight
 
 
 def load_perceptron(folder: Path) -> Perceptron:
@@ -35,15 +41,16 @@ def load_perceptron(folder: Path) -> Perceptron:
 
 
 class Scaled(nn.Module):
-    """The lifted loss with a weight of its own."""
+    """A loss with a further weight of its own."""
 
     def __init__(self, loss_fn):
         super().__init__()
         self.loss_fn = loss_fn
+        self.needs_features = getattr(loss_fn, "needs_features", False)
         self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, embeddings, labels):
-        return self.loss_fn(embeddings * self.log_scale.exp(), labels)
+    def forward(self, embeddings, labels, **others):
+        return self.loss_fn(embeddings * self.log_scale.exp(), labels, **others)
 
 
 def free_port() -> str:
@@ -118,6 +125,8 @@ def test_rows_of_all_processes_and_the_gradient_of_ones_own():
         {},
         {"sampler": "pairs", "ce_weight": 0.5},
         {"loss": "norm-softmax", "loss_options": "class_count=4"},
+        {"loss": "pddm", "loss_options": "per=anchor"},
+        {"loss": "a-bier", "learners": 2, "loss_options": "diversity_weight=0.01,norm_weight=0.1"},
         {"sampler": "hard-neighbours", "batch_size": 16},
     ],
 )

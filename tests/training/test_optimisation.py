@@ -196,6 +196,15 @@ def test_a_step_of_sgd():
             "momentum": 0.5,
         },
         {"loss": "norm-softmax", "head": "layer-norm", "head_steps": 4, "max_steps": 4},
+        {"loss": "pddm", "loss_options": "per=class"},
+        {"loss": "a-bier", "learners": 2},
+        {
+            "loss": "bier",
+            "groups": (3, 5),
+            "head_steps": 4,
+            "max_steps": 4,
+            "loss_options": "diversity=activation,stage=init",
+        },
         {"loss": "norm-softmax", "head": "layer-norm", "head_steps": 5, "max_steps": 3},
     ],
 )
