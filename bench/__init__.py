@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # Each module holds a `Benchmark` called BENCHMARK and is imported only to run it.
 BENCHMARKS = {
+    "boosted": ("dmlfast.bench.boosted", "BIER: boosted deviance of three learners"),
     "contrastive": ("dmlfast.bench.contrastive", "Contrastive loss, over all pairs of a batch"),
     "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
     "norm-softmax": ("dmlfast.bench.norm_softmax", "Normalised softmax, over all classes"),

@@ -126,7 +126,7 @@ def test_baselines_of_other_losses_agree_with_the_reference(name):
             torch.testing.assert_close(batch["embeddings"].grad, gradient)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "pddm", "triplet"])
+@pytest.mark.parametrize("name", ["boosted", "contrastive", "pddm", "triplet"])
 def test_cuda_is_left_out_where_it_has_no_kernels(name):
     competitor = get_benchmark(name).competitor("dmlfast-cuda")
     assert "no kernels" in competitor.declines("cuda", torch.float32)
@@ -189,6 +189,17 @@ def test_a_sampled_softmax_is_held_to_the_classes_it_samples() -> None:
     assert int((found.gradients[1] != 0).any(1).sum()) == 40
     assert gradient_error(found, expected, 1e-9) < 1e-9
     assert not torch.isclose(found.value, step(baselines.norm_softmax_naive, problem))
+
+
+@pytest.mark.parametrize("n", [9, 300])
+def test_ways_to_compute_the_boosted_deviance_agree(n: int) -> None:
+    benchmark = get_benchmark("boosted")
+    problem = placed(benchmark.problem(Size(n, 12)), torch.float64)
+    found = solve(partial(step, benchmark.dmlfast("reference").make(), problem), problem)
+    for competitor in benchmark.baselines:
+        if not competitor.compiles:
+            other = solve(partial(step, competitor.make(), problem), problem)
+            assert gradient_error(other, found, 1e-9) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["pddm", "pddm-anchors"])

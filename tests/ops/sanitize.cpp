@@ -163,6 +163,53 @@ void softmax(int64_t n, int64_t c, int64_t d, float scale, int64_t scratch, int 
   expect(all_finite(d_weight, c * d), "gradient of the classes", shape);
 }
 
+// Boosted learners on groups of columns.
+void boosted(int64_t n, const std::vector<int64_t>& groups, int threads) {
+  std::mt19937 random(n + threads);
+  int64_t d = 0;
+  for (int64_t group : groups) d += group;
+  const Array<float> x = numbers(n * d, random);
+  const Array<int64_t> y(new int64_t[n]);
+  for (int64_t i = 0; i < n; i++) y[i] = random() % (n / 3 + 1);
+  const dml_pairs pairs{x.get(), nullptr, n, n, d, y.get(), nullptr, nullptr, threads};
+  const auto learners = int64_t(groups.size());
+  for (int32_t base : {DML_DEVIANCE, DML_CONTRASTIVE})
+    for (int32_t boosting : {DML_ETA, DML_ADDITIVE, DML_DERIVATIVE, DML_UNBOOSTED}) {
+      const dml_boosting b{base, boosting, 2.0f, 0.5f, 25.0f, 0.5f, groups.data(), learners};
+      const Array<float> losses(new float[learners]), d_rows(new float[n * d]);
+      dml_cpu_boosted(&pairs, &b, losses.get(), nullptr);
+      expect(all_finite(losses, learners), "boosted without gradient", pairs);
+      dml_cpu_boosted(&pairs, &b, losses.get(), d_rows.get());
+      expect(all_finite(losses, learners) && all_finite(d_rows, n * d), "boosted", pairs);
+    }
+}
+
+// Scores of pairs by a metric unit.
+void metric_unit(int64_t n, int64_t m, int64_t d, int64_t u, int64_t v, int64_t h, int threads) {
+  std::mt19937 random(n + d);
+  const Array<float> x = numbers(n * d, random), r = numbers(std::max<int64_t>(m, 0) * d, random);
+  for (int64_t k = 0; k < d && n > 1; k++) x[d + k] = -x[k];  // opposite rows take a way of their own
+  const Array<float> of_u = numbers(u * d, random), of_v = numbers(v * d, random),
+                     of_h = numbers(h * (u + v), random), biases = numbers(u + v + h + 1, random),
+                     score = numbers(h, random);
+  const bool own = m < 0;
+  const int64_t columns = own ? n : m, count = n && columns ? 37 : 0;
+  const dml_pairs pairs{x.get(), own ? nullptr : r.get(), n, columns, d, nullptr, nullptr, nullptr, threads};
+  const Array<int64_t> i(new int64_t[count]), j(new int64_t[count]);
+  for (int64_t k = 0; k < count; k++) i[k] = random() % n, j[k] = random() % columns;
+  for (int32_t normalize : {0, 1}) {
+    const float* b = biases.get();
+    const dml_unit unit{of_u.get(),    b, of_v.get(), b + u, of_h.get(), b + u + v, score.get(),
+                        b + u + v + h, u, v,          h,     normalize};
+    const Array<float> all(new float[n * columns]), some(new float[count]);
+    dml_cpu_pddm_matrix(&pairs, &unit, all.get());
+    dml_cpu_pddm_pairs(&pairs, &unit, i.get(), j.get(), count, some.get());
+    expect(all_finite(all, n * columns) && all_finite(some, count), "scores of a unit", pairs);
+    for (int64_t k = 0; k < count; k++)
+      expect(all[i[k] * columns + j[k]] == some[k], "a pair by itself", pairs);
+  }
+}
+
 }  // namespace
 
 int main() {
