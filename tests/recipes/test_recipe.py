@@ -224,3 +224,32 @@ def test_settings_and_targets_of_pddm(name, dataset, by_distance, by_score):
     metrics = [list(target.metrics.values()) for target in recipe.targets]
     assert metrics == [by_distance, by_score]
     assert "--rank-by pddm" in recipe.targets[1].note
+
+
+BIER_TARGETS = {
+    "cub": ("cub200", 0.553, 0.575),
+    "cars": ("cars196", 0.780, 0.820),
+    "sop": ("sop", 0.727, 0.742),
+    "inshop": ("inshop", 0.769, 0.831),
+    "vehicleid": ("vehicleid", 0.826, 0.863),
+}
+
+
+@pytest.mark.parametrize("data", BIER_TARGETS)
+def test_settings_and_targets_of_bier(data):
+    dataset, *targets = BIER_TARGETS[data]
+    for loss, target in zip(("bier", "a-bier"), targets, strict=True):
+        recipe = load_recipe(f"{loss}-{data}")
+        config = recipe.config
+        assert (config.dataset, config.loss, config.transform) == (dataset, loss, "padded")
+        assert (config.groups, config.embedding_dim) == ((96, 160, 256), 512)
+        assert (config.lr, config.head_lr_multiplier, config.loss_lr) == (1e-5, 10, 1e-5)
+        assert (config.gamma, config.batch_size, config.images_per_class) == (0.5, 128, 2)
+        assert bool(config.head_steps) == (loss == "bier")
+        options = parse_loss_options(config.loss_options)
+        if loss == "bier":
+            assert options == {"diversity": "activation", "stage": "init", "norm_weight": 100}
+        else:
+            assert options == {"diversity_weight": 5e-5, "norm_weight": 1e5}
+        assert recipe.targets[0].metrics["recall_at_1"] == target
+        assert {"loss", "weight_decay", "head_init"} <= recipe.doubtful.keys()
