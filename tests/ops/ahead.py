@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlfast.ops.boosted import triton as boosted
-from dmlfast.ops.boosted.settings import Settings
+from dmlfast.ops.boosted.settings import BOOSTINGS, Settings
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.pairs import triton as pairs
@@ -145,7 +145,8 @@ def boosted_losses(dtype: torch.dtype, d: int) -> None:
     """The boosted losses of learners a sixth, a third and half as wide as the rows."""
     x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
     groups = [d // 6, d // 3, d - d // 6 - d // 3]
-    for base, boosting in (("deviance", "eta"), ("deviance", "additive"), ("contrastive", "eta")):
+    kinds = [("deviance", boosting) for boosting in BOOSTINGS] + [("contrastive", "eta")]
+    for base, boosting in kinds:
         given = Settings(base, boosting, 2.0, 0.5, 25.0, 0.5)
         for want in (False, True):
             boosted.forward(x, labels, groups, given, want)

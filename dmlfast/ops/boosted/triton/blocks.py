@@ -14,12 +14,12 @@ import triton.language as tl
 from dmlfast.ops.boosted.settings import Settings
 from dmlfast.ops.boosted.triton.rows import FIELDS, Packed
 from dmlfast.ops.boosted.triton.terms import (
-    START,
     Constants,
     base_loss,
     boost,
     carried,
     slope_of,
+    start_of,
 )
 from dmlfast.ops.boosted.triton.tiles import Tiles, launch
 from dmlfast.ops.triton import configs
@@ -90,9 +90,7 @@ def weights_kernel(
     share = _share(same, there, pairs, n)
     x_rows = packed + i.to(tl.int64)[:, None] * row_pitch
     r_rows = packed + j.to(tl.int64)[:, None] * row_pitch
-    carry = tl.zeros((BM, BN), tl.float32)
-    if BOOSTING == "additive":
-        carry += START
+    carry = tl.full((BM, BN), start_of(BASE, BOOSTING), tl.float32)
     for m in range(learners):
         s = tl.zeros((BM, BN), tl.float32)
         chunk, end = tl.load(table + m * FIELDS + 2), tl.load(table + m * FIELDS + 3)
@@ -109,22 +107,22 @@ def weights_kernel(
         same = part > 0.0
         slope = slope_of(same, c)
         z = slope * (s - c.beta2)
+        loss, by_score = base_loss(s, z, same, slope, c, BASE)
         weight = tl.abs(part)
         if BOOSTING != "none":
-            if m > 0:
-                weight *= boost(carry, same, slope, c, BASE, BOOSTING)
+            weight *= boost(carry, same, c, m, BASE, BOOSTING)
             carry = carried(carry, s, z, m, BASE, BOOSTING)
-        loss, by_score = base_loss(s, z, same, slope, c, BASE)
-        total = tl.sum(tl.sum(weight * loss, 1), 0).to(tl.float64) * sides
-        slot = sums + m * slots + program
-        tl.store(slot, tl.load(slot) + total)
+        loss *= weight
         if weights is not None:
-            w = 2.0 * weight * by_score  # of the pair and of its mirror image
+            w = weight * by_score
             if FACTORS:
                 w *= tl.load(factors + i)[:, None]
                 w *= tl.load(factors + j)[None, :]
             into = weights + tl.cast(m, tl.int64) * area + own_i * pitch
             tl.store(into[:, None] + own_j[None, :], rounded_weights(w, WEIGHTS))
+        total = tl.sum(tl.sum(loss, 1), 0).to(tl.float64) * sides
+        slot = sums + m * slots + program
+        tl.store(slot, tl.load(slot) + total)
 
 
 @triton.jit
@@ -199,6 +197,8 @@ def weigh(pairs: Pairs, block: Block, sums: torch.Tensor, weights: torch.Tensor 
     fills ``weights`` (M, rows, columns) of at least the size of the block.
     """
     packed, tile, how, given = pairs.packed, pairs.tiles.weights, pairs.products, pairs.settings
+    if given.boosting == "derivative":  # it takes more registers than the others
+        tile = tile._replace(warps=8)
     down, across = block.height // tile.BM, block.width // tile.BN
     pitch, area = (0, 0) if weights is None else (weights.stride(1), weights.stride(0))
     constants = Constants(given.beta1, given.beta2, given.negative_cost, given.margin)

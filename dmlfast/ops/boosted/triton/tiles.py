@@ -44,10 +44,10 @@ class Tiles(NamedTuple):
 TILES = {
     80: {
         HALF: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 128, 64, 8, 3)),
-        FULL: Tiles(WeightsTile(64, 32, 8, 3), ProductTile(128, 64, 32, 8, 3)),
+        FULL: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 32, 8, 3)),
     },
     90: {
-        HALF: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 128, 64, 8, 3)),
+        HALF: Tiles(WeightsTile(64, 64, 4, 3), ProductTile(128, 128, 64, 8, 3)),
         FULL: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 32, 8, 3)),
     },
     100: {
