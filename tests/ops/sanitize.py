@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from triton.runtime.jit import KernelInterface
 
-from dmlfast.ops import gpu, norm_softmax_loss
+from dmlfast.ops import boosted_contrastive_loss, boosted_deviance_loss, gpu, norm_softmax_loss
 from dmlfast.ops.cuda import library
 
 from .helpers import (
@@ -50,6 +50,9 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tenso
     for options in ({}, {"low_memory": True}, {"temperature": 0.01}) if impl == "triton" else ():
         for dtype in DTYPES:
             yield lambda dtype=dtype, options=options: softmax(device, n, m, dtype, options)
+    for loss in (boosted_deviance_loss, boosted_contrastive_loss) if impl == "triton" else ():
+        for dtype in DTYPES:
+            yield lambda dtype=dtype, loss=loss: boosted(device, n, dtype, loss)
     for case in pair_cases():
         p = case.problem(n, m).on(device)
         yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)
@@ -65,6 +68,15 @@ def softmax(device: str, n: int, classes: int, dtype: torch.dtype, options: dict
     labels = torch.randint(0, classes, (n,), generator=random).to(device)
     loss = norm_softmax_loss(rows, labels, weight, impl="triton", **options)
     return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
+
+
+def boosted(device: str, n: int, dtype: torch.dtype, loss: Callable) -> Tensors:
+    """A boosted loss of n rows on two learners, and its gradient."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, 24, generator=random).to(device, dtype).requires_grad_()
+    labels = (torch.arange(n) // 4).to(device)
+    found = loss(rows, labels, [5, 19], impl="triton")
+    return [found.detach(), *torch.autograd.grad(found, rows)]
 
 
 def launched() -> set[str]:

@@ -79,15 +79,15 @@ def test_are_right(dtype, loss, boosting):
 @pytest.mark.parametrize(("loss", "boosting"), [LOSSES[0], LOSSES[1], LOSSES[4]])
 def test_are_right_in_blocks(small_blocks, dtype, loss, boosting):
     groups = [5, 33, 7]
-    assert len(list(kernels.blocks_of(96, kernels.block_of(96, 3, 4, 32)))) == 6
-    check(*inputs(90, groups, dtype), groups, loss, boosting=boosting)
+    assert len(list(kernels.blocks_of(96, kernels.block_of(96, 3, 4, 32)))) == 6  # padded to 96
+    check(*inputs(70, groups, dtype), groups, loss, boosting=boosting)
 
 
 @pytest.mark.parametrize(
-    ("base", "pair"), [("rows", (32, 16)), ("columns", (16, 32)), ("whole", (64, 64))]
+    ("pair", "product"),
+    [((32, 16), (32, 16, 16)), ((16, 32), (16, 64, 64)), ((64, 64), (64, 128, 32))],
 )
-@pytest.mark.parametrize("product", [(32, 16, 16), (16, 64, 64), (64, 128, 32)])
-def test_are_right_with_any_tiles(monkeypatch, base, pair, product):
+def test_are_right_with_any_tiles(monkeypatch, pair, product):
     cut = tiles.Tiles(tiles.WeightsTile(*pair, 4, 1), tiles.ProductTile(*product, 4, 1))
     monkeypatch.setattr(tiles, "INTERPRETED", cut)
     monkeypatch.setattr(kernels, "SCRATCH", 2 * 4 * 64 * 64)
@@ -95,7 +95,7 @@ def test_are_right_with_any_tiles(monkeypatch, base, pair, product):
     check(*inputs(67, groups), groups)
 
 
-@pytest.mark.parametrize("n", [1, 2, 31, 64, 97])
+@pytest.mark.parametrize("n", [1, 31, 97])
 @pytest.mark.parametrize("groups", [[1], [1, 1], [7, 300]])
 def test_take_any_size(n, groups):
     check(*inputs(n, groups), groups)
@@ -104,8 +104,8 @@ def test_take_any_size(n, groups):
 @DTYPES
 def test_take_many_learners(dtype):
     groups = [3 + m % 5 for m in range(16)]
-    check(*inputs(40, groups, dtype), groups)
-    check(*inputs(40, groups, dtype), groups, boosting="derivative")
+    boosting = "derivative" if dtype == HALF else "eta"
+    check(*inputs(40, groups, dtype), groups, boosting=boosting)
 
 
 def test_wide_learners_are_padded_by_little():
@@ -134,10 +134,9 @@ def test_take_any_settings(loss, options):
     check(*inputs(40, [9, 20]), [9, 20], loss, **options)
 
 
-@pytest.mark.parametrize("loss", [DEVIANCE, CONTRASTIVE])
 @pytest.mark.parametrize("kind", ["one class", "all distinct", "huge", "bytes", "strided"])
 @pytest.mark.parametrize("counted", [True, False])
-def test_take_any_labels(monkeypatch, loss, kind, counted):
+def test_take_any_labels(monkeypatch, kind, counted):
     monkeypatch.setattr(classes, "COUNTED", 4096 if counted else 0)
     x, labels = inputs(45, [9, 20])
     labels = {
@@ -147,7 +146,7 @@ def test_take_any_labels(monkeypatch, loss, kind, counted):
         "bytes": labels.to(torch.uint8) + 250,
         "strided": torch.stack([labels, labels + 1], 1)[:, 0],
     }[kind]
-    check(x, labels, [9, 20], loss)
+    check(x, labels, [9, 20], DEVIANCE if counted else CONTRASTIVE)
 
 
 def test_labels_that_differ_above_32_bits_differ():
@@ -197,11 +196,12 @@ def test_a_row_alone_has_no_pairs():
     assert torch.equal(d_rows, torch.zeros(1, 5))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @DTYPES
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_makes_all_nan(small_blocks, dtype, value):
-    x, labels = inputs(70, [5, 6], dtype)
-    x[41, 7] = value
+    x, labels = inputs(40, [5, 6], dtype)
+    x[37, 7] = value
     found, d_rows = kernels.forward(x, labels, [5, 6], PLAIN, True)
     assert found.isnan().all()
     assert d_rows.isnan().all()
@@ -247,9 +247,8 @@ def test_repeat_to_the_bit(small_blocks, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("n", [30, 70])
-def test_losses_are_the_same_without_a_gradient(small_blocks, dtype, n):
-    x, labels = inputs(n, [5, 6], dtype)
+def test_losses_are_the_same_without_a_gradient(small_blocks, dtype):
+    x, labels = inputs(70, [5, 6], dtype)
     found, d_rows = kernels.forward(x, labels, [5, 6], PLAIN, False)
     assert d_rows is None
     assert torch.equal(found, kernels.forward(x, labels, [5, 6], PLAIN, True)[0])
