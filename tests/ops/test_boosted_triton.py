@@ -9,9 +9,12 @@ from dmlfast.ops import boosted
 from .helpers import ULPS, assert_accurate, generator
 
 pytest.importorskip("triton")
+import triton
+import triton.language as tl
+
 from dmlfast.ops.boosted import triton as kernels
 from dmlfast.ops.boosted.settings import Settings
-from dmlfast.ops.boosted.triton import classes, rows, tiles
+from dmlfast.ops.boosted.triton import classes, rows, terms, tiles
 
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
@@ -156,6 +159,19 @@ def test_labels_that_differ_above_32_bits_differ():
         results(DEVIANCE, x, kind, [6], "triton") for kind in (labels * 2**32, labels)
     )
     assert all(map(torch.equal, found, expected))
+
+
+@triton.jit
+def log1p_kernel(e, out, N: tl.constexpr):
+    k = tl.arange(0, N)
+    tl.store(out + k, terms.log1p(tl.load(e + k)))
+
+
+def test_logarithms_keep_the_digits_of_small_numbers():
+    e = torch.cat([torch.linspace(0, 1, 2048), 2.0 ** -torch.linspace(0, 125, 2048)])
+    found = torch.empty_like(e)
+    log1p_kernel[(1,)](e, found, N=4096)
+    assert torch.allclose(found.double(), e.double().log1p(), rtol=2e-7, atol=0)
 
 
 def test_losses_of_far_pairs_keep_their_digits():

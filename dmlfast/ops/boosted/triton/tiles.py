@@ -43,15 +43,15 @@ class Tiles(NamedTuple):
 # FULL also has the products of float16 rows, whose weights are float32.
 TILES = {
     80: {
-        HALF: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 128, 64, 8, 3)),
+        HALF: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 64, 8, 3)),
         FULL: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 32, 8, 3)),
     },
     90: {
-        HALF: Tiles(WeightsTile(64, 64, 4, 3), ProductTile(128, 128, 64, 8, 3)),
+        HALF: Tiles(WeightsTile(64, 64, 4, 3), ProductTile(128, 64, 64, 8, 4)),
         FULL: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 32, 8, 3)),
     },
     100: {
-        HALF: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 128, 64, 8, 3)),
+        HALF: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 64, 8, 3)),
         FULL: Tiles(WeightsTile(64, 64, 8, 3), ProductTile(128, 64, 32, 8, 3)),
     },
 }
