@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmlfast.ops import lifted_structured_loss, pair_reduce
+from dmlfast.ops import boosted_deviance_loss, lifted_structured_loss, pair_reduce
 
 runtime = pytest.importorskip("triton.runtime")
 
@@ -60,3 +60,16 @@ def test_a_loss_without_a_gradient_takes_five(launches):
 def test_a_reduction_and_its_gradient_take_three_each(launches):
     step(40, 8, torch.float32, pair_reduce)
     assert len(launches) == 6
+
+
+def test_a_boosted_loss_takes_two_for_a_block_and_four_around_them(launches):
+    rows = torch.randn(129, 8, requires_grad=True)
+    boosted_deviance_loss(rows, torch.arange(129) // 4, [3, 5], impl="triton").backward()
+    assert launches == [
+        "table_kernel",
+        "pack_kernel",
+        "classes_kernel",
+        "weights_kernel",
+        "product_kernel",
+        "through_norm_kernel",
+    ]
