@@ -40,7 +40,5 @@ def classes_of(labels: torch.Tensor, padded: int, rows: int) -> tuple[torch.Tens
         return classes, (high - low).sum()
     classes, counts = labels.new_empty(2, padded, dtype=torch.int32)
     block = min(rows, 32)
-    classes_kernel[(padded // block,)](
-        labels, n, classes, counts, BM=block, BN=128, **FUSED
-    )  # fmt: skip
+    classes_kernel[(padded // block,)](labels, n, classes, counts, BM=block, BN=128, **FUSED)
     return classes, counts.sum()
