@@ -113,7 +113,7 @@ def _run_all(
         done += 1
         score = "diverged" if run.val_map_at_r is None else f"MAP at R {run.val_map_at_r:.4f}"
         values = "".join(
-            f", {name} {run.values[name]:.4f}" for name in claim.measures if run.values
+            f", {name} {run.values[name]:.4f}" for name in claim.measures if name in run.values
         )
         tell(
             f"{done}/{len(tasks)} {run.stage} {run.arm}, seed {run.seed}, {run.settings}: "

@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from dmlfast.ops.boosted import triton as boosted
+from dmlfast.ops.boosted.settings import BOOSTINGS, Settings
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.pairs import triton as pairs
@@ -169,6 +171,25 @@ def uneven_unit(dtype: torch.dtype, d: int) -> None:
         pddm.matrix(x, y, each, True)
 
 
+def boosted_losses(dtype: torch.dtype, d: int) -> None:
+    """The boosted losses of learners a sixth, a third and half as wide as the rows."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    groups = [d // 6, d // 3, d - d // 6 - d // 3]
+    kinds = [("deviance", boosting) for boosting in BOOSTINGS] + [("contrastive", "eta")]
+    for base, boosting in kinds:
+        given = Settings(base, boosting, 2.0, 0.5, 25.0, 0.5)
+        for want in (False, True):
+            boosted.forward(x, labels, groups, given, want)
+
+
+def boosted_batches(dtype: torch.dtype, d: int) -> None:
+    """The same loss of batches that differ in their size alone."""
+    given = [d // 4, d - d // 4], Settings("deviance", "eta", 2.0, 0.5, 25.0, 0.5), True
+    for n in (1, 16, 300, 600, 2048, 5000):
+        x, labels = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+        boosted.forward(x, labels, *given)
+
+
 def candidates(dtype: torch.dtype, d: int) -> None:
     """Every tile that `dmlfast tune` tries; a line says for each why it cannot be compiled."""
     kind = configs.kind_of(dtype)
@@ -196,6 +217,8 @@ FORMS = {
     "softmax": softmax,
     "unit": unit,
     "uneven unit": uneven_unit,
+    "boosted": boosted_losses,
+    "boosted batches": boosted_batches,
     "batches": batches,
     "columns": columns,
     "biased": biased,

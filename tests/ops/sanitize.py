@@ -15,7 +15,13 @@ import torch
 from triton.runtime.jit import KernelInterface
 
 from dmlfast.losses import PDDMUnit
-from dmlfast.ops import gpu, norm_softmax_loss, pddm_scores
+from dmlfast.ops import (
+    boosted_contrastive_loss,
+    boosted_deviance_loss,
+    gpu,
+    norm_softmax_loss,
+    pddm_scores,
+)
 from dmlfast.ops.cuda import library
 
 from .helpers import (
@@ -54,6 +60,9 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tenso
     for width in (24, 200) if impl == "triton" else ():
         for dtype in DTYPES:
             yield lambda width=width, dtype=dtype: unit_scores(device, n, m, dtype, width)
+    for loss in (boosted_deviance_loss, boosted_contrastive_loss) if impl == "triton" else ():
+        for dtype in DTYPES:
+            yield lambda dtype=dtype, loss=loss: boosted(device, n, dtype, loss)
     for case in pair_cases():
         p = case.problem(n, m).on(device)
         yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)
@@ -82,6 +91,15 @@ def unit_scores(device: str, n: int, m: int, dtype: torch.dtype, width: int) -> 
     calls = {}, {"ref_emb": y}, {"ref_emb": y, "pairs": pairs}
     with torch.no_grad():
         return [pddm_scores(x, unit, impl="triton", **options) for options in calls]
+
+
+def boosted(device: str, n: int, dtype: torch.dtype, loss: Callable) -> Tensors:
+    """A boosted loss of n rows on two learners, and its gradient."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, 24, generator=random).to(device, dtype).requires_grad_()
+    labels = (torch.arange(n) // 4).to(device)
+    found = loss(rows, labels, [5, 19], impl="triton")
+    return [found.detach(), *torch.autograd.grad(found, rows)]
 
 
 def launched() -> set[str]:

@@ -20,6 +20,7 @@ MATRIX[120] = MATRIX[80]
 NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel"}
+NO_PRODUCTS |= {"table_kernel", "pack_kernel", "classes_kernel"}
 
 
 def compiled(capability, dtype, widths, form):
@@ -36,6 +37,8 @@ def compiled(capability, dtype, widths, form):
 PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
 SOFTMAX = {"scores_kernel", "product_kernel"}
 UNIT = {"projections_kernel", "pair_scores_kernel"}
+BOOSTED = {"classes_kernel", "pack_kernel", "table_kernel", "weights_kernel"}
+BOOSTED |= {"product_kernel", "through_norm_kernel"}
 TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
 
 
@@ -103,13 +106,20 @@ def test_other_widths_of_a_unit(capability, dtype, record_property):
 
 
 @shortly((90, "bfloat16"))
+def test_the_boosted_losses(capability, dtype, record_property):
+    check(capability, dtype, "12,200,512", "boosted", record_property, expected=BOOSTED)
+
+
+@shortly((90, "bfloat16"))
 def test_hinges(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "hinges", record_property)
 
 
 # two where one side alone has a bias, or knows which column is a row itself
-@pytest.mark.parametrize(("form", "most"), [("batches", 1), ("columns", 2), ("biased", 2)])
+@pytest.mark.parametrize(
+    ("form", "most"), [("batches", 1), ("columns", 2), ("biased", 2), ("boosted batches", 1)]
+)
 def test_another_number_of_rows_takes_no_other_kernel(form, most):
     kernels = compiled(90, "bfloat16", "16,140", form)
     times = Counter((kernel["kernel"], kernel["width"]) for kernel in kernels)

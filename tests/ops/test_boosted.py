@@ -14,7 +14,7 @@ from dmlfast.ops.boosted import triplets
 
 from .helpers import assert_accurate, generator, instruction_sets, upstream_for
 
-KERNELS = ["cpu"]
+KERNELS = ["cpu", "triton"]
 EVERY_KERNEL = pytest.mark.parametrize("impl", KERNELS)
 EVERY_IMPL = pytest.mark.parametrize("impl", ["reference", *KERNELS])
 LOSSES = {
@@ -164,13 +164,17 @@ def test_labels_are_opaque_and_any_layout_serves(loss, impl):
 @EVERY_KERNEL
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype, impl):
+    """Computed in float32 on the CPU; a GPU rounds the weights of pairs."""
     rows, labels = problem(60, (9, 7))
     rows = rows.to(dtype)
     value, gradient = results(impl, "eta", rows, labels, (9, 7))
     expected = results(impl, "eta", rows.float(), labels, (9, 7))
     assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
     torch.testing.assert_close(value, expected[0])
-    torch.testing.assert_close(gradient, expected[1].to(dtype))
+    if impl == "cpu":
+        torch.testing.assert_close(gradient, expected[1].to(dtype))
+    error = (gradient.float() - expected[1]).abs().max()
+    assert error <= torch.finfo(dtype).eps * expected[1].abs().max()
 
 
 @EVERY_IMPL

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmlfast.losses import PDDMUnit
-from dmlfast.ops import lifted_structured_loss, pair_reduce, pddm_scores
+from dmlfast.ops import boosted_deviance_loss, lifted_structured_loss, pair_reduce, pddm_scores
 
 runtime = pytest.importorskip("triton.runtime")
 
@@ -71,3 +71,16 @@ def test_a_metric_unit_takes_projections_of_each_side_and_one_more(launches):
     assert len(launches) == 5
     pddm_scores(rows, unit, pairs=(torch.arange(9), torch.arange(9)), impl="triton")
     assert len(launches) == 7
+
+
+def test_a_boosted_loss_takes_two_for_a_block_and_four_around_them(launches):
+    rows = torch.randn(129, 8, requires_grad=True)
+    boosted_deviance_loss(rows, torch.arange(129) // 4, [3, 5], impl="triton").backward()
+    assert launches == [
+        "table_kernel",
+        "pack_kernel",
+        "classes_kernel",
+        "weights_kernel",
+        "product_kernel",
+        "through_norm_kernel",
+    ]
