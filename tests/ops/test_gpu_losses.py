@@ -6,12 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from dmlfast.bench import baselines
+from dmlfast.bench import baselines, boosted
 from dmlfast.bench.graph import CapturedStep
 from dmlfast.bench.memory import gpu_peak_growth
 
 from dmlfast import ops
+from dmlfast.losses import PDDMLoss
 from dmlfast.ops import gpu
+from dmlfast.ops.boosted import group_sizes
 
 from .helpers import assert_accurate, generator
 
@@ -109,3 +111,70 @@ def test_memory_over_a_million_classes(low_memory, most):
     gradients = 4 * problem["weight"].numel() + 8 * problem["embeddings"].numel()  # in float32
     rounded = 2 * problem["weight"].numel()
     assert gpu_peak_growth(step) < most + gradients + rounded
+
+
+def boosted_problem(n, d, dtype=FULL, seed=0):
+    random = generator(seed + n)
+    labels = torch.arange(n)[torch.randperm(n, generator=random)] // 4
+    rows = torch.randn(n // 4 + 1, d, generator=random)[labels]
+    rows = rows + torch.randn(n, d, generator=random)
+    return {"embeddings": rows.to(DEVICE, dtype).requires_grad_(), "labels": labels.to(DEVICE)}
+
+
+def boosted_loss(embeddings, labels, impl="triton"):
+    groups = group_sizes(embeddings.shape[1], boosted.LEARNERS)
+    return ops.boosted_deviance_loss(embeddings, labels, groups, impl=impl)
+
+
+def boosted_results(loss, problem):
+    value = loss(**problem)
+    return [value.detach(), *torch.autograd.grad(value, problem["embeddings"])]
+
+
+@DTYPES
+@pytest.mark.parametrize(("n", "d"), [(5, 6), (130, 96), (1000, 512), (4097, 512)])
+def test_boosted_deviance(n, d, dtype):
+    if DEVICE == "cpu" and n > 200:
+        pytest.skip("more pairs than an interpreter takes")
+    problem = boosted_problem(n, d, dtype)
+    exact = boosted_results(boosted.chunked, in_dtype(problem, torch.float64))
+    plain = boosted_results(boosted.chunked, in_dtype(problem, FULL))
+    found = boosted_results(boosted_loss, problem)
+    rounded = 0.0 if dtype == FULL else torch.finfo(dtype).eps / torch.finfo(FULL).eps
+    assert_accurate(found[:1], exact[:1], plain[:1], 40)
+    assert_accurate(found[1:], exact[1:], plain[1:], 40 + rounded)
+
+
+@DTYPES
+def test_boosted_deviance_repeats_to_the_bit(dtype):
+    problem = boosted_problem(130, 96, dtype)
+    expected = boosted_results(boosted_loss, problem)
+    for _ in range(200 if DEVICE == "cuda" else 1):
+        assert all(map(torch.equal, boosted_results(boosted_loss, problem), expected))
+
+
+@NEEDS_CUDA
+@DTYPES
+def test_a_captured_boosted_deviance_replays_with_new_data(dtype):
+    problem, other = (boosted_problem(1000, 512, dtype, seed) for seed in (1, 2))
+    captured = CapturedStep(boosted_loss, problem)
+    with torch.no_grad():
+        for name, tensor in other.items():
+            problem[name].copy_(tensor)
+    found = [captured().detach(), problem["embeddings"].grad]
+    assert all(map(torch.equal, found, boosted_results(boosted_loss, other)))
+
+
+@NEEDS_CUDA
+@DTYPES
+@pytest.mark.parametrize("per", ["batch", "class", "anchor"])
+def test_a_captured_pddm_loss_replays_with_new_data(per, dtype):
+    """Also: nothing in it waits for the GPU."""
+    loss_fn = PDDMLoss(64, per=per, impl="triton").to(DEVICE)
+    problem, other = (boosted_problem(300, 64, dtype, seed) for seed in (1, 2))
+    captured = CapturedStep(loss_fn, problem)
+    with torch.no_grad():
+        for name, tensor in other.items():
+            problem[name].copy_(tensor)
+    found = [captured().detach(), problem["embeddings"].grad]
+    assert all(map(torch.equal, found, boosted_results(loss_fn, other)))
