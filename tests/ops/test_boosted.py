@@ -250,6 +250,17 @@ def test_the_loss_is_the_same_without_its_gradient(loss, impl):
 
 @EVERY_KERNEL
 @EVERY_LOSS
+def test_a_graph_that_is_retained_gives_its_gradient_again(loss, impl):
+    rows, labels = problem(30, (4, 3))
+    x = rows.requires_grad_()
+    value = LOSSES[loss](x, labels, (4, 3), impl=impl)
+    (first,) = torch.autograd.grad(value, x, torch.tensor(3.0), retain_graph=True)
+    (second,) = torch.autograd.grad(value, x, torch.tensor(0.5))
+    torch.testing.assert_close(first / 6, second)
+
+
+@EVERY_KERNEL
+@EVERY_LOSS
 def test_second_derivatives_raise(loss, impl):
     rows, labels = problem(10, (4, 3))
     x = rows.requires_grad_()

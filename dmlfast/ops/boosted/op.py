@@ -183,18 +183,33 @@ def _forward_triplets(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> F
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Found) -> None:
-    ctx.groups, ctx.arguments = inputs[2], len(inputs)
-    ctx.save_for_backward(inputs[0], output[1])
+    ctx.save_for_backward(*inputs[:2])
+    ctx.rest = inputs[2:]
+    ctx.made = output[1]  # not saved, but handed on by the first backward pass
     if output[1] is not None:
         ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    """A learner's components have the gradient of its own loss alone."""
-    rows, d_rows = ctx.saved_tensors
-    parts = zip(d_rows.split(ctx.groups, 1), grad.to(d_rows.dtype), strict=True)
-    scaled = torch.cat([part * factor for part, factor in parts], dim=1)
-    return once_differentiable(scaled.to(rows.dtype), rows), *[None] * (ctx.arguments - 1)
+    return _scaled(ctx, torch.ops.dmlfast.boosted_loss, grad)
+
+
+def _backward_triplets(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+    return _scaled(ctx, torch.ops.dmlfast.boosted_triplet_loss, grad)
+
+
+def _scaled(ctx: Any, op: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    """A learner's components have the gradient of its own loss alone, times what arrives for it."""
+    rows, labels = ctx.saved_tensors
+    made, ctx.made = ctx.made, None
+    if made is None:  # the graph was retained, and the gradient has gone to the first pass
+        made = op(rows.detach(), labels, *ctx.rest)[1]
+    in_place = type(made) is torch.Tensor and not torch.compiler.is_compiling()
+    gradient = made if in_place else made.clone()
+    parts = zip(gradient.split(ctx.rest[0], 1), grad.to(made.dtype).unbind(), strict=True)
+    for part, factor in parts:
+        part.mul_(factor)
+    return once_differentiable(gradient.to(rows.dtype), rows), None, *[None] * len(ctx.rest)
 
 
 def _fake(
@@ -220,7 +235,7 @@ _call_triplets = register(
     forward=_forward_triplets,
     fake=_fake,
     setup=_setup,
-    backward=_backward,
+    backward=_backward_triplets,
     only_first=True,
 )
 
