@@ -17,6 +17,8 @@ CLAIMS = (
     "sampled_classes",
     "binary",
     "pddm",
+    "bier",
+    "bier_sizes",
 )
 
 

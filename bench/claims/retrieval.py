@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from dmlfast.models import load_model
-from dmlfast.retrieval import Features, evaluate
+from dmlfast.retrieval import Features, evaluate, learner_correlation, learners_of
 from dmlfast.retrieval.embed import embed_batches
 from dmlfast.training import RunFolder, load_scorer, load_split
 
@@ -56,6 +56,21 @@ def scored_recall(run: RunFolder) -> dict[str, float]:
     features = dataclasses.replace(features, scorer=scorer)
     by_score = evaluate(features, clustering=False, bootstrap=0, rank_by="pddm")
     return _retrieve(features) | {"recall_by_score": float(by_score["recall_at_1"])}
+
+
+def learner_recall(run: RunFolder) -> dict[str, float]:
+    """As `recall`, and recall at 1 of the first and the last learner alone; and how alike learners
+    are, where there are several.
+    """
+    features = _embed_test_classes(run)
+    found = _retrieve(features)
+    groups = load_model(run.checkpoint("best").folder).spec["groups"]
+    if len(groups) < 2:
+        return found
+    features = dataclasses.replace(features, attributes={"groups": groups})
+    first, *_, last = (_retrieve(learner)["recall_at_1"] for learner in learners_of(features))
+    alike = learner_correlation(features)
+    return found | {"first_learner": first, "last_learner": last, "correlation": alike}
 
 
 def steps_to(target: float, run: RunFolder) -> dict[str, float]:
