@@ -39,7 +39,8 @@ class PairScorer:
         shape = tensors["difference.weight"].shape
         if len(shape) != 2 or not min(shape):
             raise ValueError(f"difference.weight must be (H, D), not {tuple(shape)}")
-        with torch.device("meta"):  # no numbers are drawn for weights that are replaced
+        # weights are replaced, and the global generator is left as it is
+        with torch.random.fork_rng(devices=()), torch.device("meta"):
             unit = PDDMUnit(shape[1], shape[0], normalize_inputs=normalize_inputs)
         for name, own in unit.state_dict().items():
             if tensors[name].shape != own.shape:
