@@ -78,9 +78,22 @@ def write_inshop(root: Path, classes: int) -> None:
     write_lines(root / "Eval/list_eval_partition.txt", [str(len(rows)), header, *rows])
 
 
+def write_vehicleid(root: Path, classes: int) -> None:
+    """`VehicleID_V1.0/` with the list for training and that of the small gallery."""
+    folder = root / "VehicleID_V1.0"
+    rows = range(classes * IMAGES)
+    for row in rows:
+        write_picture(folder / f"image/{row:07d}.jpg", row // IMAGES, row % IMAGES)
+    half = len(rows) // 2
+    for name, part in (("train_list", rows[:half]), ("test_list_800", rows[half:])):
+        lines = [f"{row:07d} {row // IMAGES}" for row in part]
+        write_lines(folder / "train_test_split" / f"{name}.txt", lines)
+
+
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "cub200": write_cub200,
     "cars196": write_cars196,
     "inshop": write_inshop,
     "sop": write_sop,
+    "vehicleid": write_vehicleid,
 }

@@ -28,6 +28,8 @@ def test_two_steps_embed_and_eval(name, tmp_path, monkeypatch, capsys):
     counts = {"train": half, "test": half}
     if recipe.config.dataset == "inshop":
         counts |= {"query": (items, items), "gallery": (half[0] - items, items)}
+    if recipe.config.dataset == "vehicleid":
+        counts |= {"800": half}
     monkeypatch.setitem(listing.COUNTS, recipe.config.dataset, counts)
     WRITERS[recipe.config.dataset](tmp_path, CLASSES)
     run, feats = str(tmp_path / "run"), str(tmp_path / "feats.h5")
