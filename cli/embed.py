@@ -13,6 +13,7 @@ from dmlfast.data import prepare_images
 from dmlfast.data.loading import Images
 from dmlfast.files import TEMPORARY_PREFIX, check_writable
 from dmlfast.models import EmbeddingModel, load_model
+from dmlfast.ops.boosted import WEIGHTINGS
 from dmlfast.recipes import Comparison
 from dmlfast.retrieval import PairScorer, export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
@@ -52,6 +53,14 @@ from dmlfast.training import (
 @click.option("--untrained", is_flag=True, help="Embed with the run's network before training.")
 @click.option("--raw-pixels", is_flag=True, help="Embed every image as its own pixels.")
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
+@click.option(
+    "--weighting",
+    type=click.Choice(WEIGHTINGS),
+    help="How learners of --loss bier and a-bier are weighed, if not as the run did.",
+)
+@click.option(
+    "--learner", type=click.IntRange(min=1), help="Embed with one of these learners alone, from 1."
+)
 @click.option("--float16", is_flag=True, help="Store half the bytes.")
 @click.option("--binary", is_flag=True, help="Store only the signs, a bit a component.")
 @click.option(
@@ -89,6 +98,8 @@ def command(
     untrained: bool,
     raw_pixels: bool,
     normalize: bool,
+    weighting: str | None,
+    learner: int | None,
     float16: bool,
     binary: bool,
     layout: str,
@@ -109,6 +120,10 @@ def command(
     """
     if untrained and raw_pixels:
         raise click.UsageError("--untrained and --raw-pixels exclude each other")
+    if raw_pixels and (weighting or learner):
+        raise click.UsageError("--raw-pixels has no learners")
+    if weighting and learner:
+        raise click.UsageError("--weighting and --learner exclude each other")
     if binary and float16:
         raise click.UsageError("--binary and --float16 exclude each other")
     if binary and normalize:
@@ -131,6 +146,7 @@ def command(
     else:
         make = untrained_model if untrained else trained_model
         model, source = make(folder, checkpoint)
+        model.choose_learners(weighting, learner)
         transform = model.spec["transform"]
     images_of_split = prepare_images(
         dataset,
@@ -141,7 +157,12 @@ def command(
     )
     attributes = {**source, **images_card(config, transform), "run": str(folder)}
     if split == "test" and not (untrained or raw_pixels):
-        changes = {"embeddings scaled to length 1": normalize, "sign bits alone": binary}
+        changes = {
+            "embeddings scaled to length 1": normalize,
+            "sign bits alone": binary,
+            f"learner {learner} alone": bool(learner),
+            f"learners weighed as {weighting}": weighting not in (None, config.weighting),
+        }
         comparison = Comparison.of(folder, tuple(name for name, made in changes.items() if made))
         attributes |= comparison.to_attributes() if comparison else {}
     scorer = None

@@ -46,9 +46,9 @@ class Preprocess(nn.Module):
 class EmbeddingModel(nn.Module):
     """Maps images to embeddings. Made by `create_model`, which takes `spec` as its arguments.
 
-    What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training and not part of
-    `spec`. `pooling` says in a word or two how the backbone makes features of its last maps, where
-    that is known.
+    What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training, and `learner`,
+    from 1, which of its learners embeds alone, one of use: neither is part of `spec`. `pooling`
+    says in a word or two how the backbone makes features of its last maps, where that is known.
     """
 
     def __init__(
@@ -66,10 +66,11 @@ class EmbeddingModel(nn.Module):
         self.head = head
         self.spec = spec
         self.pooling = pooling
+        self.learner: int | None = None
         self._frozen: tuple[type[nn.Module], ...] = ()
 
     def forward(self, images: torch.Tensor, with_features: bool = False) -> Any:
-        """(B, C, H, W), uint8 or float in [0, 1] -> (B, embedding_dim).
+        """(B, C, H, W), uint8 or float in [0, 1] -> (B, embedding_dim); of one learner, its width.
 
         With ``with_features`` a pair of them and of what the linear layer makes them of, (B, F).
         """
@@ -80,9 +81,28 @@ class EmbeddingModel(nn.Module):
         embeddings = last(features)
         if self.spec["groups"]:
             embeddings = weighted_learners(embeddings, self.spec["groups"], self.spec["weighting"])
+        if self.learner:
+            parts = embeddings.split(self.spec["groups"], dim=1)
+            embeddings = F.normalize(parts[self.learner - 1])
         if self.spec["normalize"]:
             embeddings = F.normalize(embeddings)
         return (embeddings, features) if with_features else embeddings
+
+    def choose_learners(self, weighting: str | None = None, learner: int | None = None) -> None:
+        """Weighs the learners otherwise than in training, or embeds with one of them alone, from 1.
+
+        Raises:
+            UserError: there are no learners, or not that one or that weighting.
+        """
+        count = len(self.spec["groups"] or ())
+        if (weighting or learner is not None) and not count:
+            raise UserError("the network has no learners: they are those of --loss bier and a-bier")
+        if learner is not None and not 1 <= learner <= count:
+            raise UserError(f"the network has no learner {learner}: they are 1 to {count}")
+        if weighting is not None and weighting not in WEIGHTINGS:
+            raise unknown_name("weighting", weighting, WEIGHTINGS)
+        self.spec["weighting"] = weighting or self.spec["weighting"]
+        self.learner = learner
 
     @property
     def embedding_weight(self) -> torch.Tensor:

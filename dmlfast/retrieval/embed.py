@@ -101,20 +101,19 @@ def embed(
         raise UserError(f"the {dataset.split} split of {dataset.name} is empty")
     roles, done = getattr(dataset, "role", None), 0
     spec = getattr(model, "spec", {})
-    groups = spec.get("groups")  # of learners, whose parts are weighted to length 1 together
+    learners = _learners(model)
     one_image, _ = dataset.take([0])
     writer = FeatureWriter(
         path,
         dimension=_embed_images(model, one_image, device).shape[1],
-        normalized=bool(normalize or spec.get("normalize") or groups),
+        normalized=bool(normalize or spec.get("normalize") or learners),
         distance="hamming" if binary else "euclidean",
         dtype=dtype,
         class_names=dataset.class_names,
         attributes={
             "dataset": dataset.name,
             "split": dataset.split,
-            "groups": groups,
-            "group_weights": score_weights(groups, spec["weighting"]) if groups else None,
+            **learners,
             **(attributes or {}),
         },
         scorer=scorer,
@@ -138,3 +137,13 @@ def embed(
             done += len(labels)
             bar.update(len(labels))
     return len(dataset)
+
+
+def _learners(model: nn.Module) -> dict[str, Any]:
+    """Which learners make the embeddings, as attributes; with any, embeddings have length 1."""
+    spec, learner = getattr(model, "spec", {}), getattr(model, "learner", None)
+    if learner or not spec.get("groups"):
+        return {"learner": learner} if learner else {}
+    groups, weighting = spec["groups"], spec["weighting"]
+    weights = score_weights(groups, weighting)
+    return {"groups": groups, "weighting": weighting, "group_weights": weights}

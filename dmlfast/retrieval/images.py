@@ -55,6 +55,8 @@ def embed_picture(
     image = open_picture(picture)
     checkpoint = features.checkpoint_folder()
     model = load_model(checkpoint)
+    made = features.attributes
+    model.choose_learners(made.get("weighting"), made.get("learner"))
     if model.spec["transform"]:
         image = image.convert("RGB")
         transform = create_transform(**model.spec["transform"])
@@ -64,7 +66,7 @@ def embed_picture(
     images = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         embedding = model(images)
-    if features.attributes.get("normalized"):
+    if made.get("normalized"):
         embedding = normalize(embedding)
     if embedding.shape[1] != features.dimension:
         raise UserError(

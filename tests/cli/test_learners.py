@@ -1,16 +1,20 @@
 """Boosted learners from training to the report."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from dmlfast.cli.main import main
 
+from dmlfast.data import create_dataset
 from dmlfast.retrieval import learners_of, load_features
+from dmlfast.retrieval.images import embed_picture
 from dmlfast.training import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
-def feats(tmp_path_factory) -> str:
+def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("learners")
     config = TrainConfig(
         dataset="digits",
@@ -21,17 +25,73 @@ def feats(tmp_path_factory) -> str:
         eval_interval=3,
         device="cpu",
     )
-    run = train(config, folder / "run")
-    out = str(folder / "f.h5")
-    assert main(["embed", str(run), "--out", out, "--device", "cpu"]) == 0
-    return out
+    return str(train(config, folder / "run"))
+
+
+def embedded(run: str, out: Path, *options: str) -> str:
+    assert main(["embed", run, "--out", str(out), "--device", "cpu", *options]) == 0
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def feats(run, tmp_path_factory) -> str:
+    return embedded(run, tmp_path_factory.mktemp("feats") / "f.h5")
 
 
 def test_the_file_says_which_learners_there_are(feats):
     features = load_features(feats)
     assert features.attributes["groups"] == [2, 4, 6]
     assert features.attributes["group_weights"] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert features.attributes["weighting"] == "paper"
     assert features.attributes["normalized"]
+
+
+def test_one_learner_is_embedded_alone(run, feats, tmp_path):
+    alone = load_features(embedded(run, tmp_path / "f.h5", "--learner", "2"))
+    assert alone.attributes["learner"] == 2
+    assert "groups" not in alone.attributes
+    assert alone.attributes["normalized"]
+    part = learners_of(load_features(feats))[1].embeddings
+    part = part / np.linalg.norm(part, axis=1, keepdims=True)
+    np.testing.assert_allclose(alone.embeddings, part, atol=1e-6)
+
+
+def test_learners_are_weighed_otherwise(run, feats, tmp_path, capsys):
+    out = embedded(run, tmp_path / "f.h5", "--weighting", "released")
+    features = load_features(out)
+    assert features.attributes["weighting"] == "released"
+    expected = np.array([4, 16, 36]) / 56
+    assert features.attributes["group_weights"] == pytest.approx(expected)
+    squares = [(x.embeddings**2).sum(1) for x in learners_of(features)]
+    np.testing.assert_allclose(squares, expected[:, None].repeat(len(features), 1), rtol=1e-5)
+    capsys.readouterr()
+    assert main(["eval", out, "--gallery-feats", feats]) == 1
+    assert "their weighting is released and paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [("--learner", "1"), ("--weighting", "released"), ()])
+def test_a_picture_is_embedded_as_the_file_was(options, run, tmp_path, capsys):
+    out = embedded(run, tmp_path / "f.h5", *options)
+    features = load_features(out)
+    image = create_dataset("digits", "test").image(3)
+    image.save(tmp_path / "three.png")
+    found = embed_picture(features, tmp_path / "three.png")
+    np.testing.assert_allclose(found[0], features.embeddings[3], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "code"),
+    [
+        (["--learner", "4"], "no learner 4: they are 1 to 3", 1),
+        (["--learner", "0"], "0 is not in the range", 2),
+        (["--learner", "1", "--weighting", "paper"], "exclude each other", 2),
+        (["--learner", "1", "--raw-pixels"], "has no learners", 2),
+    ],
+)
+def test_learners_that_cannot_be_embedded(options, said, code, run, tmp_path, capsys):
+    assert main(["embed", run, "--out", str(tmp_path / "f.h5"), *options]) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "f.h5").exists()
 
 
 def test_each_learner_is_evaluated_alone(feats, tmp_path, capsys):
@@ -50,7 +110,10 @@ def test_each_learner_is_evaluated_alone(feats, tmp_path, capsys):
 def test_others_have_none(tmp_path, capsys):
     config = TrainConfig(dataset="digits", batch_size=12, max_steps=1, device="cpu")
     out = str(tmp_path / "f.h5")
-    assert main(["embed", str(train(config, tmp_path / "run")), "--out", out]) == 0
+    run = str(train(config, tmp_path / "run"))
+    assert main(["embed", run, "--out", out, "--learner", "1"]) == 1
+    assert "the network has no learners" in capsys.readouterr().err
+    assert main(["embed", run, "--out", out]) == 0
     capsys.readouterr()
     assert main(["eval", out, "--learners"]) == 1
     assert "has no learners" in capsys.readouterr().err

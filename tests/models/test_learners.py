@@ -52,6 +52,36 @@ def test_learners_are_saved_with_the_model(tmp_path):
     assert torch.equal(loaded.eval()(IMAGES), model(IMAGES))
 
 
+@pytest.mark.parametrize("head", ["linear", "layer-norm"])
+def test_one_learner_embeds_alone_at_length_1(head):
+    plain = model_of(head=head)(IMAGES)
+    model = model_of(head=head, groups=(2, 3, 4))
+    for learner, part in enumerate(plain.split((2, 3, 4), 1), start=1):
+        model.choose_learners(learner=learner)
+        torch.testing.assert_close(model(IMAGES), F.normalize(part))
+    model.choose_learners()
+    assert model(IMAGES).shape == (5, 9)
+
+
+def test_learners_are_weighed_otherwise():
+    model = model_of(groups=(2, 3, 4))
+    model.choose_learners("released")
+    assert torch.equal(model(IMAGES), model_of(groups=(2, 3, 4), weighting="released")(IMAGES))
+
+
+def test_learners_that_cannot_be_chosen():
+    with pytest.raises(UserError, match="the network has no learners"):
+        model_of().choose_learners(learner=1)
+    with pytest.raises(UserError, match="the network has no learners"):
+        model_of().choose_learners("paper")
+    model = model_of(groups=(2, 7))
+    for learner in (0, 3):
+        with pytest.raises(UserError, match=f"no learner {learner}: they are 1 to 2"):
+            model.choose_learners(learner=learner)
+    with pytest.raises(UserError, match="unknown weighting 'best'"):
+        model.choose_learners("best")
+
+
 def test_groups_that_cannot_be():
     with pytest.raises(UserError, match="do not add up to embedding_dim, 9"):
         model_of(groups=(2, 3))

@@ -8,7 +8,8 @@ from dmlfast.errors import UserError
 from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.pair_scorer import PairScorer
 
-SHARED = ("dataset", "model", "checkpoint_sha256", "normalized")  # must agree where known
+# must agree where known
+SHARED = ("dataset", "model", "checkpoint_sha256", "normalized", "weighting", "learner")
 
 
 @dataclass(frozen=True)
