@@ -4,10 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+from dmlfast.bench import get_benchmark
+from dmlfast.bench.goals import GOALS
+from dmlfast.bench.report import Row, update_csv
 
 from dmlfast.ops.cuda import library
 from tests.ops import emulated
@@ -20,6 +24,7 @@ NOW = "now"
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "FOLDER", tmp_path / "gpu")
+    monkeypatch.setattr(gpu, "results", lambda: tmp_path / "gpu.csv")
     gpu.FOLDER.mkdir()
     return gpu.FOLDER
 
@@ -70,7 +75,7 @@ def test_make_passes_the_part_on():
 def test_an_unknown_part_is_refused_in_a_line(capsys):
     assert gpu.main(["tset"]) == 2
     assert capsys.readouterr().err == (
-        "make gpu: PART is one of test, sanitize, bench, tune, not 'tset'\n"
+        "make gpu: PART is one of test, sanitize, bench, train, tune, not 'tset'\n"
     )
 
 
@@ -102,62 +107,109 @@ def test_output_goes_to_the_log_and_a_command_ends_at_its_deadline(capfd, folder
 
 def test_benchmarks_that_do_not_fit_are_left_out_and_smaller_ones_are_not(commands):
     cases = [
-        gpu.Case("128x128", "bfloat16", (), 10),
-        gpu.Case("1048576x128", "bfloat16", (), 1000),
-        gpu.Case("128x128", "float32", ("--rounds", "3"), 10),
+        gpu.Case("lifted", "128x128", "bfloat16", 10),
+        gpu.Case("lifted", "1048576x128", "bfloat16", 1000),
+        gpu.Case("pddm", "128x128,8x8", "float32", 10, "naive", ("--rounds", "3")),
     ]
     commands.answers = [(0, ""), (1, "an error")]
     gpu.bench(NOW, time.time() + 60, cases)
     assert gpu.Table("bench").outcomes(NOW) == {
         "lifted 128x128 bfloat16": "measured",
         "lifted 1048576x128 bfloat16": "left out",
-        "lifted 128x128 float32": "failed",
+        "pddm 128x128,8x8 float32": "failed",
     }
     assert len(commands) == 2
     text = " ".join(commands[1][len(gpu.DMLFAST) :])
     assert text == (
-        "bench lifted --device cuda --csv bench/results --resume --sizes 128x128 --dtype float32"
-        " --rounds 3"
+        "bench pddm --device cuda --csv bench/results --resume --sizes 128x128,8x8 --dtype float32"
+        " --baselines naive --rounds 3"
     )
 
 
 def test_the_command_of_a_benchmark_is_one_that_dmlfast_knows(tmp_path):
-    command = gpu.Case("8x4", "float32", ("--baselines", "none", "--rounds", "1"), 1).command
+    command = gpu.Case("lifted", "8x4", "float32", 1, "none", ("--rounds", "1")).command
     command[command.index("cuda")] = "cpu"
     command[command.index("bench/results")] = str(tmp_path)
     subprocess.run(command, cwd=gpu.ROOT, check=True, capture_output=True)
     assert len(list(tmp_path.glob("*.csv"))) == 1
 
 
-def test_the_goals_are_measured_in_both_dtypes_the_largest_last():
-    table = (gpu.ROOT / "bench" / "README.md").read_text().split("## Goals on a GPU")[1]
-    for case in gpu.FULL:
-        name = " x ".join(f"{int(number):,}" for number in case.size.split("x"))
-        assert f"| `{case.loss}`, {name}" in table
-    for loss in {case.loss for case in gpu.FULL}:
-        rows = [int(case.size.split("x")[0]) for case in gpu.FULL if case.loss == loss]
-        assert rows == sorted(rows)
-    assert gpu.FULL[-1].size == "1048576x128"
-    assert all(
-        sum(case.size == size for case in gpu.FULL) == 2 for size in {c.size for c in gpu.FULL}
-    )
+def test_every_goal_is_measured_with_whom_it_names_and_then_in_float32():
+    def measures(case, goal):
+        baselines = [each.name for each in get_benchmark(case.loss).baselines]
+        given = {"all": baselines, "none": []}.get(case.baselines, case.baselines.split(","))
+        assert set(given) <= set(baselines)
+        what = case.loss == goal.op and goal.size in case.sizes.split(",")
+        wanted = {*goal.than.split(" or "), goal.by} - {""}
+        return what and goal.dtype in case.dtypes.split(",") and wanted <= set(given)
+
+    goals = [goal for goal in GOALS if goal.where == "cuda"]
+    first = [min(k for k, case in enumerate(gpu.GOALS) if measures(case, goal)) for goal in goals]
+    assert max(first) < len(gpu.GOALS) / 2 + 1
+    sizes = [(case.loss, size) for case in gpu.GOALS for size in case.sizes.split(",")]
+    for each in sizes:
+        dtypes = [
+            c.dtypes for c in gpu.GOALS if each[0] == c.loss and each[1] in c.sizes.split(",")
+        ]
+        assert set(",".join(dtypes).split(",")) == {"bfloat16", "float32"}
 
 
-def test_a_process_that_breaks_is_followed_by_another_while_it_gets_on(commands, monkeypatch):
-    table = gpu.Table("test")
-    names = iter("abc")
+def test_what_was_reached_is_told(commands, tmp_path):
+    gpu.bench(NOW, time.time() + 60, [])
+    assert commands == []
+    update_csv(tmp_path / "gpu.csv", [Row("lifted", "naive", 8, 8, "bfloat16", 1, "G", cuda="13")])
+    gpu.bench(NOW, time.time() + 60, [])
+    assert "not measured" in subprocess.run(commands[0], capture_output=True, text=True).stdout
 
-    def tee(command, part, deadline, **environment):
-        commands.append(command)
-        if name := next(names, None):
-            table.record(NOW, name, "failed")
-            return (gpu.BROKEN if name == "a" else -11), ""
-        return -11, ""
 
-    monkeypatch.setattr(gpu, "tee", tee)
-    gpu.test(NOW, time.time() + 60)
-    assert len(commands) == 4  # the last one got nowhere
-    assert table.outcomes(NOW) == dict.fromkeys("abc", "failed")
+def test_a_process_that_breaks_is_followed_by_another(commands):
+    commands.answers = [(gpu.BROKEN, ""), (-11, ""), (1, "")]
+    gpu.share_of_tests(NOW, time.time() + 60, threading.Event(), "kernels", 2, 5)
+    assert len(commands) == 3
+    assert commands[0][-3:] == ["kernels", "2", "5"]
+    commands.answers = [(-11, "")] * 100
+    gpu.share_of_tests(NOW, time.time() + 60, threading.Event(), "clock", 0, 1)
+    assert len(commands) == 3 + gpu.RESTARTS
+    commands.clear()
+    gpu.share_of_tests(NOW, time.time() - 1, threading.Event(), "clock", 0, 1)
+    assert len(commands) == 1
+
+
+def test_tests_of_kernels_are_shared_out_and_clocks_come_last_alone(commands, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    gpu.test(NOW, time.time() + 600)
+    assert sorted(command[-3:] for command in commands[:3]) == [
+        ["kernels", str(share), "3"] for share in range(3)
+    ]
+    assert [command[-3:] for command in commands[3:]] == [["clock", "0", "1"]]
+    assert [e.get("OMP_NUM_THREADS") for e in commands.environments] == ["1", "1", "1", None]
+
+
+def test_an_interruption_stops_all_processes(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    script = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
+    tee, begun = gpu.tee, threading.Barrier(3)
+
+    def share(call, deadline, stop, kind, number, shares):
+        begun.wait(20)
+        tee(script, "test", time.time() + 60)
+        if number:
+            return
+        assert stop.is_set()
+
+    def result(self, timeout=None):
+        begun.wait(20)
+        while len(gpu.RUNNING) < 2:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "share_of_tests", share)
+    monkeypatch.setattr("concurrent.futures._base.Future.result", result)
+    start = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        gpu.test(NOW, start + 600)
+    assert time.time() - start < 30
+    assert not gpu.RUNNING
 
 
 def test_no_test_at_all_is_a_failure(commands):
@@ -182,8 +234,9 @@ class TestTheRecorder:
         monkeypatch.setattr(gpu, "gpu_answers", lambda: True)
         path = pytester.makepyfile(self.FILE)
 
-        def run(call: str, seconds: float) -> gpu.Recorder:
-            recorder = gpu.Recorder(gpu.Table("test"), call, time.time() + seconds)
+        def run(call: str, seconds: float, share: int = 0, shares: int = 1) -> gpu.Recorder:
+            deadline = time.time() + seconds
+            recorder = gpu.Recorder(gpu.Table("test"), call, deadline, share, shares)
             pytester.inline_run(path, "-p", "no:cacheprovider", plugins=[recorder])
             return recorder
 
@@ -215,6 +268,13 @@ class TestTheRecorder:
         assert self.outcomes("1") == ["a passed", "b failed"]
         assert not run("1", 60).broken
         assert self.outcomes("1") == ["a passed", "b failed", "c skipped", "d passed"]
+
+    def test_shares_come_to_all_tests_each_once(self, run):
+        run("1", 60, 0, 3)
+        assert self.outcomes("1") == ["a passed", "d passed"]
+        run("1", 60, 2, 3)
+        run("1", 60, 1, 3)
+        assert self.outcomes("1")[2:] == ["c skipped", "b failed"]
 
 
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
@@ -322,12 +382,26 @@ def test_the_bare_command_tests_and_measures_a_little(commands, monkeypatch, cap
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "No Such GPU")
     assert gpu.main([]) == 1  # no test was run
     assert commands[0][1:3] == [gpu.__file__, gpu.RUN_TESTS]
-    assert [command[-1] for command in commands[1:]] == ["naive"] * len(gpu.QUICK)
+    benches = [command for command in commands if "bench" in command]
+    assert [command[-1] for command in benches] == ["naive"] * len(gpu.QUICK)
     told = capsys.readouterr().out.splitlines()
     assert told[1].startswith("No Such GPU, ")
-    assert told[-2:] == ["bench  4 measured", "bench rows: none"]
+    assert told[-2:] == ["bench  1 measured", "bench rows: none"]
 
 
 def test_a_part_ends_within_eight_minutes():
-    assert all(seconds + gpu.GRACE <= 480 for seconds in gpu.SECONDS.values())
-    assert gpu.TEST_SECONDS + gpu.QUICK[0].seconds < gpu.SECONDS[""]
+    assert gpu.SECONDS + gpu.GRACE <= 480
+    assert gpu.CLOCK_SECONDS < gpu.TEST_SECONDS
+    assert gpu.TEST_SECONDS + gpu.QUICK[0].seconds < gpu.SECONDS
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_training_is_told_in_a_line(code, commands):
+    line = "machine No Such GPU  recall_at_1 0.8100  images_per_second 9000"
+    commands.answers = [(code, f"step 1\n{line}\n"), (0, f"{line}\n")]
+    gpu.train(NOW, time.time() + 300)
+    text, well = gpu.summary(["train"], NOW)
+    assert well == (code == 0)
+    assert text.splitlines()[1] == f"bf16  {line}"
+    assert [command[-1] for command in commands] == ["fp32", "bf16"]
+    assert commands[0][1:3] == ["-m", "dmlfast.bench.training"]

@@ -1,6 +1,6 @@
 """`make gpu`: what only a GPU can tell, in parts that end within minutes and go on next time.
 
-    python3 tools/gpu.py [test|sanitize|bench|tune]
+    python3 tools/gpu.py [test|sanitize|bench|train|tune]
 
 Without a part: the tests and a short benchmark. Every part leaves a log and a table of outcomes in
 build/gpu/, each line as soon as it is known; measurements go to bench/results/. What does not fit
@@ -20,21 +20,27 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu"
-SECONDS = {"": 440, "test": 440, "sanitize": 440, "bench": 440, "tune": 440}  # the build included
-TEST_SECONDS = 290  # of a call without a part
+SECONDS = 440  # of a call, the build included
+TEST_SECONDS = 330  # for the tests of a call without a part
 GRACE = 35  # seconds after which what has not ended by itself is stopped
-TEST_FILES = (
-    "tests/ops/test_gpu.py",
-    "tests/ops/test_gpu_losses.py",
-    "tests/ops/test_one_pass.py",
-    "tests/training/test_gpu.py",
-    "tests/bench/test_gpu.py",
-)
+TEST_FILES = {
+    "kernels": (
+        "tests/ops/test_gpu.py",
+        "tests/ops/test_gpu_losses.py",
+        "tests/ops/test_one_pass.py",
+        "tests/training/test_gpu.py",
+    ),
+    "clock": ("tests/bench/test_gpu.py",),  # needs the GPU for itself
+}
+CLOCK_SECONDS = 80  # that are left for those
+PROCESSES = 12  # that share the tests of kernels: most of their time Triton compiles, on one core
+RESTARTS = 8  # of a process that breaks
 RUN_TESTS = "run-tests"  # how the command calls itself for a process with the tests
 BROKEN = 3  # exit code of that process where the GPU serves it no longer
 SANITIZERS = ("memcheck", "racecheck")
@@ -42,42 +48,45 @@ DMLFAST = [sys.executable, "-c", "import sys; from dmlfast.cli.main import main;
 
 
 class Case(NamedTuple):
-    """A benchmark: size, dtype, further options, the seconds to allow for, and the loss."""
+    """A call of `dmlfast bench`: the loss, sizes, dtypes, the seconds to allow for, and whom it is
+    compared with.
+    """
 
-    size: str
-    dtype: str
-    options: tuple[str, ...]
+    loss: str
+    sizes: str
+    dtypes: str
     seconds: int
-    loss: str = "lifted"
+    baselines: str = "all"
+    options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.loss} {self.size} {self.dtype}"
+        return f"{self.loss} {self.sizes} {self.dtypes}"
 
     @property
     def command(self) -> list[str]:
         where = ["--device", "cuda", "--csv", "bench/results", "--resume"]
-        what = ["--sizes", self.size, "--dtype", self.dtype]
+        what = ["--sizes", self.sizes, "--dtype", self.dtypes, "--baselines", self.baselines]
         return [*DMLFAST, "bench", self.loss, *where, *what, *self.options]
 
 
-DTYPES = ("bfloat16", "float32")
-QUICK = [
-    Case(size, dtype, ("--baselines", "naive"), 40)
-    for size in ("128x128", "32768x128")
-    for dtype in DTYPES
+BRAIN, FULL, BOTH = "bfloat16", "float32", "bfloat16,float32"
+MILLION = "4096x512x1000000"
+QUICK = [Case("lifted", "128x128,32768x128", BOTH, 60, "naive")]
+GOALS = [  # all sizes of the goals, in their dtype first
+    Case("lifted", "128x128,1024x128", BOTH, 90, "naive,compiled"),
+    Case("lifted", "32768x128,32768x512", BRAIN, 90, "naive,compiled,chunked"),
+    Case("boosted", "4096x512,32768x512", BRAIN, 60, "naive,chunked"),
+    Case("pddm", "512x128", BRAIN, 45, "naive,selective"),
+    Case("pddm-anchors", "512x128", BRAIN, 45, "naive,chunked"),
+    Case("norm-softmax", MILLION, BRAIN, 90),
+    Case("lifted", "1048576x128", BRAIN, 90, "none", ("--rounds", "3")),
+    Case("lifted", "32768x128,32768x512", FULL, 90, "naive,compiled,chunked"),
+    Case("boosted", "4096x512,32768x512", FULL, 60, "naive,chunked"),
+    Case("pddm", "512x128", FULL, 45, "naive,selective"),
+    Case("pddm-anchors", "512x128", FULL, 45, "naive,chunked"),
+    Case("norm-softmax", MILLION, FULL, 120),
+    Case("lifted", "1048576x128", FULL, 200, "none", ("--rounds", "3")),
 ]
-FULL = (
-    [
-        Case(size, dtype, (), 75)
-        for size in ("128x128", "32768x128", "32768x512")
-        for dtype in DTYPES
-    ]
-    + [Case("4096x512x1000000", dtype, (), 120, "norm-softmax") for dtype in DTYPES]
-    + [
-        Case("1048576x128", dtype, ("--baselines", "none", "--rounds", "3"), seconds)
-        for dtype, seconds in zip(DTYPES, (150, 250), strict=True)
-    ]
-)
 
 
 class Table:
@@ -89,11 +98,15 @@ class Table:
         self.path = FOLDER / f"{part}.csv"
 
     def record(self, call: str, name: str, outcome: str, seconds: float = 0.0) -> None:
-        new = not self.path.exists()
+        """Adds a line, as several processes may at a time."""
+        self.begin()
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerows([self.FIELDS] * new)
-            writer.writerow([call, name, outcome, f"{seconds:.1f}"])
+            csv.writer(file).writerow([call, name, outcome, f"{seconds:.1f}"])
+
+    def begin(self) -> None:
+        """Writes the heading, if there is none."""
+        if not self.path.exists():
+            self.path.write_text(f"{','.join(self.FIELDS)}\n", encoding="utf-8")
 
     def outcomes(self, call: str | None = None) -> dict[str, str]:
         """Outcomes by name, of one call or of all."""
@@ -105,14 +118,18 @@ class Table:
 
 
 class Recorder:
-    """A pytest plugin that runs the tests of a call until its time is up, and records each.
+    """A pytest plugin that runs a share of the tests until the time is up, and records each.
 
-    Those that passed when they last ran come last. ``broken``: a test left the GPU in a state in
-    which this process can use it no longer.
+    Of all tests it takes those whose number leaves ``share`` when divided by ``shares``. Those that
+    passed when they last ran come last. ``broken``: a test left the GPU in a state in which this
+    process can use it no longer.
     """
 
-    def __init__(self, table: Table, call: str, deadline: float) -> None:
+    def __init__(
+        self, table: Table, call: str, deadline: float, share: int = 0, shares: int = 1
+    ) -> None:
         self.table, self.call, self.deadline = table, call, deadline
+        self.share, self.shares = share, shares
         self.broken = False
 
     def pytest_sessionstart(self, session: Any) -> None:
@@ -120,8 +137,9 @@ class Recorder:
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         begun, before = self.table.outcomes(self.call), self.table.outcomes()
+        own = items[self.share :: self.shares]
         items[:] = sorted(
-            (item for item in items if item.nodeid not in begun),
+            (item for item in own if item.nodeid not in begun),
             key=lambda item: before.get(item.nodeid) == "passed",
         )
 
@@ -164,13 +182,14 @@ def gpu_answers() -> bool:
     return True
 
 
-def run_tests(call: str, deadline: float) -> int:
-    """Runs the tests of a call that it has not begun, in this process."""
+def run_tests(call: str, deadline: float, kind: str, share: int, shares: int) -> int:
+    """Runs the share of the tests that the call has not begun, in this process."""
     import pytest
 
-    recorder = Recorder(Table("test"), call, deadline)
+    recorder = Recorder(Table("test"), call, deadline, share, shares)
     options = ["-v", "--tb=short", "--no-summary", "-m", "gpu", "-p", "no:cacheprovider"]
-    code = pytest.main([*options, *map(str, map(ROOT.joinpath, TEST_FILES))], plugins=[recorder])
+    files = [str(ROOT / path) for path in TEST_FILES[kind]]
+    code = pytest.main([*options, *files], plugins=[recorder])
     return BROKEN if recorder.broken else int(code)
 
 
@@ -187,10 +206,13 @@ def why_not() -> str | None:
     return f"torch {torch.__version__} sees no NVIDIA GPU{why}"
 
 
+RUNNING: set[int] = set()  # processes that `tee` waits for
+
+
 def tee(command: Sequence[str], part: str, deadline: float, **environment: str) -> tuple[int, str]:
     """Runs a command, its output to the terminal and to the log; stops it at the deadline.
 
-    Returns its exit code and its output.
+    Returns its exit code and its output. Several may run at a time.
     """
     settings = {"PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0", "DMLFAST_IMPL": "auto"}
     lines: list[str] = []
@@ -209,6 +231,7 @@ def tee(command: Sequence[str], part: str, deadline: float, **environment: str) 
             max(0, deadline - time.time()), os.killpg, (process.pid, signal.SIGKILL)
         )
         stop.start()
+        RUNNING.add(process.pid)
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -220,6 +243,7 @@ def tee(command: Sequence[str], part: str, deadline: float, **environment: str) 
             os.killpg(process.pid, signal.SIGKILL)
             raise
         finally:
+            RUNNING.discard(process.pid)
             stop.cancel()
     return process.returncode, "".join(lines)
 
@@ -254,17 +278,40 @@ def build() -> int:
 
 
 def test(call: str, deadline: float) -> None:
-    """The tests marked `gpu`, in one process, and in another where one broke it."""
-    table, begun = Table("test"), -1
-    command = [sys.executable, __file__, RUN_TESTS, call, str(deadline)]
-    code = BROKEN
-    while (code == BROKEN or code < 0) and time.time() < deadline:
-        if begun == len(table.outcomes(call)):
-            break  # the process ended before a test began
-        begun = len(table.outcomes(call))
-        code, _ = tee(command, "test", deadline + GRACE)
+    """The tests marked `gpu`: of kernels in several processes, of clocks in one."""
+    table = Table("test")
+    table.begin()
+    shares = min(PROCESSES, os.cpu_count() or 1)
+    stop = threading.Event()
+    with ThreadPoolExecutor(shares) as pool:
+        until = deadline - CLOCK_SECONDS
+        ends = [
+            pool.submit(share_of_tests, call, until, stop, "kernels", share, shares)
+            for share in range(shares)
+        ]
+        try:
+            for end in ends:
+                end.result()
+        except BaseException:
+            stop.set()
+            for process in list(RUNNING):
+                os.killpg(process, signal.SIGKILL)
+            raise
+    share_of_tests(call, deadline, stop, "clock", 0, 1)
     if not table.outcomes(call):
         table.record(call, "pytest", "failed")
+
+
+def share_of_tests(
+    call: str, deadline: float, stop: threading.Event, kind: str, share: int, shares: int
+) -> None:
+    """A share of the tests in a process, and in another one where a test broke that."""
+    command = [sys.executable, __file__, RUN_TESTS, call, str(deadline), kind, str(share)]
+    one_core = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"} if shares > 1 else {}
+    for _ in range(RESTARTS):
+        code, _ = tee([*command, str(shares)], "test", deadline + GRACE, **one_core)
+        if stop.is_set() or time.time() > deadline or not (code == BROKEN or code < 0):
+            break
 
 
 def sanitize(call: str, deadline: float) -> None:
@@ -301,8 +348,8 @@ def verdict(output: str) -> str:
     return f"{found[1]} errors in {cases[1] if cases else 'a script that failed'}"
 
 
-def bench(call: str, deadline: float, cases: Iterable[Case] = FULL) -> None:
-    """The sizes of the goals, the largest last."""
+def bench(call: str, deadline: float, cases: Iterable[Case] = tuple(GOALS)) -> None:
+    """The sizes of the goals; ends with what was reached."""
     table = Table("bench")
     for case in cases:
         name, start = str(case), time.time()
@@ -311,6 +358,20 @@ def bench(call: str, deadline: float, cases: Iterable[Case] = FULL) -> None:
             continue
         code, _ = tee(case.command, "bench", deadline + GRACE)
         table.record(call, name, "failed" if code else "measured", time.time() - start)
+    if (path := results()).exists():
+        goals = [sys.executable, "-m", "dmlfast.bench.goals", str(path)]
+        tee(goals, "bench", time.time() + GRACE)
+
+
+def train(call: str, deadline: float) -> None:
+    """Training on the glyphs: recall, images a second and the loss's share of a step."""
+    for precision in ("fp32", "bf16"):
+        start = time.time()
+        options = ["--device", "cuda", "--precision", precision]
+        command = [sys.executable, "-m", "dmlfast.bench.training", *options]
+        code, output = tee(command, "train", deadline)
+        outcome = "failed" if code else output.rstrip().rpartition("\n")[2]
+        Table("train").record(call, precision, outcome, time.time() - start)
 
 
 def tune(call: str, deadline: float) -> None:
@@ -326,6 +387,7 @@ PARTS: dict[str, Callable[[str, float], None]] = {
     "test": test,
     "sanitize": sanitize,
     "bench": bench,
+    "train": train,
     "tune": tune,
 }
 
@@ -342,7 +404,7 @@ def summary(parts: Iterable[str], call: str) -> tuple[str, bool]:
         }
         bad |= {name for name in counts if name.endswith("failed")}
         well = well and bool(outcomes) and not bad
-        if part in ("sanitize", "tune"):
+        if part in ("sanitize", "train", "tune"):
             lines += outcomes.items()
         else:
             said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
@@ -354,12 +416,18 @@ def summary(parts: Iterable[str], call: str) -> tuple[str, bool]:
     return "\n".join(f"{name:{wide}}  {text}" for name, text in lines), well
 
 
-def measured_rows(machine: str) -> str:
-    """How many rows the table of measurements has, and where it is."""
+def results() -> Path:
+    """The table of this GPU's measurements."""
+    import torch
+
     sys.path.insert(0, str(ROOT))
     from bench.machine import machine_slug
 
-    path = ROOT / "bench" / "results" / f"{machine_slug(machine)}.csv"
+    return ROOT / "bench" / "results" / f"{machine_slug(torch.cuda.get_device_name())}.csv"
+
+
+def measured_rows(path: Path) -> str:
+    """How many rows a table of measurements has, and where it is."""
     if not path.exists():
         return "none"
     with path.open(newline="", encoding="utf-8") as file:
@@ -371,9 +439,10 @@ def measured_rows(machine: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     start = time.time()
     if arguments[:1] == [RUN_TESTS]:
-        return run_tests(arguments[1], float(arguments[2]))
+        call, deadline, kind, share, shares = arguments[1:]
+        return run_tests(call, float(deadline), kind, int(share), int(shares))
     part = arguments[0] if arguments else ""
-    if part not in SECONDS:
+    if part not in ("", *PARTS):
         print(f"make gpu: PART is one of {', '.join(PARTS)}, not '{part}'", file=sys.stderr)
         return 2
     if reason := why_not():
@@ -386,7 +455,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     call = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start))
-    deadline = start + SECONDS[part]
+    deadline = start + SECONDS
     if part:
         PARTS[part](call, deadline)
     else:
@@ -394,10 +463,9 @@ def main(arguments: Sequence[str]) -> int:
         bench(call, deadline, QUICK)
     parts = [part] if part else ["test", "bench"]
     text, well = summary(parts, call)
-    machine = torch.cuda.get_device_name()
-    print(f"\n{machine}, {time.time() - start:.0f} s\n{text}")
+    print(f"\n{torch.cuda.get_device_name()}, {time.time() - start:.0f} s\n{text}")
     if "bench" in parts:
-        print(f"bench rows: {measured_rows(machine)}")
+        print(f"bench rows: {measured_rows(results())}")
     return 0 if well else 1
 
 
