@@ -264,7 +264,7 @@ def build() -> int:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
     digest.update(f"{sys.prefix} {architecture()}".encode())
     stamp, library = FOLDER / "built", ROOT / "dmlfast" / "ops" / "libdmlfast_cpu.so"
-    installed = library.exists() and importlib.util.find_spec("dmlfast.bench") is not None
+    installed = library.exists() and importlib.util.find_spec("dmlfast") is not None
     if installed and stamp.exists() and stamp.read_text() == digest.hexdigest():
         return 0
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]

@@ -13,14 +13,22 @@ if not ON_GPU:  # before anything asks which backends there are
     os.environ["DMLFAST_CUDA_EMULATED"] = str(emulated.build())
 
 
+def _poison_of(dtype):
+    if dtype.is_floating_point:
+        return torch.nan
+    return dtype == torch.bool or torch.iinfo(dtype).max
+
+
 def _poisoned(make):
-    """``make``, whose floats are NaN where dmlfast calls it: a read before a write is seen."""
+    """``make``, whose floats are NaN and integers as large as can be where dmlfast calls it: a read
+    before a write is seen.
+    """
 
     def poisoned(*args, **kwargs):
         tensor = make(*args, **kwargs)
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.startswith("dmlfast.") and tensor.is_floating_point():
-            tensor.fill_(torch.nan)
+        if caller.startswith("dmlfast."):
+            tensor.fill_(_poison_of(tensor.dtype))
         return tensor
 
     return poisoned
@@ -28,7 +36,9 @@ def _poisoned(make):
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """Fresh memory is full of NaN, in the kernels and in the tensors handed to them."""
+    """Fresh memory is full of NaN, in the kernels and in the tensors handed to them; and of the
+    largest integer.
+    """
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
     library = native.cpu_library()

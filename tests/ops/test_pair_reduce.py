@@ -190,3 +190,12 @@ def test_a_million_rows():
     (truth,) = torch.autograd.grad(exact.sum(), classes)
     torch.testing.assert_close(value, exact.view(-1)[order].float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, truth.view(-1, 4).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+def test_scores_of_wide_rows_with_a_near_pair(reduce):
+    """What is done about distances of near pairs is not done to scores."""
+    p = problem(40, d=129, per_class=4)
+    p.rows[1] = p.rows[0] + 1e-4
+    options = {"score": "dot", "scale": 0.1, "reduce": reduce, "select": "other"}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options)

@@ -96,10 +96,12 @@ def _assemble(
     some = j >= 0
     if per == "class":
         some &= _first_of_class(positives.score, labels)
-    wanted = some if not labels.is_cuda else torch.ones_like(some)
     pair = torch.stack([i, j.clamp_min(0)], dim=1)
-    negatives = torch.full_like(pair, -1)
-    negatives[wanted] = negatives_of(pair[wanted].flatten()).view(-1, 2)
+    if labels.is_cuda:  # where picking out some would wait for their number
+        negatives = negatives_of(pair.flatten()).view(-1, 2)
+    else:
+        negatives = torch.full_like(pair, -1)
+        negatives[some] = negatives_of(pair[some].flatten()).view(-1, 2)
     some &= negatives[:, 0] >= 0
     return torch.cat([pair, negatives], dim=1).masked_fill(~some[:, None], -1)
 

@@ -192,7 +192,7 @@ def gradient_of(
     down, across = rows // tile.T, columns // tile.T
     weights = x.norm.new_empty(rows, columns, dtype=configs.weights_dtype(how))
     row_sums, column_sums = x.norm.new_empty(across, rows), x.norm.new_empty(down, columns)
-    flags = x.order.new_empty(down, across)
+    flags = x.order.new_empty(down, across) if term.score == "distance" else None
     unit = unit_of(term)
     scaled = term.scale * unit, term.offset * unit
     kind = {
