@@ -78,6 +78,18 @@ def exact_products() -> bool:
         return str(torch.backends.cuda.matmul.fp32_precision) in ("ieee", "none")
 
 
+def multiprocessors(otherwise: int) -> int:
+    """How many the current GPU has; ``otherwise`` where kernels are interpreted."""
+    if interpreted() or not torch.cuda.is_available():
+        return otherwise
+    return _multiprocessors(torch.cuda.current_device())
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function(rows, ...)`` with the GPU of the rows as the current one, where kernels start."""
 

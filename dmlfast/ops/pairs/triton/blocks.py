@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dmlfast.ops.gpu import multiprocessors
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
 from dmlfast.ops.pairs.triton.statistics import NO_MEAN, Mean, Stats, pairs_in, store_mean
@@ -31,74 +32,79 @@ from dmlfast.ops.triton.tile import (
     scores,
 )
 
+MULTIPROCESSORS = 4  # where kernels are interpreted
 
-@triton.jit(do_not_specialize=["n", "m"])
+
+@triton.jit(do_not_specialize=["n", "m", "count"])
 def weights_kernel(
-    x, r, n, m, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, height, pitch,
-    scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr,
+    x, r, n, m, xs, rs, weights, row_sums, column_sums, flags, first_i, first_j, count, height,
+    pitch, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr,
     APART: tl.constexpr, POSITIVES: tl.constexpr, NEAR: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """Weights of a tile of pairs in a block (height, pitch), and their sums.
+    """Weights of ``count`` tiles of pairs beside each other in a block (height, pitch), and their
+    sums.
 
     row_sums: (pitch / BN, height), of each tile in a row. column_sums: (height / BM, pitch).
     The flag of a tile says that it has near pairs, which weigh nothing.
     """
     x, r = Side(n, *x), Side(m, *r)
-    a, b = tl.program_id(0), tl.program_id(1)
-    i = first_i + a * BM + tl.arange(0, BM)
-    middle, wide = middle_of(xs, rs, REDUCE)
-    tile = first_j // BN + b
-    free = free_count(bands(x, r, i, tile, tile + 1, wide, INSIDE, BM, BN), INSIDE)
+    a = tl.program_id(0)
     own = a * BM + tl.arange(0, BM)
-    at = weights + own.to(tl.int64)[:, None] * pitch + b * BN
-    column_sums += a * pitch + b * BN
-    row_sums += b * height + own
-    x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
-    xn = tl.load(x.norm + i)
-    flag = 0
-    careful = free == 0
-    if free > 0:
-        j = tile * BN + tl.arange(0, BN)
-        s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
-        score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-        inverse = 1.0
-        if DISTANCE:
-            close = tl.min(tl.min(excess, 1), 0) <= 0.0
-            careful = close
-            # 0 of close pairs, which weigh nothing here
-            inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
-            score = score * inverse
-        row_factor = factor_of(xs, i, middle, REDUCE)
-        w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE)
-        if DISTANCE:
-            w *= inverse
-        w = rounded_weights(w, WEIGHTS)
-        tl.store(at + tl.arange(0, BN)[None, :], w)
-        tl.store(row_sums, tl.sum(w.to(tl.float32), 1))
-        tl.store(column_sums + tl.arange(0, BN), tl.sum(w.to(tl.float32), 0))
-    if careful:
-        tl.debug_barrier()
-        total = tl.zeros((BM,), tl.float32)
-        for piece in range(0, BN, BS):
-            j = tile * BN + piece + tl.arange(0, BS)
-            s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BS)
+    i = first_i + own
+    middle, wide = middle_of(xs, rs, REDUCE)
+    first_b = tl.program_id(1) * count
+    for b in tl.range(first_b, first_b + count, disable_licm=True):
+        x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
+        xn = tl.load(x.norm + i)
+        tile = first_j // BN + b
+        free = free_count(bands(x, r, i, tile, tile + 1, wide, INSIDE, BM, BN), INSIDE)
+        at = weights + own.to(tl.int64)[:, None] * pitch + b * BN
+        row_sum = row_sums + b * height + own
+        column_sum = column_sums + a * pitch + b * BN
+        flag = 0
+        careful = free == 0
+        if free > 0:
+            j = tile * BN + tl.arange(0, BN)
+            s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-            w, near = careful_weights(
-                score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, REDUCE, INSIDE,
-                APART, POSITIVES, NEAR,
-            )  # fmt: skip
+            inverse = 1.0
             if DISTANCE:
-                flag = tl.maximum(flag, near)
-            own_j = piece + tl.arange(0, BS)
+                close = tl.min(tl.min(excess, 1), 0) <= 0.0
+                careful = close
+                # 0 of close pairs, which weigh nothing here
+                inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
+                score = score * inverse
+            row_factor = factor_of(xs, i, middle, REDUCE)
+            w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE)
+            if DISTANCE:
+                w *= inverse
             w = rounded_weights(w, WEIGHTS)
-            tl.store(at + own_j[None, :], w)
-            total += tl.sum(w.to(tl.float32), 1)
-            tl.store(column_sums + own_j, tl.sum(w.to(tl.float32), 0))
-        tl.store(row_sums, total)
-    if DISTANCE:
-        tl.store(flags + a * (pitch // BN) + b, flag)
+            tl.store(at + tl.arange(0, BN)[None, :], w)
+            tl.store(row_sum, tl.sum(w.to(tl.float32), 1))
+            tl.store(column_sum + tl.arange(0, BN), tl.sum(w.to(tl.float32), 0))
+        if careful:
+            tl.debug_barrier()
+            total = tl.zeros((BM,), tl.float32)
+            for piece in range(0, BN, BS):
+                j = tile * BN + piece + tl.arange(0, BS)
+                s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BS)
+                score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
+                w, near = careful_weights(
+                    score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, REDUCE, INSIDE,
+                    APART, POSITIVES, NEAR,
+                )  # fmt: skip
+                if DISTANCE:
+                    flag = tl.maximum(flag, near)
+                own_j = piece + tl.arange(0, BS)
+                w = rounded_weights(w, WEIGHTS)
+                tl.store(at + own_j[None, :], w)
+                total += tl.sum(w.to(tl.float32), 1)
+                tl.store(column_sum + own_j, tl.sum(w.to(tl.float32), 0))
+            tl.store(row_sum, total)
+        if DISTANCE:
+            tl.store(flags + a * (pitch // BN) + b, flag)
 
 
 @triton.jit(do_not_specialize=["n", "m", "again"])
@@ -166,6 +172,16 @@ def product_kernel(
                     )  # fmt: skip
 
 
+def tiles_at_once(down: int, across: int, programs: int) -> int:
+    """How many tiles beside each other a program takes, a divisor of ``across``.
+
+    What it does before the first is worth doing once, as long as there are about as many
+    ``programs`` as the GPU has multiprocessors.
+    """
+    most = -(-down * across // programs)
+    return max(count for count in range(1, min(most, across) + 1) if across % count == 0)
+
+
 def gradient_of(
     pairs: Pairs,
     x: Side,
@@ -218,9 +234,11 @@ def gradient_of(
         height = min(rows, x.padded - first_i)
         for first_j in range(first_i if mutual else 0, r.padded, columns):
             width = min(columns, r.padded - first_j)
-            weights_kernel[(height // tile.T, width // tile.T)](
+            down, across = height // tile.T, width // tile.T
+            count = tiles_at_once(down, across, multiprocessors(MULTIPROCESSORS))
+            weights_kernel[(down, across // count)](
                 *arguments(x, r), xs, rs, weights, row_sums, column_sums, flags, first_i, first_j,
-                rows, columns, *scaled, **kind, **how.scores, WEIGHTS=how.WEIGHTS, BM=tile.T,
+                count, rows, columns, *scaled, **kind, **how.scores, WEIGHTS=how.WEIGHTS, BM=tile.T,
                 BN=tile.T, BS=tile.BS, **configs.launch(tile),
             )  # fmt: skip
             multiply(first_i, first_j, height, width, turned=False)

@@ -3,18 +3,16 @@
 ../README.md has the maths, docs/triton_kernels.md the structure.
 """
 
-import functools
-
 import torch
 
-from dmlfast.ops.gpu import interpreted, on_its_device
+from dmlfast.ops.gpu import multiprocessors, on_its_device
 from dmlfast.ops.pddm.triton.projections import projections
 from dmlfast.ops.pddm.triton.scores import ALL, LISTED, UPPER, pair_scores_kernel
 from dmlfast.ops.pddm.triton.unit import in_blocks, packed, plan_of
 from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triton import configs
 
-PROGRAMS = 3  # that go through all tiles of a wide unit where there is no GPU
+MULTIPROCESSORS = 1  # where kernels are interpreted
 
 
 @on_its_device
@@ -93,11 +91,4 @@ def _score(
 
 def _programs(tile: configs.PairsTile) -> int:
     """How many programs go through all tiles of a wide unit: as many as are on the GPU at once."""
-    if interpreted() or not torch.cuda.is_available():
-        return PROGRAMS
-    return _multiprocessors(torch.cuda.current_device()) * max(1, 8 // tile.warps)
-
-
-@functools.cache
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return multiprocessors(MULTIPROCESSORS) * max(1, 8 // tile.warps)
