@@ -362,11 +362,16 @@ def evaluate_by(
 
 def own_classifier(features: "Features") -> "LinearClassifier":
     """The classifier that was trained with the network that made the embeddings."""
+    from dmlfast.models import load_model
     from dmlfast.training.classifier import load_classifier
 
-    if features.attributes.get("normalized"):
+    folder, made = features.checkpoint_folder(), features.attributes
+    model = load_model(folder)
+    if made.get("normalized") and not (model.spec["normalize"] or model.spec["groups"]):
         raise UserError(f"{features.source} has embeddings of length 1, not the classifier's")
-    return load_classifier(features.checkpoint_folder())
+    if made.get("learner") or made.get("weighting", model.weighting) != model.weighting:
+        raise UserError(f"{features.source} has learners weighed otherwise than the classifier's")
+    return load_classifier(folder)
 
 
 def recipe_comparison(features: "Features") -> "Comparison | None":

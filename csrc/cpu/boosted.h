@@ -180,8 +180,6 @@ class Boosted {
           sum += weigh_pairs<BASE, BOOSTING>(m, i, strip.begin + v * VL, tile.upper, load(scores + v * VL),
                                              carry + row + v * VL, weights + row + v * VL);
       }
-      for (int64_t i = range.end; i < tile.rows.end; i++)
-        std::memset(weights + (i - tile.rows.begin) * tile_stride, 0, strip.vectors * VL * sizeof(float));
       total += hsum(sum);
     });
     return total;

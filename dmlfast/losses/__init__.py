@@ -120,6 +120,7 @@ _SETTINGS = {
     "normalize_embeddings": "normalize",
     "embedding_dim": "embedding-dim",
     "seed": "seed",
+    "groups": "groups",
 }
 _KINDS = {
     bool: ("true or false", (bool,)),

@@ -10,7 +10,9 @@ from torch import nn
 
 from dmlfast import ops
 from dmlfast.losses.diversity import NORM_AXES, AdversarialLoss, activation_loss, norm_loss
-from dmlfast.ops.checks import choice, finite
+from dmlfast.ops.boosted.settings import BOOSTINGS
+from dmlfast.ops.checks import choice, finite, whole_numbers
+from dmlfast.ops.pairs.reference import computed
 
 BASES = {"deviance": 0.5, "contrastive": 0.5, "triplet": 0.2}  # with their margins
 DIVERSITIES = ("none", "activation", "adversarial")
@@ -38,6 +40,9 @@ class BIERLoss(nn.Module):
         stage: where learners are made to differ: in "training"; in the steps of the head alone
             before it, which then know no other loss, "init"; or in "both".
         impl: "auto" or the name of a backend.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value, or they do not go together.
     """
 
     margin_argument = "margin"
@@ -60,12 +65,17 @@ class BIERLoss(nn.Module):
     ) -> None:
         super().__init__()
         choice("base", base, tuple(BASES))
+        choice("boosting", boosting, BOOSTINGS if base == "deviance" else ("eta", "none"))
         choice("diversity", diversity, DIVERSITIES)
         choice("stage", stage, STAGES)
+        if stage != "training" and diversity == "none":
+            raise ValueError(f"stage {stage!r} is of a diversity, and there is none")
         default_axis = "input" if diversity == "adversarial" else "output"
         self.norm_axis = default_axis if norm_axis is None else norm_axis
         choice("norm_axis", self.norm_axis, NORM_AXES)
-        self.groups = [int(size) for size in groups]
+        self.groups = whole_numbers("groups", groups)
+        if min(self.groups, default=0) < 1:
+            raise ValueError(f"groups must be positive, not {self.groups}")
         self.base = base
         self.margin = finite("margin", BASES[base] if margin is None else margin)
         self.beta1 = finite("beta1", beta1)
@@ -85,11 +95,18 @@ class BIERLoss(nn.Module):
         """Whether training needs what the embedding layer is given, and its weights."""
         return self.diversity != "none"
 
+    @property
+    def needs_head_steps(self) -> bool:
+        """Whether something is done in the steps of the head alone and nowhere else."""
+        return self.stage != "training"
+
     def forward(
         self,
         embeddings: torch.Tensor,
         labels: torch.Tensor,
         indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
         *,
         features: torch.Tensor | None = None,
         weight: torch.Tensor | None = None,
@@ -100,26 +117,32 @@ class BIERLoss(nn.Module):
         Args:
             embeddings: (N, D); the lengths of a learner's rows do not matter.
             labels: (N,) integers; moved to the device of the embeddings.
-            indices_tuple: must be None.
+            indices_tuple, ref_emb, ref_labels: must be None.
             features: (B, F), what the embedding layer is given; they get no gradient. Where
                 learners are made to differ, training needs them.
             weight: (D, F), the embedding layer's.
             initializing: whether these are the steps of the head alone.
 
         Raises:
-            ValueError: ``indices_tuple`` was given, features are missing, or a shape is wrong.
+            ValueError: what must be None was given, features are missing, or a shape is wrong.
         """
         if indices_tuple is not None:
             raise ValueError("BIERLoss weighs every pair and cannot honour indices_tuple")
+        if ref_emb is not None or ref_labels is not None:
+            raise ValueError("BIERLoss compares a batch with itself and takes no ref_emb")
         alone = initializing and self.stage in ("init", "both")
         applies = self.stage == "both" or initializing == (self.stage == "init")
-        loss = embeddings.new_zeros((), dtype=torch.float32) if alone else None
-        if loss is None:
-            loss = self.metric_loss(embeddings, labels)
+        # 0 has a graph: whatever made the embeddings has a gradient as in every step
+        loss = 0.0 * computed(embeddings).sum() if alone else self.metric_loss(embeddings, labels)
         if not (self.needs_features and applies and (self.training or features is not None)):
-            return loss
+            return loss + self._idle()
         if features is None or weight is None:
             raise ValueError("BIERLoss needs features and weight where it makes learners differ")
+        if weight.shape != (sum(self.groups), features.shape[-1]) or features.dim() != 2:
+            raise ValueError(
+                f"features must have shape (B, F) and weight ({sum(self.groups)}, F), not "
+                f"{tuple(features.shape)} and {tuple(weight.shape)}"
+            )
         return loss + self.diversity_weight * self.diversity_loss(features, weight)
 
     def metric_loss(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -142,11 +165,21 @@ class BIERLoss(nn.Module):
         )
 
     def diversity_loss(self, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What makes learners differ, (), of features (B, F) and weights (D, F)."""
-        weights = weight.split(self.groups)
-        outputs = [nn.functional.linear(features.detach(), each) for each in weights]
-        differ = activation_loss(outputs) if self.adversary is None else self.adversary(outputs)
-        return differ + self.norm_weight * norm_loss(weights, self.norm_axis)
+        """What makes learners differ, (), of features (B, F) and weights (D, F); in float32 at
+        least.
+        """
+        with torch.autocast(features.device.type, enabled=False):  # float16 would overflow
+            weight = computed(weight)
+            made = nn.functional.linear(features.detach().to(weight.dtype), weight)
+            outputs, weights = made.split(self.groups, 1), weight.split(self.groups)
+            differ = activation_loss(outputs) if self.adversary is None else self.adversary(outputs)
+            return differ + self.norm_weight * norm_loss(weights, self.norm_axis)
+
+    def _idle(self) -> torch.Tensor | float:
+        """0 of the regressors: they have a gradient in every step, as several processes expect."""
+        if self.adversary is None:
+            return 0.0
+        return 0.0 * torch.stack([w.sum() for w in self.adversary.parameters()]).sum()
 
     def extra_repr(self) -> str:
         names = ["groups", "base", "margin", "beta1", "negative_cost", "boosting", "diversity"]

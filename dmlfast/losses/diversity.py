@@ -22,7 +22,7 @@ def activation_loss(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
     that nothing of B x d_i x d_j is made.
     """
     means = [each.square().mean(1) for each in outputs]  # |f|^2 / d
-    pairs = [(a * b).mean() for a, b in combinations(means, 2)]
+    pairs = [_mean(a * b) for a, b in combinations(means, 2)]
     return torch.stack(pairs).sum() if pairs else outputs[0].new_zeros(())
 
 
@@ -33,6 +33,11 @@ def norm_loss(weights: Sequence[torch.Tensor], axis: str) -> torch.Tensor:
     """
     dim = 1 if axis == "output" else 0
     return torch.stack([(w.square().sum(dim) - 1).square().mean() for w in weights]).sum()
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean; 0 of an empty batch."""
+    return values.sum() / max(values.numel(), 1)
 
 
 class _Reversed(torch.autograd.Function):
@@ -71,7 +76,7 @@ class AdversarialLoss(nn.Module):
         total = outputs[0].new_zeros(())
         found = combinations([_Reversed.apply(each) for each in outputs], 2)
         for regressor, (earlier, later) in zip(self.regressors, found, strict=True):
-            total = total - (earlier * regressor(later)).square().mean()
+            total = total - _mean((earlier * regressor(later)).square())
             total = total + self.norm_weight * self._norms(regressor)
         return total
 

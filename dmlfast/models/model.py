@@ -46,9 +46,10 @@ class Preprocess(nn.Module):
 class EmbeddingModel(nn.Module):
     """Maps images to embeddings. Made by `create_model`, which takes `spec` as its arguments.
 
-    What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training, and `learner`,
-    from 1, which of its learners embeds alone, one of use: neither is part of `spec`. `pooling`
-    says in a word or two how the backbone makes features of its last maps, where that is known.
+    What `freeze_batch_norm` and `freeze_backbone` freeze is a matter of training. `weighting`, how
+    learners are weighed, and `learner`, from 1, which of them embeds alone, are matters of use.
+    None of it is part of `spec`. `pooling` says in a word or two how the backbone makes features of
+    its last maps, where that is known.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class EmbeddingModel(nn.Module):
         self.head = head
         self.spec = spec
         self.pooling = pooling
+        self.weighting: str = spec["weighting"]
         self.learner: int | None = None
         self._frozen: tuple[type[nn.Module], ...] = ()
 
@@ -80,7 +82,7 @@ class EmbeddingModel(nn.Module):
             features = layer(features)
         embeddings = last(features)
         if self.spec["groups"]:
-            embeddings = weighted_learners(embeddings, self.spec["groups"], self.spec["weighting"])
+            embeddings = weighted_learners(embeddings, self.spec["groups"], self.weighting)
         if self.learner:
             parts = embeddings.split(self.spec["groups"], dim=1)
             embeddings = F.normalize(parts[self.learner - 1])
@@ -89,7 +91,8 @@ class EmbeddingModel(nn.Module):
         return (embeddings, features) if with_features else embeddings
 
     def choose_learners(self, weighting: str | None = None, learner: int | None = None) -> None:
-        """Weighs the learners otherwise than in training, or embeds with one of them alone, from 1.
+        """Weighs the learners otherwise than in training, or embeds with one of them alone, from 1;
+        without arguments, as in training.
 
         Raises:
             UserError: there are no learners, or not that one or that weighting.
@@ -101,7 +104,7 @@ class EmbeddingModel(nn.Module):
             raise UserError(f"the network has no learner {learner}: they are 1 to {count}")
         if weighting is not None and weighting not in WEIGHTINGS:
             raise unknown_name("weighting", weighting, WEIGHTINGS)
-        self.spec["weighting"] = weighting or self.spec["weighting"]
+        self.weighting = weighting or self.spec["weighting"]
         self.learner = learner
 
     @property

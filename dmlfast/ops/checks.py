@@ -1,6 +1,7 @@
 """Checks of arguments, each raising one line that names the argument and what was expected."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -69,6 +70,13 @@ def finite(name: str, value: float) -> float:
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, not {value}")
     return float(value)
+
+
+def whole_numbers(name: str, values: Sequence[int]) -> list[int]:
+    """The integers of a sequence."""
+    if isinstance(values, (list, tuple)) and all(hasattr(each, "__index__") for each in values):
+        return [int(each) for each in values]
+    raise TypeError(f"{name} must be a list or tuple of integers, not {values!r}")
 
 
 def choice(name: str, value: str, known: tuple[str, ...]) -> None:

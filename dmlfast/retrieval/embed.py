@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dmlfast.data.loading import Batch, Images, load_rows
 from dmlfast.errors import UserError
+from dmlfast.models import EmbeddingModel
 from dmlfast.ops.boosted import score_weights
 from dmlfast.retrieval.pair_scorer import PairScorer
 from dmlfast.retrieval.store import FeatureWriter
@@ -141,9 +142,10 @@ def embed(
 
 def _learners(model: nn.Module) -> dict[str, Any]:
     """Which learners make the embeddings, as attributes; with any, embeddings have length 1."""
-    spec, learner = getattr(model, "spec", {}), getattr(model, "learner", None)
-    if learner or not spec.get("groups"):
-        return {"learner": learner} if learner else {}
-    groups, weighting = spec["groups"], spec["weighting"]
+    if not isinstance(model, EmbeddingModel) or not model.spec["groups"]:
+        return {}
+    if model.learner:
+        return {"learner": model.learner}
+    groups, weighting = model.spec["groups"], model.weighting
     weights = score_weights(groups, weighting)
     return {"groups": groups, "weighting": weighting, "group_weights": weights}

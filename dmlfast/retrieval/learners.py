@@ -26,7 +26,7 @@ def learners_of(features: Features) -> list[Features]:
     known = {
         name: value
         for name, value in features.attributes.items()
-        if name not in ("groups", "group_weights")
+        if name not in ("groups", "group_weights", "weighting", "normalized")
     }
     parts = np.split(features.embeddings, np.cumsum(groups)[:-1], axis=1)
     return [replace(features, embeddings=x, attributes=known, scorer=None) for x in parts]
@@ -34,7 +34,7 @@ def learners_of(features: Features) -> list[Features]:
 
 def learner_correlation(features: Features) -> float:
     """The mean absolute correlation between components of different learners, from 0 to 1; NaN for
-    one learner. Components that do not vary are left out.
+    one learner, or where no two vary. Components that do not vary are left out.
 
     Raises:
         UserError: as `learners_of`.
@@ -46,4 +46,5 @@ def learner_correlation(features: Features) -> float:
         norms = np.linalg.norm(x, axis=0)
         scaled.append(x[:, norms > 0] / norms[norms > 0])
     found = [np.abs(a.T @ b).ravel() for k, a in enumerate(scaled) for b in scaled[k + 1 :]]
-    return float(np.mean(np.concatenate(found))) if found else float("nan")
+    values = np.concatenate([[], *found])
+    return float(values.mean()) if len(values) else float("nan")

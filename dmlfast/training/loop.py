@@ -124,6 +124,8 @@ class Trainer:
         self.model = build_model(config, channels, transform).to(world.device)
         self.loss_fn = build_loss(config, world.device, self.dataset.labels)
         self.needs_features = getattr(self.loss_fn, "needs_features", False)
+        if self.needs_features:
+            self.model.embedding_weight  # noqa: B018  refused before anything is written
         self.load_images(transform)
         self.optimizer = build_optimizer(config, self.model, self.loss_fn)
         self.network = world.wrap(self.model, compile=config.compile)
@@ -475,6 +477,8 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
         loss = loss_fn.eval()(torch.zeros(3, config.embedding_dim, device=device), three)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
+    if getattr(loss_fn, "needs_head_steps", False) and not config.head_steps:
+        raise UserError(f"the stage of the {config.loss} loss is in head-steps, which are 0")
     if not loss.isfinite():
         raise UserError(f"margin {config.margin}: the {config.loss} loss would be {loss.item()}")
     if config.ce_weight:

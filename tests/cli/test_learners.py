@@ -8,7 +8,7 @@ import pytest
 from dmlfast.cli.main import main
 
 from dmlfast.data import create_dataset
-from dmlfast.retrieval import learners_of, load_features
+from dmlfast.retrieval import FeatureWriter, evaluate, learners_of, load_features
 from dmlfast.retrieval.images import embed_picture
 from dmlfast.training import TrainConfig, train
 
@@ -117,3 +117,43 @@ def test_others_have_none(tmp_path, capsys):
     capsys.readouterr()
     assert main(["eval", out, "--learners"]) == 1
     assert "has no learners" in capsys.readouterr().err
+
+
+def test_a_classifier_beside_learners_is_evaluated_on_what_it_was_trained_on(tmp_path, capsys):
+    config = TrainConfig(
+        dataset="digits",
+        batch_size=12,
+        embedding_dim=12,
+        loss="bier",
+        ce_weight=1.0,
+        max_steps=2,
+        device="cpu",
+    )
+    run = str(train(config, tmp_path / "run"))
+    train_feats = embedded(run, tmp_path / "train.h5", "--split", "train")
+    classify = ["--protocol", "classifier", "--train-feats", train_feats]
+    capsys.readouterr()
+    assert main(["eval", train_feats, *classify, "--json"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["top_1"] <= 1
+    for options in (["--learner", "1"], ["--weighting", "released"]):
+        other = embedded(run, tmp_path / "other.h5", "--split", "train", "--overwrite", *options)
+        capsys.readouterr()
+        assert main(["eval", other, "--protocol", "classifier", "--train-feats", other]) == 1
+        assert "weighed otherwise than the classifier's" in capsys.readouterr().err
+
+
+def test_learners_are_compared_with_those_of_a_gallery(feats, tmp_path, capsys):
+    """Each with its own part of the gallery."""
+    features, gallery = load_features(feats), str(tmp_path / "gallery.h5")
+    made = features.attributes
+    with FeatureWriter(gallery, dimension=12, normalized=True, attributes=made) as writer:
+        writer.append(features.embeddings[::2], features.labels[::2], features.paths[::2])
+    capsys.readouterr()
+    alone = ["eval", feats, "--gallery-feats", gallery, "--no-clustering", "--learners", "--json"]
+    assert main(alone) == 0
+    found = json.loads(capsys.readouterr().out)["learners"]
+    parts = zip(learners_of(features), learners_of(load_features(gallery)), strict=True)
+    for report, (queries, others) in zip(found, parts, strict=True):
+        expected = evaluate(queries, others, clustering=False, bootstrap=0)
+        assert report["recall_at_1"] == expected["recall_at_1"]
+        assert report["map_at_r"] == expected["map_at_r"]

@@ -111,6 +111,62 @@ def test_weights_of_the_parts(diversity):
     with pytest.raises(ValueError, match="needs features and weight"):
         loss_fn(ROWS, LABELS)
     torch.testing.assert_close(loss_fn.eval()(ROWS, LABELS), loss_fn.metric_loss(ROWS, LABELS))
+    torch.testing.assert_close(loss_fn(ROWS, LABELS, features=FEATURES, weight=WEIGHT), expected)
+
+
+def test_learners_of_a_pair_both_defend_themselves():
+    """The gradient of either's weights is that of the formula with its sign changed."""
+    torch.manual_seed(0)
+    adversary = AdversarialLoss((2, 3), norm_weight=0.0).double()
+    outputs = [part.clone().requires_grad_() for part in OUTPUTS[:2]]
+    found = torch.autograd.grad(adversary(outputs), outputs)
+    plain = -(outputs[0] * adversary.regressors[0](outputs[1])).square().mean()
+    for ours, theirs in zip(found, torch.autograd.grad(plain, outputs), strict=True):
+        assert ours.any()
+        torch.testing.assert_close(ours, -theirs)
+
+
+def test_defaults_of_the_released_program():
+    loss_fn = ABIERLoss(GROUPS)
+    given = loss_fn.diversity_weight, loss_fn.norm_weight, loss_fn.norm_axis, loss_fn.stage
+    assert given == (5e-5, 1e5, "input", "training")
+    assert loss_fn.adversary.norm_weight == 1e5
+    assert BIERLoss(GROUPS, diversity="adversarial", norm_weight=3.0).adversary.norm_weight == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_nothing_from_what_makes_learners_differ(dtype):
+    loss_fn = BIERLoss(GROUPS, diversity="activation")
+    features, weight = 300 * FEATURES.to(dtype), WEIGHT.float().requires_grad_()
+    expected = loss_fn.diversity_loss(features.float(), weight)
+    assert expected > torch.finfo(torch.float16).max
+    with torch.autocast("cpu", dtype):
+        found = loss_fn.diversity_loss(features, weight)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(
+        loss_fn.diversity_loss(features, weight.to(dtype)), expected, rtol=0.1, atol=0
+    )
+
+
+@pytest.mark.parametrize("diversity", ["activation", "adversarial"])
+def test_an_empty_batch(diversity):
+    loss_fn = BIERLoss(GROUPS, diversity=diversity, norm_weight=0.0)
+    loss = loss_fn(ROWS[:0].float(), LABELS[:0], features=FEATURES[:0], weight=WEIGHT.float())
+    assert loss == 0
+
+
+def test_regressors_have_a_gradient_in_every_step():
+    """As several processes expect, which wait for all gradients of a module."""
+    loss_fn = BIERLoss(GROUPS, diversity="adversarial", stage="init")
+    for initializing in (True, False):
+        rows = ROWS.float().requires_grad_()
+        others = {"features": FEATURES.float(), "weight": WEIGHT.float().requires_grad_()}
+        loss_fn.zero_grad()
+        loss_fn(rows, LABELS, **others, initializing=initializing).backward()
+        assert all(
+            (w.grad.any() > 0) == initializing for w in [loss_fn.adversary.regressors[0][0].weight]
+        )
+        assert all(w.grad is not None for w in loss_fn.parameters())
 
 
 @pytest.mark.parametrize(
@@ -161,12 +217,36 @@ def test_the_initialisation_makes_learners_differ(groups):
 def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="cannot honour indices_tuple"):
         BIERLoss(GROUPS)(ROWS, LABELS, (1, 2, 3))
+    with pytest.raises(ValueError, match="takes no ref_emb"):
+        BIERLoss(GROUPS)(ROWS, LABELS, ref_emb=ROWS, ref_labels=LABELS)
     with pytest.raises(ValueError, match="diversity must be one of none, activation"):
         BIERLoss(GROUPS, diversity="much")
     with pytest.raises(ValueError, match="stage must be one of training, init, both"):
         BIERLoss(GROUPS, stage="late")
+    with pytest.raises(ValueError, match="stage 'init' is of a diversity, and there is none"):
+        BIERLoss(GROUPS, stage="init")
+    with pytest.raises(ValueError, match="boosting must be one of eta, additive, derivative, none"):
+        BIERLoss(GROUPS, boosting="often")
+    with pytest.raises(ValueError, match="boosting must be one of eta, none, not 'additive'"):
+        BIERLoss(GROUPS, base="contrastive", boosting="additive")
     with pytest.raises(ValueError, match="groups must be positive and add up"):
         BIERLoss((1, 2))(ROWS, LABELS)
+    for groups in ((0, 2), (3, -1), ()):
+        with pytest.raises(ValueError, match="groups must be positive, not"):
+            ABIERLoss(groups)
+    for groups in ((1.5, 2), "12", 3):
+        with pytest.raises(TypeError, match="groups must be a list or tuple of integers"):
+            BIERLoss(groups)
+    loss_fn = BIERLoss(GROUPS, diversity="activation")
+    for features, weight in (
+        (FEATURES[0], WEIGHT),
+        (FEATURES, WEIGHT[1:]),
+        (FEATURES[:, 1:], WEIGHT),
+    ):
+        with pytest.raises(
+            ValueError, match=r"features must have shape \(B, F\) and weight \(9, F\)"
+        ):
+            loss_fn(ROWS, LABELS, features=features, weight=weight)
     with pytest.raises(UserError, match="beta1 of the bier loss must be a number"):
         create_loss("bier", groups=GROUPS, beta1="big")
     made = create_loss("a-bier", groups=GROUPS, margin=0.2, diversity_weight=1e-3)

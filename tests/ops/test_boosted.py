@@ -137,9 +137,10 @@ def test_lengths_do_not_matter(size, impl):
 @EVERY_IMPL
 @EVERY_LOSS
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_value_that_is_not_finite_gives_nan(value, loss, impl):
+@pytest.mark.parametrize("column", [1, 5])
+def test_a_value_that_is_not_finite_gives_nan(column, value, loss, impl):
     rows, labels = problem(20, (4, 3))
-    rows[3, 5] = value
+    rows[3, column] = value
     found = results(impl, loss, rows, labels, (4, 3))
     assert found[0].isnan().all()
     if loss in GOLDEN and impl != "reference":
@@ -151,7 +152,7 @@ def test_a_value_that_is_not_finite_gives_nan(value, loss, impl):
 def test_labels_are_opaque_and_any_layout_serves(loss, impl):
     rows, labels = problem(30, (4, 3))
     expected = results(impl, loss, rows, labels, (4, 3))
-    for other in (labels * 2**40 - 2**62, labels.to(torch.int16)):
+    for other in (labels * 2**40 - 2**62, labels.to(torch.int16), labels.to(torch.uint16)):
         torch.testing.assert_close(results(impl, loss, rows, other, (4, 3)), expected)
     gaps = torch.full((60, 14), torch.nan)[1::2, 1::2].copy_(rows)
     for view in (rows.T.contiguous().T, gaps):
@@ -194,7 +195,7 @@ def test_one_learner_is_the_binomial_deviance(impl):
 @EVERY_KERNEL
 @EVERY_LOSS
 def test_a_learner_has_the_gradient_of_its_own_loss(loss, impl):
-    """By finite differences in float64, weights of boosting held: later learners do not move."""
+    """None moves another's components: the weights of boosting are held."""
     rows, labels = problem(12, (2, 3))
     first, second = (
         results(impl, loss, rows, labels, (2, 3), upstream=lambda v, k=k: F.one_hot(k, 2).to(v))[1]
@@ -261,11 +262,15 @@ def test_a_graph_that_is_retained_gives_its_gradient_again(loss, impl):
 
 @EVERY_KERNEL
 @EVERY_LOSS
-def test_second_derivatives_raise(loss, impl):
+@pytest.mark.parametrize("learned", [False, True])
+def test_second_derivatives_raise(learned, loss, impl):
+    """Also where what the learners weigh has a gradient, too."""
     rows, labels = problem(10, (4, 3))
-    x = rows.requires_grad_()
-    value = LOSSES[loss](x, labels, (4, 3), impl=impl)
+    x, weights = rows.requires_grad_(), torch.tensor([1.0, 2.0], requires_grad=learned)
+    value = (weights * LOSSES[loss](x, labels, (4, 3), reduction="none", impl=impl)).sum()
     (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+    expected = results(impl, loss, x, labels, (4, 3), upstream=lambda _: weights.detach())[1]
+    torch.testing.assert_close(gradient.detach(), expected)
     with pytest.raises(RuntimeError, match="no second derivatives"):
         gradient.sum().backward()
 
@@ -279,6 +284,8 @@ def test_second_derivatives_raise(loss, impl):
         ({"boosting": "often"}, "boosting must be one of eta, additive, derivative, none"),
         ({"reduction": "mean"}, "reduction must be one of sum, none, not 'mean'"),
         ({"beta1": torch.inf}, "beta1 must be a finite number"),
+        ({"beta2": torch.nan}, "beta2 must be a finite number"),
+        ({"negative_cost": torch.inf}, "negative_cost must be a finite number"),
         ({"labels": torch.zeros(3).long()}, r"labels must have shape \(4,\)"),
     ],
 )
@@ -286,8 +293,54 @@ def test_what_cannot_be_is_said(options, message):
     given = {"labels": torch.zeros(4).long(), "groups": (2, 3), "impl": "cpu"}
     with pytest.raises(ValueError, match=message):
         ops.boosted_deviance_loss(torch.ones(4, 5), **given | options)
-    with pytest.raises(ValueError, match="boosting must be one of eta, none, not 'additive'"):
-        ops.boosted_triplet_loss(torch.ones(4, 5), **given, boosting="additive")
+    for op in (ops.boosted_triplet_loss, ops.boosted_contrastive_loss):
+        with pytest.raises(ValueError, match="boosting must be one of eta, none, not 'additive'"):
+            op(torch.ones(4, 5), **given, boosting="additive")
+        with pytest.raises(ValueError, match="margin must be a finite number"):
+            op(torch.ones(4, 5), **given, margin=torch.nan)
+        with pytest.raises(TypeError, match="groups must be a list or tuple of integers"):
+            op(torch.ones(4, 5), **given | {"groups": (2.5, 2.5)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_reference_computes_in_the_dtype_of_the_rows_whatever_the_default_is(dtype):
+    rows, labels = problem(30, (4, 3))
+    loss = partial(ops.boosted_deviance_loss, labels=labels, groups=(4, 3), negative_cost=25.1)
+    same = labels[:, None] == labels
+    off = ~torch.eye(30, dtype=torch.bool)
+    total, weight, carry = 0, 1, 0
+    for m, x in enumerate(rows.double().split((4, 3), 1), start=1):
+        x = F.normalize(x)
+        z = 2 * (x @ x.T - 0.5) * torch.where(same, 1, torch.tensor(-25.1).double())
+        terms = weight * F.softplus(-z)
+        total += (terms[same & off].sum() / same.sum().double() + terms[~same].mean()) / 2
+        carry = (1 - 2 / (m + 1)) * carry + 2 / (m + 1) * z
+        weight = torch.sigmoid(-carry)
+    torch.set_default_dtype(dtype)
+    try:
+        found = [loss(rows.to(kind), impl="reference") for kind in (torch.float64, torch.float32)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found[0], total, rtol=2e-8, atol=0)
+    torch.testing.assert_close(found[1], total.float())
+
+
+def test_triplets_of_a_large_class_are_added_up_exactly():
+    rows, _ = problem(600, (8, 8))
+    labels = torch.arange(600) % 2
+    exact, plain = (
+        results("reference", "triplet", rows, labels, (8, 8), dtype)[0]
+        for dtype in (torch.float64, torch.float32)
+    )
+    found = results("cpu", "triplet", rows, labels, (8, 8))[0]
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-7 * exact.max()
+
+
+def test_pairs_of_many_rows_are_counted_in_64_bits():
+    """Of equal rows that are all of different classes the loss of each pair is the same."""
+    n = 50_000
+    found = ops.boosted_deviance_loss(torch.ones(n, 1), torch.arange(n), [1], impl="cpu")
+    torch.testing.assert_close(found, F.softplus(torch.tensor(25.0)))
 
 
 @EVERY_KERNEL

@@ -349,3 +349,10 @@ def test_the_shipped_block_sizes(monkeypatch, dtype):
         monkeypatch.setattr(kernels, "SCRATCH", 3 * kept.itemsize * 128**2)
         groups = [48, 80, 140]
         check(*inputs(200, groups, dtype), groups)
+
+
+def test_pairs_of_one_class_are_counted_in_64_bits():
+    n = 70_000
+    found, pairs = classes.classes_of(torch.zeros(n, dtype=torch.long), n, 16)
+    assert pairs == n**2
+    assert not found.any()

@@ -3,6 +3,7 @@ import pytest
 
 from dmlfast.errors import UserError
 from dmlfast.ops.boosted import group_sizes, score_weights
+from dmlfast.ops.boosted.learners import PUBLISHED
 from dmlfast.retrieval import Features, learner_correlation, learners_of
 
 RANDOM = np.random.default_rng(0)
@@ -21,6 +22,7 @@ def test_each_learner_has_its_own_components():
     assert [learner.dimension for learner in learners] == [1, 2, 3]
     assert np.array_equal(np.concatenate([each.embeddings for each in learners], 1), X)
     assert all(each.attributes == {"model": "m"} for each in learners)
+    assert "normalized" not in learners_of(features(normalized=True))[0].attributes
 
 
 def test_correlation_is_that_of_numpy():
@@ -36,6 +38,9 @@ def test_correlation_is_that_of_numpy():
         Features(alike, LABELS, attributes={"groups": [1, 2, 3]})
     ) == pytest.approx(1)
     assert np.isnan(learner_correlation(features(groups=[6])))
+    alike[:, 1:3] = 1  # so does none of two learners
+    alike[:, 3:] = 0
+    assert np.isnan(learner_correlation(Features(alike, LABELS, attributes={"groups": [1, 2, 3]})))
 
 
 def test_what_has_no_learners():
@@ -54,6 +59,10 @@ def test_what_has_no_learners():
         (60, 3, (10, 20, 30)),
         (7, 2, (2, 5)),
         (5, 1, (5,)),
+        (3, 3, (1, 1, 1)),
+        (5, 4, (1, 1, 1, 2)),
+        (11, 5, (1, 1, 2, 3, 4)),
+        *[(*key, sizes) for key, sizes in PUBLISHED.items()],
     ],
 )
 def test_sizes_as_published_or_by_rule(dim, learners, expected):
@@ -70,6 +79,15 @@ def test_sizes_come_close_to_those_published():
         assert np.abs(np.diff(ends) - sizes).max() <= 11
 
 
+@pytest.mark.parametrize("learners", range(1, 46))
+def test_any_number_of_learners_has_components(learners):
+    for dim in (learners, learners + 1, 64, 512):
+        if dim >= learners:
+            sizes = group_sizes(dim, learners)
+            assert (len(sizes), sum(sizes)) == (learners, dim)
+            assert min(sizes) >= 1
+
+
 def test_too_many_learners():
     with pytest.raises(ValueError, match="3 components are too few for 4 learners"):
         group_sizes(3, 4)
@@ -79,3 +97,5 @@ def test_weights_of_scores():
     assert score_weights((96, 160, 256)) == pytest.approx([1 / 6, 1 / 3, 1 / 2])
     found = score_weights((96, 160, 256), "released")
     assert found == pytest.approx([0.092, 0.255, 0.653], abs=5e-4)
+    with pytest.raises(ValueError, match="weighting must be one of paper, released, not 'best'"):
+        score_weights((2, 3), "best")

@@ -30,6 +30,10 @@ class Perceptron(nn.Module):
         return (embeddings, features) if with_features else embeddings
 
     @property
+    def backbone(self):
+        return self.layers[1]
+
+    @property
     def embedding_weight(self):
         return self.layers[-1].weight
 
@@ -127,6 +131,12 @@ def test_rows_of_all_processes_and_the_gradient_of_ones_own():
         {"loss": "norm-softmax", "loss_options": "class_count=4"},
         {"loss": "pddm", "loss_options": "per=anchor"},
         {"loss": "a-bier", "learners": 2, "loss_options": "diversity_weight=0.01,norm_weight=0.1"},
+        {
+            "loss": "a-bier",
+            "loss_options": "diversity_weight=0.01,norm_weight=0.1,stage=init",
+            "head_steps": 3,
+            "ce_weight": 0.5,
+        },
         {"sampler": "hard-neighbours", "batch_size": 16},
     ],
 )
@@ -142,7 +152,7 @@ def test_two_processes_train_the_weights_that_one_does(tmp_path, changes):
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-6)
     losses = [[float(row["loss"]) for row in run.summary()] for run in (two, one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert len(losses[0]) == 8  # one process wrote each row
+    assert len(losses[0]) == 8 + changes.get("head_steps", 0)  # one process wrote each row
 
 
 def test_a_batch_that_cannot_be_divided():

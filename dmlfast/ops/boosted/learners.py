@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from dmlfast.ops.checks import choice
+
 # What the papers and the released program use; the rule comes close to them.
 PUBLISHED = {
     (512, 2): (170, 342),
@@ -19,21 +21,27 @@ def group_sizes(embedding_dim: int, learners: int) -> tuple[int, ...]:
     boosted prediction, or as published for 512 and 1,024 components.
 
     Raises:
-        ValueError: a learner would have no component.
+        ValueError: there are fewer components than learners, or no learner.
     """
     published = PUBLISHED.get((embedding_dim, learners))
     if published:
         return published
     if learners < 1:
         raise ValueError(f"there must be at least 1 learner, not {learners}")
-    ends = [
-        round(embedding_dim * m * (m + 1) / (learners * (learners + 1)))
-        for m in range(learners + 1)
-    ]
-    sizes = tuple(end - start for start, end in pairwise(ends))
-    if min(sizes) < 1:
+    if embedding_dim < learners:
         raise ValueError(f"{embedding_dim} components are too few for {learners} learners")
+    sizes = _in_proportion(embedding_dim, learners)
+    if min(sizes) < 1:
+        beyond = sorted(_in_proportion(embedding_dim - learners, learners))
+        sizes = tuple(1 + size for size in beyond)
     return sizes
+
+
+def _in_proportion(components: int, learners: int) -> tuple[int, ...]:
+    ends = [
+        round(components * m * (m + 1) / (learners * (learners + 1))) for m in range(learners + 1)
+    ]
+    return tuple(end - start for start, end in pairwise(ends))
 
 
 def score_weights(groups: Sequence[int], weighting: str = "paper") -> list[float]:
@@ -43,7 +51,11 @@ def score_weights(groups: Sequence[int], weighting: str = "paper") -> list[float
         groups: the sizes of the learners.
         weighting: "paper", alpha_m = 2m / (M (M + 1)), those of the boosted prediction; "released",
             in proportion to the squared sizes.
+
+    Raises:
+        ValueError: the weighting is neither.
     """
+    choice("weighting", weighting, WEIGHTINGS)
     if weighting == "paper":
         parts = [float(m) for m in range(1, len(groups) + 1)]
     else:

@@ -29,10 +29,10 @@ def boosted_deviance_loss(
     make of a pair (Opitz, Waltner, Possegger and Bischof, BIER, ICCV 2017; A-BIER, TPAMI 2018).
 
     A learner's score of a pair is the cosine of its groups; the loss of a pair is log(1 + exp(-z)),
-    z = beta1 (score - beta2) of positive pairs and -negative_cost times that of negative ones;
-    positive pairs together weigh as much as negative ones. Weights of boosting are held constant in
-    the gradient. No N x N matrix is made; loss and gradient come out of one pass. Differentiable
-    once.
+    z = beta1 (score - beta2) of positive pairs and -negative_cost times that of negative ones. The
+    means over positive and over negative pairs are added; as in the released program, the former
+    counts each row with itself. Weights of boosting are held constant in the gradient. No N x N
+    matrix is made; loss and gradient come out of one pass. Differentiable once.
 
     Args:
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
@@ -160,7 +160,7 @@ def _check(
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
     checks.choice("reduction", reduction, REDUCTIONS)
-    sizes = [int(size) for size in groups]
+    sizes = checks.whole_numbers("groups", groups)
     if min(sizes, default=0) < 1 or sum(sizes) != embeddings.shape[1]:
         raise ValueError(
             f"groups must be positive and add up to the width of embeddings, "
@@ -205,10 +205,11 @@ def _scaled(ctx: Any, op: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     if made is None:  # the graph was retained, and the gradient has gone to the first pass
         made = op(rows.detach(), labels, *ctx.rest)[1]
     in_place = type(made) is torch.Tensor and not torch.compiler.is_compiling()
-    gradient = made if in_place else made.clone()
-    parts = zip(gradient.split(ctx.rest[0], 1), grad.to(made.dtype).unbind(), strict=True)
-    for part, factor in parts:
-        part.mul_(factor)
+    with torch.no_grad():
+        gradient = made if in_place else made.clone()
+        parts = zip(gradient.split(ctx.rest[0], 1), grad.to(made.dtype).unbind(), strict=True)
+        for part, factor in parts:
+            part.mul_(factor)
     return once_differentiable(gradient.to(rows.dtype), rows), None, *[None] * len(ctx.rest)
 
 

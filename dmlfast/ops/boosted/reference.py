@@ -26,10 +26,9 @@ def boosted_loss(
     rows: torch.Tensor, labels: torch.Tensor, groups: Sequence[int], settings: Settings
 ) -> torch.Tensor:
     """(M,) the loss of each learner, see :func:`dmlfast.ops.boosted_deviance_loss`."""
-    same = labels[:, None] == labels
-    share = torch.where(same, 1 / same.sum(), 1 / (~same).sum()).to(computed(rows).dtype)
-    share.fill_diagonal_(0)
-    sign = torch.where(same, 1.0, -settings.negative_cost).to(share.dtype)
+    same, one = labels[:, None] == labels, computed(rows).new_ones(())
+    share = torch.where(same, one / same.sum(), one / (~same).sum()).fill_diagonal_(0)
+    sign = torch.where(same, one, -settings.negative_cost * one)
     weight, carry = torch.ones_like(share), torch.full_like(share, START)
     losses = []
     for m, x in enumerate(learners_of(rows, groups), start=1):

@@ -28,14 +28,14 @@ def losses_and_gradient(
     On a GPU the host waits for the size of the largest class.
     """
     N = len(rows)
-    ordered, order = labels.sort(stable=True)
+    ordered, order = labels.long().sort(stable=True)  # torch seeks in no unsigned integers
     first = torch.searchsorted(ordered, ordered)
     size = torch.searchsorted(ordered, ordered, right=True) - first
     place = torch.arange(N, device=rows.device) - first
     largest = int(size.max()) if N else 0
     learners = learners_of(rows[order], groups)
     share = 1 / ((size - 1) * (N - size)).sum().clamp_min(1).to(learners[0].dtype) / len(groups)
-    losses = [share.new_zeros(()) for _ in groups]
+    losses = share.new_zeros(len(groups), dtype=torch.float64)
     gradients = [torch.zeros_like(x) for x in learners]
     entries = GPU_BLOCK_ENTRIES if rows.is_cuda else BLOCK_ENTRIES
     for anchors in torch.arange(N, device=rows.device).split(max(1, entries // max(N, 1))):
@@ -52,7 +52,7 @@ def losses_and_gradient(
                     counts &= _hinge(carry, positive, margin) > 0
                 hinge = _hinge(s, positive, margin)
                 counts &= hinge > 0
-                losses[m] = losses[m] + torch.where(counts, hinge, 0).sum()
+                losses[m] += torch.where(counts, hinge, 0).sum(dtype=torch.float64)
                 weights += counts
                 weights.scatter_add_(1, positive[:, None], -counts.sum(1, keepdim=True).to(s.dtype))
             if want:
@@ -65,7 +65,7 @@ def losses_and_gradient(
     if want:
         d_rows = torch.empty_like(rows, dtype=share.dtype, memory_format=torch.contiguous_format)
         d_rows[order] = through_norms(rows[order], torch.cat(gradients, 1) * share, groups)
-    return torch.stack(losses) * share, d_rows
+    return (losses * share).to(share.dtype), d_rows
 
 
 def _hinge(s: torch.Tensor, positive: torch.Tensor, margin: float) -> torch.Tensor:

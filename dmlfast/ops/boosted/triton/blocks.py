@@ -58,8 +58,8 @@ class Block(NamedTuple):
 
 @triton.jit
 def _share(same, there, pairs, n):
-    """What pairs weigh before boosting, those of one class together as much as all others, less
-    than 0 of pairs of two classes: one register holds both.
+    """What pairs weigh before boosting, one over how many are of one class or of two, less than 0
+    of the latter: one register holds both.
     """
     positives = tl.load(pairs)
     negatives = n.to(tl.int64) * n - positives
