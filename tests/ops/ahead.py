@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -30,27 +29,10 @@ from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
 
+from .driver import Driver
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 MATRIX_INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
-
-
-class Driver:
-    """What launch code asks of Triton's driver."""
-
-    def __init__(self, capability: int):
-        self.capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
 
 
 def lifted_loss(n: int, m: int | None, dtype: torch.dtype, d: int) -> None:
