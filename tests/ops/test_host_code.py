@@ -18,12 +18,6 @@ MOST = {
     "softmax bfloat16 fast": 3072,
     "softmax float16 fast": 3072,
     "softmax float32 fast": 2048,
-    "softmax bfloat16 low": 1984,
-    "softmax bfloat16 smoothed": 1984,
-    "softmax float16 low": 1984,
-    "softmax float16 smoothed": 1984,
-    "softmax float32 low": 96,
-    "softmax float32 smoothed": 96,
 }
 
 
