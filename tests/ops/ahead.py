@@ -118,11 +118,14 @@ def triplets(dtype: torch.dtype, d: int) -> None:
 
 def softmax(dtype: torch.dtype, d: int) -> None:
     """The normalised softmax with and without kept exponentials, and with a running maximum."""
-    x, w = torch.zeros(300, d), torch.zeros(500, d, dtype=dtype)
-    labels, ones = torch.zeros(300, dtype=torch.int64), torch.ones(300)
-    norm_softmax.BLOCK = 1
-    for scale, low_memory in ((20.0, False), (20.0, True), (100.0, False)):
-        norm_softmax.forward(x, w, labels, ones, ones, scale, low_memory, True, True)
+    x, w = torch.zeros(300, d, dtype=dtype), torch.zeros(500, d, dtype=dtype)
+    labels, ones, everyone = torch.zeros(300, dtype=torch.int64), torch.ones(300), torch.zeros(d)
+    norm_softmax.BLOCK = norm_softmax.LOW_BLOCK = 1
+    for scale in (20.0, 100.0):
+        for smoothing in (None, everyone):
+            norm_softmax.forward(x, w, labels, ones, ones, scale, False, True, True, smoothing)
+            given = x, w, labels, ones, ones, ones, scale, True, True, smoothing
+            norm_softmax.gradients(*given, dtype)
 
 
 def weights(d: int, *widths: int) -> Weights:

@@ -175,26 +175,30 @@ def gradients(
         want_rows, want_weight, dtype = wants
         return kernels(*given, want_rows, want_weight, batch.everyone, dtype)
 
-    classes = d_classes = None
-    if want_weight:
-        classes = batch.labels.sort().values
-        place = torch.searchsorted(classes, batch.labels)  # the first of equal ones
-        for_kernels = torch.where(batch.counts, place, -1)
-        some = batch.weight.index_select(0, classes)
-        d_classes = by_kernels(some, for_kernels, False, True, torch.float32)[1]
-        del some
-        _add(d_classes, place, batch.own().to_classes(d_angle))
-        first = torch.searchsorted(classes, classes)
-        d_classes = d_classes.index_select(0, first).to(weight.dtype)
-    found = by_kernels(batch.weight, batch.for_kernels, want_rows, want_weight, weight.dtype)
-    d_rows, d_weight = found
-    if d_weight is not None:
-        d_weight.index_put_((classes,), d_classes)
-        del d_classes
+    own = _of_own_classes(by_kernels, batch, d_angle, weight.dtype) if want_weight else None
+    wants = want_rows, want_weight, weight.dtype
+    d_rows, d_weight = by_kernels(batch.weight, batch.for_kernels, *wants)
+    if d_weight is not None and own is not None:
+        d_weight.index_put_((own[0],), own[1])
+    del own
     if d_rows is not None:
         batch.finish_rows(d_rows, batch.own(), d_angle)
         d_rows = d_rows.to(rows.dtype)
     return d_rows, d_weight
+
+
+def _of_own_classes(
+    by_kernels: Callable[..., Any], batch: _Batch, d_angle: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes of the batch in order (N,), some of them repeated, and their gradient (N, D)."""
+    classes = batch.labels.sort().values
+    place = torch.searchsorted(classes, batch.labels)  # the first of equal ones
+    some = batch.weight.index_select(0, classes)
+    labels = torch.where(batch.counts, place, -1)
+    found: torch.Tensor = by_kernels(some, labels, False, True, torch.float32)[1]
+    _add(found, place, batch.own().to_classes(d_angle))
+    first = torch.searchsorted(classes, classes)
+    return classes, found.index_select(0, first).to(dtype)
 
 
 def _no_gradients(

@@ -37,7 +37,8 @@ def norm_softmax_loss(
     2019), with the margins of CosFace (Wang et al., CVPR 2018) and ArcFace (Deng et al., 2019).
 
     Both sides are normalised inside. The N x C logits never exist, nor does a normalised copy of
-    the weights: memory beyond inputs and gradients is O(N D + D) and a scratch of bounded size.
+    the weights: memory beyond inputs and gradients is O(N D + C) and a scratch of bounded size;
+    of weights in half precision also their gradient in float32, but for ``low_memory`` on a GPU.
     Differentiable once in ``embeddings`` and ``weight``; gradients of a "mean" or a "sum" are
     computed with the loss, and those of the weights are scaled where they are.
 
@@ -55,7 +56,8 @@ def norm_softmax_loss(
         ignore_index: the label of rows that do not count.
         reduction: "mean" over the rows that count, "sum", or "none".
         low_memory: compute cosines again for the gradient rather than keep some of them: a third
-            more work, and less scratch.
+            more work, and less scratch. On a GPU gradients are then computed by the backward pass,
+            those of the weights directly in their dtype.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
@@ -189,6 +191,7 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     rows, weight, labels, logsumexp = ctx.saved_tensors
     *fields, want_rows, want_weight, _ = ctx.rest
     made, ctx.made = ctx.made, None
+    found: Any
     if made is not None:
         found = (_scaled(d, grad, x) for d, x in zip(made, (rows, weight), strict=True))
     else:  # also where the graph was retained, and the gradients have gone to the first pass

@@ -180,13 +180,13 @@ def forward(
         factors[some] = factor
         if d_rows is not None:
             sides.add_to_rows(d_rows[some], block, sides.classes, False)
-        if weighted is not None:
+        if d_weight is not None and weighted is not None:
             sides.weigh(some, weighted[place], factor)
             sides.add_to_classes(d_weight, block, weighted[place], some.start > 0)
     if kept is None:
         _in_blocks(sides, found, target, row_weights, everyone, d_rows, d_weight)
     else:
-        kept = block = None
+        del kept, block
         if d_rows is not None:
             through_norm(d_rows, rows, sides.inverse, factors, sides.poison)
         if d_weight is not None:
@@ -250,7 +250,7 @@ def _in_blocks(
         sides.weigh(slice(None), weighted, factor)
     for part in sides.classes.parts(sides.plan.classes):
         found = _block(sides, part, shift, weighted, d_rows, d_weight)
-        if d_weight is not None:
+        if d_weight is not None and found is not None:
             out = part.of(d_weight)
             through_norm(found, part.weight, part.inverse, None, sides.poison, everyone, out)
         del found  # before the next is allocated
@@ -280,7 +280,7 @@ def _block(
         score(x, part, sides.how, kept=block, shift=None if shift is None else shift[some])
         if d_rows is not None:
             sides.add_to_rows(d_rows[some], block, part, part.first > 0)
-        if found is not None:
+        if found is not None and weighted is not None:
             sides.add_to_classes(found, block, weighted[place], some.start > 0)
     return found
 
