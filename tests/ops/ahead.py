@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -30,27 +29,10 @@ from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
 
+from .driver import Driver
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 MATRIX_INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
-
-
-class Driver:
-    """What launch code asks of Triton's driver."""
-
-    def __init__(self, capability: int):
-        self.capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
 
 
 def lifted_loss(n: int, m: int | None, dtype: torch.dtype, d: int) -> None:
@@ -136,11 +118,14 @@ def triplets(dtype: torch.dtype, d: int) -> None:
 
 def softmax(dtype: torch.dtype, d: int) -> None:
     """The normalised softmax with and without kept exponentials, and with a running maximum."""
-    x, w = torch.zeros(300, d), torch.zeros(500, d, dtype=dtype)
-    labels, ones = torch.zeros(300, dtype=torch.int64), torch.ones(300)
-    norm_softmax.BLOCK = 1
-    for scale, low_memory in ((20.0, False), (20.0, True), (100.0, False)):
-        norm_softmax.forward(x, w, labels, ones, ones, scale, low_memory, True, True)
+    x, w = torch.zeros(300, d, dtype=dtype), torch.zeros(500, d, dtype=dtype)
+    labels, ones, everyone = torch.zeros(300, dtype=torch.int64), torch.ones(300), torch.zeros(d)
+    norm_softmax.BLOCK = norm_softmax.LOW_BLOCK = 1
+    for scale in (20.0, 100.0):
+        for smoothing in (None, everyone):
+            norm_softmax.forward(x, w, labels, ones, ones, scale, False, True, True, smoothing)
+            given = x, w, labels, ones, ones, ones, scale, True, True, smoothing
+            norm_softmax.gradients(*given, dtype)
 
 
 def weights(d: int, *widths: int) -> Weights:

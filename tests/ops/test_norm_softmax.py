@@ -64,6 +64,13 @@ def test_accuracy(n, c, d, options, impl):
 
 
 @EVERY_KERNEL
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("n", "c", "d"), [(1, 2, 2), (65, 300, 17)])
+def test_accuracy_in_low_memory(n, c, d, options, impl):
+    assert_right(impl, *problem(n, c, d), low_memory=True, **options)
+
+
+@EVERY_KERNEL
 @pytest.mark.parametrize("options", OPTIONS[:5:2], ids=str)
 def test_losses_of_rows(options, impl):
     assert_right(impl, *problem(40, 90, 9), reduction="none", **options)
@@ -99,17 +106,35 @@ def test_low_memory_gives_the_same(impl):
 @EVERY_KERNEL
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("both", [False, True])
-def test_half_precision(both, dtype, impl):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_half_precision(low_memory, both, dtype, impl):
     """Rounded once on the CPU; a GPU's exponentials, and rows between products, are as precise."""
     rows, labels, weight = problem(60, 80, 24)
     rows, weight = rows.to(dtype), weight.to(dtype) if both else weight
-    found = results(impl, rows, labels, weight)
+    found = results(impl, rows, labels, weight, low_memory=low_memory)
     wide = results(impl, rows.float(), labels, weight.float())
     assert [t.dtype for t in found] == [torch.float32, dtype, dtype if both else torch.float32]
     for got, expected in zip(found, wide, strict=True):
         units = (0.5 if impl == "cpu" else 2.5) * torch.finfo(dtype).eps
         allowed = units * (expected.abs() if impl == "cpu" else expected.abs().max()) + 1e-7
         assert ((got.float() - expected).abs() <= allowed).all()
+
+
+@EVERY_KERNEL
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_scaled_loss_keeps_gradients_that_float16_has_no_digits_for(low_memory, impl):
+    rows, labels, weight = problem(60, 80, 24)
+    p = rows.half() * 2048, labels, weight.half() * 8192
+    scale = 2.0**15
+
+    def scaled(dtype):
+        options = {"upstream": partial(torch.full_like, fill_value=scale), "low_memory": low_memory}
+        return results(impl, *p, dtype=dtype, **options)[1:]
+
+    for found, exact in zip(scaled(None), scaled(torch.float32), strict=True):
+        assert found.dtype == torch.float16
+        assert (exact / scale).abs().median() < 2.0**-19
+        torch.testing.assert_close(found.float(), exact, rtol=2e-3, atol=2e-3 * exact.abs().max())
 
 
 @EVERY_KERNEL
@@ -186,9 +211,11 @@ def test_one_class_is_always_right(impl):
 @EVERY_IMPL
 @pytest.mark.parametrize("n", [0, 1, 9])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_rows_that_do_not_count_give_nothing(n, reduction, impl):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_rows_that_do_not_count_give_nothing(low_memory, n, reduction, impl):
     rows, labels = torch.full((n, 4), torch.nan), torch.full((n,), -100)
-    found = results(impl, rows, labels, torch.randn(5, 4), reduction=reduction)
+    options = {"reduction": reduction, "low_memory": low_memory}
+    found = results(impl, rows, labels, torch.randn(5, 4), **options)
     assert found[0].shape == ((n,) if reduction == "none" else ())
     for tensor in found:
         assert torch.equal(tensor, torch.zeros_like(tensor))
@@ -237,11 +264,13 @@ def test_lengths_do_not_matter(size, impl):
 @EVERY_IMPL
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("place", [0, 2])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_value_that_is_not_finite_gives_nan(place, value, reduction, impl):
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "none"}, {"low_memory": True, "label_smoothing": 0.1}], ids=str
+)
+def test_a_value_that_is_not_finite_gives_nan(place, value, options, impl):
     p = problem(20, 15, 4, ignored=False)
     p[place][3, 1] = value
-    for tensor in results(impl, *p, reduction=reduction):
+    for tensor in results(impl, *p, **options):
         assert tensor.isnan().any()
         if impl != "reference":
             assert tensor.isnan().all()
@@ -257,25 +286,28 @@ def test_strides_and_integers_of_any_kind(impl):
 
 @EVERY_KERNEL
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_gradients_only_where_wanted(reduction, impl):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_gradients_only_where_wanted(low_memory, reduction, impl):
     rows, labels, weight = problem(30, 40, 8)
-    _, d_rows, d_weight = results(
-        impl, rows, labels, weight, upstream=torch.ones_like, reduction=reduction
-    )
+    options = {"reduction": reduction, "low_memory": low_memory}
+    p = rows, labels, weight
+    _, d_rows, d_weight = results(impl, *p, upstream=torch.ones_like, **options)
     for wanted, expected in ((rows, d_rows), (weight, d_weight)):
         leaf = wanted.clone().requires_grad_()
         p = [leaf if t is wanted else t for t in (rows, labels, weight)]
-        ops.norm_softmax_loss(*p, reduction=reduction, impl=impl).sum().backward()
+        ops.norm_softmax_loss(*p, impl=impl, **options).sum().backward()
         torch.testing.assert_close(leaf.grad, expected)
     assert not ops.norm_softmax_loss(rows, labels, weight, impl=impl).requires_grad
 
 
 @EVERY_KERNEL
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_a_graph_that_is_retained_gives_its_gradients_again(reduction, impl):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_graph_that_is_retained_gives_its_gradients_again(low_memory, reduction, impl):
     rows, labels, weight = problem(30, 40, 8)
     x, w = rows.requires_grad_(), weight.requires_grad_()
-    loss = ops.norm_softmax_loss(x, labels, w, reduction=reduction, impl=impl).sum()
+    options = {"reduction": reduction, "low_memory": low_memory}
+    loss = ops.norm_softmax_loss(x, labels, w, impl=impl, **options).sum()
     first = torch.autograd.grad(loss, (x, w), torch.tensor(3.0), retain_graph=True)
     second = torch.autograd.grad(loss, (x, w), torch.tensor(0.5))
     torch.testing.assert_close([g / 6 for g in first], list(second))
@@ -333,31 +365,34 @@ def test_what_cannot_be_is_said(changes, message):
 @EVERY_KERNEL
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(requires_grad, reduction, impl):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_opcheck(low_memory, requires_grad, reduction, impl):
     rows, labels, weight = problem(12, 9, 5)
     x, w = rows.requires_grad_(requires_grad), weight.requires_grad_(requires_grad)
-    rest = (0.05, 0.1, 0.2, 0.1, -100, False, requires_grad, requires_grad, impl)
+    rest = (0.05, 0.1, 0.2, 0.1, -100, low_memory, requires_grad, requires_grad, impl)
     torch.library.opcheck(torch.ops.dmlfast.norm_softmax.default, (x, w, labels, reduction, *rest))
-    rest = (0.05, 0.1, 0.2, 0.1, -100, False, True, True, impl)
-    torch.library.opcheck(
-        torch.ops.dmlfast.norm_softmax_grad.default, (rows, weight, labels, torch.rand(12), *rest)
-    )
+    rest = (0.05, 0.1, 0.2, 0.1, -100, low_memory, True, True, impl)
+    known = torch.rand(12) if low_memory and impl == "triton" else None
+    given = rows, weight, labels, torch.rand(12), known
+    torch.library.opcheck(torch.ops.dmlfast.norm_softmax_grad.default, (*given, *rest))
 
 
 @EVERY_KERNEL
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_fake_tensors_and_a_whole_graph(reduction, impl):
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_fake_tensors_and_a_whole_graph(low_memory, reduction, impl):
     p = problem(14, 9, 5)
-    expected = results(impl, *p, reduction=reduction)
+    expected = results(impl, *p, reduction=reduction, low_memory=low_memory)
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         fakes = [mode.from_tensor(t) for t in p]
-        found = results(impl, *fakes, reduction=reduction, upstream=torch.ones_like)
+        options = {"reduction": reduction, "low_memory": low_memory}
+        found = results(impl, *fakes, upstream=torch.ones_like, **options)
     assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
     torch._dynamo.reset()
 
     @partial(torch.compile, backend="aot_eager", fullgraph=True)
     def loss_fn(x, labels, w):
-        return ops.norm_softmax_loss(x, labels, w, reduction=reduction, impl=impl)
+        return ops.norm_softmax_loss(x, labels, w, impl=impl, **options)
 
     x, w = (t.clone().requires_grad_() for t in p[::2])
     loss = loss_fn(x, p[1], w)

@@ -6,27 +6,118 @@ margins, the smoothing of labels, and rows that do not count.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.ops.norm_softmax.reference import angles
-from dmlfast.ops.norm_softmax.settings import PARALLEL, Settings
+from dmlfast.ops.norm_softmax.settings import Settings
+from dmlfast.ops.norm_softmax.units import sum_of_units, tangents, through_norm, units
 
-# (rows (N, D) float32, of values that weight's dtype has, weight (C, D), labels (N,) int64, -1
-# where none, target (N,), row weights (N,), scale, low_memory, want_rows, want_weight) ->
-# log-sum-exps L (N,) of scale * cosine over all classes but the label's, -inf over none; and the
-# gradients of sum_i row_weight_i softplus(L_i - target_i) for rows and weight, with the targets
-# held fixed, float32, None where not wanted
+# (rows (N, D) of weight's dtype, weight (C, D), labels (N,) int64, -1 where none, target (N,), row
+# weights (N,), scale, low_memory, want_rows, want_weight, everyone (D,) or None) -> log-sum-exps L
+# (N,) of scale * cosine over all classes but the label's, -inf over none; and the gradients of
+# sum_i row_weight_i softplus(L_i - target_i) for rows and weight, with the targets held fixed,
+# float32, None where not wanted; each class at length 1 has everyone's gradient besides
 Kernels = Callable[..., tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
-Found = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-
-CHUNK = 4096  # classes that are normalised at a time where labels are smoothed
+# The gradients alone, where memory is low: what is low_memory above is left out, L comes after the
+# row weights, and the dtype of the gradient of weight in the end
+GradientKernels = Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 def counting(labels: torch.Tensor, settings: Settings) -> torch.Tensor:
     """(N,) 1 for the rows that count, else 0."""
     return (labels != settings.ignore_index).float()
+
+
+class _Own:
+    """Rows and their own classes at length 1, and the angle between them."""
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor):
+        self.x, self.x_inverse = units(x.float())
+        self.classes, self.inverse = units(weight.index_select(0, labels).float())
+        self.angle = angles(self.x, self.classes)
+
+    def to_rows(self, d_angle: torch.Tensor) -> torch.Tensor:
+        """(N, D) the gradient of the rows from that of the angles."""
+        return -d_angle[:, None] * tangents(self.x, self.classes, self.angle) * self.x_inverse
+
+    def to_classes(self, d_angle: torch.Tensor) -> torch.Tensor:
+        """(N, D) the gradient of each row's class."""
+        return -d_angle[:, None] * tangents(self.classes, self.x, self.angle) * self.inverse
+
+
+class _Batch:
+    """A call, as far as no kernel is needed.
+
+    x: (N, D), 0 where rows do not count, of the dtype in which kernels compute, as weight (C, D).
+    labels: (N,) 0 where there is none. for_kernels: the same, -1 where there is none.
+    everyone: (D,) the gradient that smoothing gives each class at length 1, or None.
+    """
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        row_weights: torch.Tensor,
+        settings: Settings,
+    ):
+        self.weight = weight if rows.dtype == weight.dtype else weight.float()
+        self.counts = labels != settings.ignore_index
+        self.labels, self.unknown = _known(labels, self.counts, len(weight))
+        self.for_kernels = torch.where(self.counts, self.labels, -1)
+        self.x = rows.to(self.weight.dtype).masked_fill(~self.counts[:, None], 0)
+        row_weights = torch.where(self.counts, row_weights, 0)
+        self.row_weights = torch.where(self.unknown, math.nan, row_weights)
+        self.settings, self.scale = settings, 1 / settings.temperature
+        self.share = settings.label_smoothing / len(weight)
+        own = self.own()
+        self.angle = own.angle
+        self.target = self.scale * (self._margined().cos() - settings.cosine_margin)
+        self.everyone = self.total = self.others = None
+        if settings.label_smoothing:
+            self.total = sum_of_units(self.weight, settings.low_memory)
+            self.others = own.x @ self.total
+            self.everyone = self._d_everyone() @ own.x
+
+    def own(self) -> _Own:
+        return _Own(self.x, self.weight, self.labels)
+
+    def _margined(self) -> torch.Tensor:
+        return self.angle + self.settings.angular_margin
+
+    def _d_everyone(self) -> torch.Tensor:
+        """(N,) the gradient of each cosine of a row, of all classes alike."""
+        return -self.share * self.scale * self.row_weights
+
+    def losses(self, L: torch.Tensor) -> torch.Tensor:
+        """(N,), NaN where a label is unknown."""
+        # log sum exp of all logits less the own one, which does not cancel where that one is large
+        losses = F.softplus(L - self.target)
+        if self.others is not None:
+            everyone = self.scale * (self.others - self.angle.cos()) + self.target
+            losses = losses + self.settings.label_smoothing * self.target - self.share * everyone
+        return torch.where(self.counts, losses, 0).masked_fill(self.unknown, math.nan)
+
+    def d_angle(self, L: torch.Tensor) -> torch.Tensor:
+        """(N,) the gradient of the angles with the own classes."""
+        d_target = -torch.sigmoid(L - self.target)
+        if self.share:
+            d_target = d_target + self.settings.label_smoothing - self.share
+        d_angle = d_target * self._margined().sin()
+        if self.share:
+            d_angle = d_angle + self.share * self.angle.sin()
+        return -self.scale * self.row_weights * d_angle
+
+    def finish_rows(self, d_rows: torch.Tensor, own: _Own, d_angle: torch.Tensor) -> None:
+        """Adds to what kernels have found what the own classes and smoothing give the rows."""
+        if self.total is not None:
+            everyone = self._d_everyone()[:, None] * self.total
+            d_rows += through_norm(everyone, own.x, own.x_inverse)
+        d_rows += own.to_rows(d_angle)
 
 
 def losses_and_gradients(
@@ -38,63 +129,98 @@ def losses_and_gradients(
     settings: Settings,
     want_rows: bool,
     want_weight: bool,
-) -> Found:
-    """The loss of each row, (N,), and the gradients of their sum by ``row_weights`` (N,)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The loss of each row, (N,), the log-sum-exps of the kernels (N,), and the gradients, float32,
+    of the sum of the losses by ``row_weights`` (N,).
+    """
     if not len(rows):
-        d_rows = rows.float() if want_rows else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
-        return row_weights.float(), d_rows, d_weight
-    if rows.dtype != weight.dtype:  # kernels compute in the dtype of the weights
-        weight = weight.float()
-    C = len(weight)
-    counts = labels != settings.ignore_index
-    labels, unknown = _known(labels, counts, C)
-    x = torch.where(counts[:, None], rows.float(), 0)
-    own = weight.index_select(0, labels).float()
-    (x_unit, x_inverse), (own_unit, own_inverse) = _units(x), _units(own)
-    angle = angles(x_unit, own_unit)
-    scale, smoothing = 1 / settings.temperature, settings.label_smoothing
-    margined = angle + settings.angular_margin
-    target = scale * (margined.cos() - settings.cosine_margin)
-    row_weights = torch.where(unknown, math.nan, torch.where(counts, row_weights, 0))
-    others, d_rows, d_weight = kernels(
-        x,
-        weight,
-        torch.where(counts, labels, -1),
-        target,
-        row_weights,
-        scale,
-        settings.low_memory,
-        want_rows,
-        want_weight,
-    )
-    # log sum exp of all logits less the own one, which does not cancel where the own one is large
-    losses = F.softplus(others - target)
-    d_target = -torch.sigmoid(others - target)
-    d_angle = d_target + smoothing * (1 - 1 / C) if smoothing else d_target
-    d_angle = -scale * d_angle * margined.sin()
-    if smoothing:
-        share = smoothing / C
-        total = _sum_of_units(weight)
-        everyone = scale * (x_unit @ total - angle.cos()) + target
-        losses = losses + smoothing * target - share * everyone
-        d_angle = d_angle - share * scale * angle.sin()
-        d_everyone = -share * scale * row_weights
+        found = _no_gradients(rows, weight, want_rows, want_weight, torch.float32)
+        return row_weights.float(), row_weights.new_zeros(0), *found
+    batch = _Batch(rows, weight, labels, row_weights, settings)
+    given = batch.x, batch.weight, batch.for_kernels, batch.target, batch.row_weights, batch.scale
+    wants = settings.low_memory, want_rows, want_weight
+    L, d_rows, d_weight = kernels(*given, *wants, batch.everyone)
+    if want_rows or want_weight:
+        own, d_angle = batch.own(), batch.d_angle(L)
         if d_rows is not None:
-            d_rows += _through_norm(d_everyone[:, None] * total, x_unit, x_inverse)
+            batch.finish_rows(d_rows, own, d_angle)
         if d_weight is not None:
-            _add_to_all(d_weight, weight, d_everyone @ x_unit)
-    d_angle = (row_weights * d_angle)[:, None]
+            _add(d_weight, batch.labels, own.to_classes(d_angle))
+    return batch.losses(L), L, d_rows, d_weight
+
+
+def gradients(
+    kernels: GradientKernels,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    row_weights: torch.Tensor,
+    L: torch.Tensor,
+    settings: Settings,
+    want_rows: bool,
+    want_weight: bool,
+) -> Gradients:
+    """The same gradients in the dtypes of rows and weight, where log-sum-exps (N,) are known.
+
+    That of the weights never exists in float32. Each is rounded once: the classes of the batch,
+    which have more to them than kernels give, are gone through on their own and written last.
+    """
+    if not len(rows):
+        return _no_gradients(rows, weight, want_rows, want_weight, None)
+    batch = _Batch(rows, weight, labels, row_weights, settings)
+    d_angle = batch.d_angle(L)
+
+    def by_kernels(weight: torch.Tensor, labels: torch.Tensor, *wants: Any) -> Gradients:
+        given = batch.x, weight, labels, batch.target, batch.row_weights, L, batch.scale
+        want_rows, want_weight, dtype = wants
+        return kernels(*given, want_rows, want_weight, batch.everyone, dtype)
+
+    own = _of_own_classes(by_kernels, batch, d_angle, weight.dtype) if want_weight else None
+    wants = want_rows, want_weight, weight.dtype
+    d_rows, d_weight = by_kernels(batch.weight, batch.for_kernels, *wants)
+    if d_weight is not None and own is not None:
+        d_weight.index_put_((own[0],), own[1])
+    del own
     if d_rows is not None:
-        d_rows -= d_angle * _tangents(x_unit, own_unit, angle) * x_inverse
-    if d_weight is not None:
-        d_own = -d_angle * _tangents(own_unit, x_unit, angle) * own_inverse
-        if d_weight.is_cuda:  # sorts, and so adds in one order
-            d_weight.index_put_((labels,), d_own, accumulate=True)
-        else:
-            d_weight.index_add_(0, labels, d_own)
-    losses = torch.where(counts, losses, 0).masked_fill(unknown, math.nan)
-    return losses, d_rows, d_weight
+        batch.finish_rows(d_rows, batch.own(), d_angle)
+        d_rows = d_rows.to(rows.dtype)
+    return d_rows, d_weight
+
+
+def _of_own_classes(
+    by_kernels: Callable[..., Any], batch: _Batch, d_angle: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes of the batch in order (N,), some of them repeated, and their gradient (N, D)."""
+    classes = batch.labels.sort().values
+    place = torch.searchsorted(classes, batch.labels)  # the first of equal ones
+    some = batch.weight.index_select(0, classes)
+    labels = torch.where(batch.counts, place, -1)
+    found: torch.Tensor = by_kernels(some, labels, False, True, torch.float32)[1]
+    _add(found, place, batch.own().to_classes(d_angle))
+    first = torch.searchsorted(classes, classes)
+    return classes, found.index_select(0, first).to(dtype)
+
+
+def _no_gradients(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    want_rows: bool,
+    want_weight: bool,
+    dtype: torch.dtype | None,
+) -> Gradients:
+    """Of no rows, in their own dtypes or in one that is given."""
+    return (
+        torch.zeros_like(rows, dtype=dtype) if want_rows else None,
+        torch.zeros_like(weight, dtype=dtype) if want_weight else None,
+    )
+
+
+def _add(out: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> None:
+    """Adds rows (N, D) to those of ``out`` at some places (N,), always in one order."""
+    if out.is_cuda:  # sorts
+        out.index_put_((places,), rows, accumulate=True)
+    else:
+        out.index_add_(0, places, rows)
 
 
 def _known(labels: torch.Tensor, counts: torch.Tensor, C: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,42 +233,3 @@ def _known(labels: torch.Tensor, counts: torch.Tensor, C: int) -> tuple[torch.Te
         label = labels[unknown][0].item()
         raise ValueError(f"labels must be from 0 to {C - 1}, or ignore_index: there is {label}")
     return labels.masked_fill(unknown, 0), unknown
-
-
-def _units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows at length 1 (N, D), and 1 / length (N, 1); both 0 for a row of zeros."""
-    largest = rows.abs().amax(1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1)
-    scaled = rows / largest
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    inverse = torch.where(norm == 0, 0, 1 / norm)
-    return scaled * inverse, inverse / largest
-
-
-def _tangents(a: torch.Tensor, b: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """(N, D) the direction from each a to its b on the sphere, of length 1; 0 where they are
-    parallel.
-    """
-    # b - cos(angle) a, of small differences where the angle is small
-    towards = (b - a) + (2 * torch.sin(angle / 2).square())[:, None] * a
-    sine = torch.linalg.vector_norm(towards, dim=1, keepdim=True)
-    return torch.where(sine < PARALLEL, 0, towards / torch.where(sine > 0, sine, 1))
-
-
-def _through_norm(
-    gradient: torch.Tensor, unit: torch.Tensor, inverse: torch.Tensor
-) -> torch.Tensor:
-    """The gradient of rows from that of the rows at length 1, (N, D)."""
-    return (gradient - (gradient * unit).sum(1, keepdim=True) * unit) * inverse
-
-
-def _sum_of_units(weight: torch.Tensor) -> torch.Tensor:
-    """(D,) the sum of all classes at length 1."""
-    parts = [_units(part.float())[0].sum(0) for part in weight.split(CHUNK)]
-    return torch.stack(parts).sum(0)
-
-
-def _add_to_all(d_weight: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Adds to the gradient of the weights that of a gradient (D,) of all classes at length 1."""
-    for out, part in zip(d_weight.split(CHUNK), weight.split(CHUNK), strict=True):
-        out += _through_norm(gradient.expand(part.shape), *_units(part.float()))

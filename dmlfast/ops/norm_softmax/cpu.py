@@ -5,6 +5,7 @@ import ctypes
 import torch
 
 from dmlfast.ops import native
+from dmlfast.ops.norm_softmax.units import add_to_all
 
 SCRATCH_BYTES = 80 * 2**20  # for cosines that are kept until the gradient; none in low memory
 
@@ -19,6 +20,7 @@ def forward(
     low_memory: bool,
     want_rows: bool,
     want_weight: bool,
+    everyone: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """See :data:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
     classes = native.Classes(rows, weight, labels)
@@ -33,4 +35,6 @@ def forward(
         *map(native.address, (*floats, logsumexp, d_rows, d_weight)),
     )
     native.check(status, "norm_softmax_loss")
+    if d_weight is not None and everyone is not None:
+        add_to_all(d_weight, weight, everyone)
     return logsumexp, d_rows, d_weight

@@ -7,7 +7,7 @@ import torch
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 from dmlfast.ops.norm_softmax import reference
-from dmlfast.ops.norm_softmax.assembly import counting, losses_and_gradients
+from dmlfast.ops.norm_softmax.assembly import counting, gradients, losses_and_gradients
 from dmlfast.ops.norm_softmax.settings import REDUCTIONS, Settings
 
 _INPUTS = "Tensor rows, Tensor weight, Tensor labels"
@@ -16,6 +16,7 @@ _SETTINGS = (
     "int ignore_index, bool low_memory"
 )
 _WANTS = "bool want_rows, bool want_weight, str impl"
+BY_BLOCKS = ("triton",)  # whose kernels make gradients a block at a time where memory is low
 
 
 def norm_softmax_loss(
@@ -36,7 +37,8 @@ def norm_softmax_loss(
     2019), with the margins of CosFace (Wang et al., CVPR 2018) and ArcFace (Deng et al., 2019).
 
     Both sides are normalised inside. The N x C logits never exist, nor does a normalised copy of
-    the weights: memory beyond inputs and gradients is O(N D + D) and a scratch of bounded size.
+    the weights: memory beyond inputs and gradients is O(N D + C) and a scratch of bounded size;
+    of weights in half precision also their gradient in float32, but for ``low_memory`` on a GPU.
     Differentiable once in ``embeddings`` and ``weight``; gradients of a "mean" or a "sum" are
     computed with the loss, and those of the weights are scaled where they are.
 
@@ -54,7 +56,8 @@ def norm_softmax_loss(
         ignore_index: the label of rows that do not count.
         reduction: "mean" over the rows that count, "sum", or "none".
         low_memory: compute cosines again for the gradient rather than keep some of them: a third
-            more work, and less scratch.
+            more work, and less scratch. On a GPU gradients are then computed by the backward pass,
+            those of the weights directly in their dtype.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
@@ -95,7 +98,25 @@ def norm_softmax_loss(
 
 
 def _kernels(impl: str, rows: torch.Tensor) -> Any:
-    return dispatch.module(__package__, impl, "norm_softmax", rows).forward
+    return dispatch.module(__package__, impl, "norm_softmax", rows)
+
+
+def _by_blocks(settings: Settings, impl: str) -> bool:
+    """Whether a block of classes has its gradient at once, in the dtype of the weights."""
+    return settings.low_memory and impl in BY_BLOCKS
+
+
+def _ahead(reduction: str, settings: Settings, impl: str) -> bool:
+    """Whether gradients are computed with the loss: not where what they are multiplied by is not
+    known yet, and has to be.
+    """
+    return reduction != "none" and not _by_blocks(settings, impl)
+
+
+def _shares(labels: torch.Tensor, reduction: str, settings: Settings) -> torch.Tensor:
+    """(N,) what the loss of each row is multiplied by in a "mean" or a "sum"."""
+    counts = counting(labels, settings)
+    return counts / counts.sum().clamp_min(1) if reduction == "mean" else counts
 
 
 def _forward(
@@ -103,28 +124,41 @@ def _forward(
 ) -> tuple[torch.Tensor | None, ...]:
     *fields, want_rows, want_weight, impl = rest
     settings = Settings(*fields)
-    counts = counting(labels, settings)
-    if reduction == "none":  # what its gradients are weighted by is not known yet
-        want_rows = want_weight = False
-    elif reduction == "mean":
-        counts = counts / counts.sum().clamp_min(1)
-    losses, d_rows, d_weight = losses_and_gradients(
-        _kernels(impl, rows), rows, weight, labels, counts, settings, want_rows, want_weight
+    ahead = _ahead(reduction, settings, impl)
+    shares = _shares(labels, reduction, settings)
+    losses, logsumexp, d_rows, d_weight = losses_and_gradients(
+        _kernels(impl, rows).forward,
+        rows,
+        weight,
+        labels,
+        shares,
+        settings,
+        want_rows and ahead,
+        want_weight and ahead,
     )
-    return losses if reduction == "none" else losses @ counts, d_rows, d_weight
+    loss = losses if reduction == "none" else losses @ shares
+    return loss, d_rows, d_weight, logsumexp if _by_blocks(settings, impl) else None
 
 
 def _gradients(
-    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, grad: torch.Tensor, *rest: Any
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    grad: torch.Tensor,
+    logsumexp: torch.Tensor | None,
+    *rest: Any,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the losses of rows by ``grad`` (N,), in the dtypes of rows and weight."""
     *fields, want_rows, want_weight, impl = rest
-    _, *found = losses_and_gradients(
-        _kernels(impl, rows), rows, weight, labels, grad, Settings(*fields), want_rows, want_weight
-    )
+    settings, kernels = Settings(*fields), _kernels(impl, rows)
+    given = rows, weight, labels, grad
+    wants = settings, want_rows, want_weight
+    if logsumexp is not None:
+        return gradients(kernels.gradients, *given, logsumexp, *wants)
+    *_, d_rows, d_weight = losses_and_gradients(kernels.forward, *given, *wants)
     return tuple(
         None if gradient is None else gradient.to(like.dtype)
-        for gradient, like in zip(found, (rows, weight), strict=True)
+        for gradient, like in zip((d_rows, d_weight), (rows, weight), strict=True)
     )
 
 
@@ -143,24 +177,27 @@ def _fused(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3])
     ctx.reduction, ctx.rest = inputs[3], inputs[4:]
+    *fields, _, _, impl = ctx.rest
+    settings = Settings(*fields)
+    logsumexp = output[3] if _by_blocks(settings, impl) else None
+    ctx.save_for_backward(*inputs[:3], logsumexp)
     ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
-    ctx.made = output[1:]  # not saved, but handed on by the first backward pass
+    # not saved, but handed on by the first backward pass
+    ctx.made = output[1:3] if _ahead(ctx.reduction, settings, impl) else None
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    rows, weight, labels = ctx.saved_tensors
+    rows, weight, labels, logsumexp = ctx.saved_tensors
     *fields, want_rows, want_weight, _ = ctx.rest
     made, ctx.made = ctx.made, None
-    if ctx.reduction == "none":
-        found = _call_gradients(rows, weight, labels, grad, *ctx.rest)
-    elif made is None:  # the graph was retained, and the gradients have gone to the first pass
-        counts = counting(labels, Settings(*fields))
-        counts = counts / counts.sum().clamp_min(1) if ctx.reduction == "mean" else counts
-        found = _call_gradients(rows, weight, labels, counts * grad, *ctx.rest)
-    else:
+    found: Any
+    if made is not None:
         found = (_scaled(d, grad, x) for d, x in zip(made, (rows, weight), strict=True))
+    else:  # also where the graph was retained, and the gradients have gone to the first pass
+        if ctx.reduction != "none":
+            grad = grad * _shares(labels, ctx.reduction, Settings(*fields))
+        found = _call_gradients(rows, weight, labels, grad, logsumexp, *ctx.rest)
     d_rows, d_weight = found
     return (
         once_differentiable(d_rows, rows) if want_rows else None,
@@ -181,20 +218,26 @@ def _scaled(
 
 def _fake(
     rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, reduction: str, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dtype = statistic_dtype(rows)
-    none = reduction == "none"
-    wants = (want and not none for want in rest[-3:-1])
-    loss = rows.new_empty(rows.shape[:1] if none else (), dtype=dtype)
-    d_rows, d_weight = (
-        like.new_empty(like.shape if want else (0,), dtype=dtype if want else rows.dtype)
-        for like, want in zip((rows, weight), wants, strict=True)
-    )
-    return loss, d_rows, d_weight
+) -> tuple[torch.Tensor, ...]:
+    *fields, want_rows, want_weight, impl = rest
+    settings, dtype = Settings(*fields), statistic_dtype(rows)
+    ahead = _ahead(reduction, settings, impl)
+    loss = rows.new_empty(rows.shape[:1] if reduction == "none" else (), dtype=dtype)
+    made = [
+        like.new_empty(like.shape, dtype=dtype) if want and ahead else rows.new_empty(0)
+        for like, want in ((rows, want_rows), (weight, want_weight))
+    ]
+    known = _by_blocks(settings, impl)
+    return loss, *made, rows.new_empty(rows.shape[:1], dtype=dtype) if known else rows.new_empty(0)
 
 
 def _fake_gradients(
-    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, grad: torch.Tensor, *rest: Any
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    grad: torch.Tensor,
+    logsumexp: torch.Tensor | None,
+    *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     d_rows, d_weight = (
         like.new_empty(like.shape) if want else rows.new_empty(0)
@@ -212,7 +255,8 @@ def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
 
 
 _call = register(
-    f"norm_softmax({_INPUTS}, str reduction, {_SETTINGS}, {_WANTS}) -> (Tensor, Tensor, Tensor)",
+    f"norm_softmax({_INPUTS}, str reduction, {_SETTINGS}, {_WANTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup=_setup,
@@ -220,7 +264,8 @@ _call = register(
     only_first=True,
 )
 _call_gradients = register(
-    f"norm_softmax_grad({_INPUTS}, Tensor grad, {_SETTINGS}, {_WANTS}) -> (Tensor, Tensor)",
+    f"norm_softmax_grad({_INPUTS}, Tensor grad, Tensor? logsumexp, {_SETTINGS}, {_WANTS}) "
+    "-> (Tensor, Tensor)",
     forward=_gradients,
     fake=_fake_gradients,
     setup=_no_setup,

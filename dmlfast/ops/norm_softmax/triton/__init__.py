@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,10 @@ from dmlfast.ops.triton.side import TILE
 from dmlfast.ops.triton.tile import LN2, LOG2E
 
 KEPT = 2000 << 20  # bytes of exponentials that are kept of a chunk of rows with all classes
-BLOCK = 32 << 20  # bytes of those of a block, which a second-level cache holds
+BLOCK = 38 << 20  # bytes of a block of classes, which a second-level cache holds
 SUMS = 2 << 20  # bytes of sums over tiles of classes
-COPIES = 16 << 20  # bytes of copies of a chunk of rows where memory is low
+LOW = 50 << 20  # bytes of a block and of the copies of all rows where memory is low
+LOW_BLOCK = 16 << 20  # but at least of a block
 ROWS = 4096  # rows of a chunk at most
 LEAST = 512  # and at least: fewer at a time read and write the gradient of the classes too often
 SAFE = 115.0  # powers of two that exponentials and their sums may span upwards, or downwards
@@ -45,14 +47,84 @@ def plan_of(
     running = scale * LOG2E.value + math.log2(classes) > SAFE
     classes = padded(classes)
     rows = min(ROWS, padded(n))
+    room = BLOCK
     if low_memory:
-        rows = min(rows, max(TILE, COPIES // (2 * width * itemsize) // TILE * TILE))
+        room = max(LOW_BLOCK, min(BLOCK, LOW - 3 * padded(n) * width * itemsize))
     elif not running:
         fitting = KEPT // (classes * itemsize) // TILE * TILE
         if fitting >= min(rows, LEAST):
             return Plan(min(rows, fitting), classes, True, False)
-    block = max(TILE, BLOCK // (rows * itemsize) // TILE * TILE)
+    each = rows * itemsize + 4 * width  # exponentials of a class, and its gradient
+    block = max(TILE, room // each // TILE * TILE)
     return Plan(rows, min(block, classes), classes <= block and not running, running)
+
+
+class Sides:
+    """Rows and classes of a call, and how they are taken.
+
+    given: (n, d). inverse: (n,), 1 / their lengths. labels: (n,). poison: (), 0 or NaN where a row
+    or a class is not finite. far: (), whether any class has a length far from 1.
+    """
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        scale: float,
+        low_memory: bool,
+    ):
+        (n, d), m = rows.shape, len(weight)
+        self.given, self.labels, self.scale = rows, labels, scale
+        self.products = configs.products_of(weight.dtype, d)
+        self.kept_dtype = configs.weights_dtype(self.products)
+        self.tile = configs.tiles_of(self.kept_dtype).product
+        size = self.products.DP, self.kept_dtype.itemsize
+        self.plan = plan_of(n, m, *size, scale, low_memory)
+        scores = configs.tiles_of(weight.dtype).scores
+        self.how = Exponentials(scale, self.products, scores, self.plan.running)
+        self.inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
+        self.classes = Classes(0, weight, lengths)
+        self.poison = (self.inverse * 0).sum() + (lengths * 0).sum()
+        far = (lengths > FAR.value) | ((lengths < 1 / FAR.value) & (lengths > 0))
+        self.far = far.any()
+        self.copy = rows.new_empty(padded(n), self.products.DP, dtype=weight.dtype)
+        rounded = weight.dtype == torch.float32 and self.products.PRECISION == "tf32"
+        scaled(rows, self.inverse, None, self.copy, rounded)
+
+    def chunks(self) -> Iterator[tuple[slice, slice, Rows]]:
+        """Which rows a chunk has, without and with the padding, and what kernels take of them."""
+        for first in range(0, len(self.given), self.plan.rows):
+            some = slice(first, min(first + self.plan.rows, len(self.given)))
+            all_of_it = slice(first, first + padded(some.stop - first))
+            yield some, all_of_it, Rows(self.copy[all_of_it], self.inverse[some], self.labels[some])
+
+    def block(self, classes: int) -> torch.Tensor:
+        """(rows, classes) for exponentials."""
+        return self.given.new_empty(self.plan.rows, classes, dtype=self.kept_dtype)
+
+    def weighted(self) -> torch.Tensor:
+        """(n padded, DP) for rows times what exponentials lack."""
+        return torch.empty_like(self.copy, dtype=self.kept_dtype)
+
+    def weigh(self, some: slice, out: torch.Tensor, factor: torch.Tensor) -> None:
+        """Fills ``out`` with some rows times a ``factor`` (n,)."""
+        n, d = self.given.shape
+        rounded = self.products.WEIGHTS == "tf32"
+        scaled(self.copy[:n, :d][some], self.inverse[some], factor, out, rounded)
+
+    def add_to_rows(
+        self, out: torch.Tensor, block: torch.Tensor, part: Classes, again: bool
+    ) -> None:
+        add_product(
+            out, block, part.weight, part.inverse, self.far, again, self.products, self.tile
+        )
+
+    def add_to_classes(
+        self, out: torch.Tensor, block: torch.Tensor, weighted: torch.Tensor, again: bool
+    ) -> None:
+        others = weighted[:, : self.given.shape[1]]
+        add_product(out, block, others, None, None, again, self.products, self.tile)
 
 
 @on_its_device
@@ -66,71 +138,151 @@ def forward(
     low_memory: bool,
     want_rows: bool,
     want_weight: bool,
+    everyone: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Log-sum-exps and gradients, as `dmlfast.ops.norm_softmax.assembly` asks for them.
 
     Args:
-        rows: (N, D) float32, of values that ``weight``'s dtype has.
+        rows: (N, D), of the dtype of ``weight`` or float32 of values that it has.
         weight: (C, D) of any dtype and strides.
         labels: (N,) int64, -1 where none.
         target, row_weights: (N,) float32.
         scale: above 0.
-        low_memory: take at most 64 MiB of scratch, rather than 2 GiB.
+        low_memory: take a scratch of some 32 MiB, rather than 2 GiB.
+        everyone: (D,) float32, a gradient that is added to that of each class at length 1, or None.
 
     Returns:
         (N,), (N, D) and (C, D) float32, the gradients None where not wanted. All NaN where a row or
         a class is not finite.
     """
-    (n, d), m = rows.shape, len(weight)
-    found = rows.new_empty(n)
-    d_rows = rows.new_empty(n, d) if want_rows else None
-    d_weight = rows.new_empty(m, d) if want_weight else None
+    n = len(rows)
+    found = rows.new_empty(n, dtype=torch.float32)
+    wants = want_rows, want_weight
+    d_rows, d_weight = _empty(rows, weight, wants, torch.float32)
     if not n:
         return found, d_rows, None if d_weight is None else d_weight.zero_()
-    products = configs.products_of(weight.dtype, d)
-    kept_dtype = configs.weights_dtype(products)
-    product = configs.tiles_of(kept_dtype).product
-    plan = plan_of(n, m, products.DP, kept_dtype.itemsize, scale, low_memory)
-    how = Exponentials(scale, products, configs.tiles_of(weight.dtype).scores, plan.running)
-    inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
-    classes = Classes(0, weight, lengths)
-    poison = (inverse * 0).sum() + (lengths * 0).sum()
-    far = ((lengths > FAR.value) | ((lengths < 1 / FAR.value) & (lengths > 0))).any()
-
-    wants = want_rows or want_weight
-    rounded = weight.dtype == torch.float32 and products.PRECISION == "tf32"
-    sums = rows.new_empty(max(TILE // how.tile.BN, SUMS // (4 * plan.rows)), plan.rows)
-    kept = rows.new_empty(plan.rows, plan.classes if wants else 0, dtype=kept_dtype)
-    copy = rows.new_empty(plan.rows, products.DP, dtype=weight.dtype)
-    weighted = rows.new_empty(plan.rows if want_weight else 0, products.DP, dtype=kept_dtype)
-    for first in range(0, n, plan.rows):
-        some = slice(first, first + plan.rows)
-        given, size = rows[some], padded(len(rows[some]))
-        x = Rows(copy[:size], inverse[some], labels[some])
-        scaled(given, x.inverse, None, x.scaled, rounded)
-        L = _log_sums(x, classes, how, sums, kept if wants and plan.kept else None)
-        found[some] = L + poison
-        if not wants:
+    sides = Sides(rows, weight, labels, scale, low_memory)
+    plan, how = sides.plan, sides.how
+    keeps = plan.kept and any(wants)
+    sums = rows.new_empty(
+        max(TILE // how.tile.BN, SUMS // (4 * plan.rows)), plan.rows, dtype=torch.float32
+    )
+    kept = sides.block(plan.classes) if keeps else None
+    weighted = sides.weighted() if keeps and want_weight else None
+    factors = torch.empty_like(found)
+    for some, place, x in sides.chunks():
+        L = _log_sums(x, sides.classes, how, sums, kept)
+        found[some] = L
+        if kept is None:
             continue
-        factor, shift = _factors(L, target[some], row_weights[some], scale, plan.running)
-        if want_weight:
-            own = x.scaled[: len(given), :d]
-            scaled(own, x.inverse, factor, weighted[:size], products.WEIGHTS == "tf32")
-        for part in classes.parts(plan.classes):
-            block = kept[:size, : part.padded]
-            if not plan.kept:
-                score(x, part, how, kept=block, shift=shift)
-            if d_rows is not None:
-                own, again = d_rows[some], part.first > 0
-                add_product(own, block, part.weight, part.inverse, far, again, products, product)
-            if d_weight is not None:
-                own, again, others = part.of(d_weight), first > 0, weighted[:size, :d]
-                add_product(own, block, others, None, None, again, products, product)
+        block = kept[: len(x.scaled)]
+        factor, _ = _factors(L, target[some], row_weights[some], scale, False)
+        factors[some] = factor
         if d_rows is not None:
-            through_norm(d_rows[some], given, x.inverse, factor, poison)
+            sides.add_to_rows(d_rows[some], block, sides.classes, False)
+        if d_weight is not None and weighted is not None:
+            sides.weigh(some, weighted[place], factor)
+            sides.add_to_classes(d_weight, block, weighted[place], some.start > 0)
+    if kept is None:
+        _in_blocks(sides, found, target, row_weights, everyone, d_rows, d_weight)
+    else:
+        del kept, block
+        if d_rows is not None:
+            through_norm(d_rows, rows, sides.inverse, factors, sides.poison)
+        if d_weight is not None:
+            lengths = sides.classes.inverse
+            through_norm(d_weight, weight, lengths, None, sides.poison, everyone)
+    return found + sides.poison, d_rows, d_weight
+
+
+@on_its_device
+def gradients(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    target: torch.Tensor,
+    row_weights: torch.Tensor,
+    logsumexp: torch.Tensor,
+    scale: float,
+    want_rows: bool,
+    want_weight: bool,
+    everyone: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of `forward`, N above 0, where memory is low and its log-sum-exps are known:
+    of rows in float32, of classes in ``dtype``, rounded once.
+    """
+    d_rows, d_weight = _empty(rows, weight, (want_rows, want_weight), dtype)
+    sides = Sides(rows, weight, labels, scale, True)
+    _in_blocks(sides, logsumexp, target, row_weights, everyone, d_rows, d_weight)
+    return d_rows, d_weight
+
+
+def _empty(
+    rows: torch.Tensor, weight: torch.Tensor, wants: tuple[bool, bool], dtype: torch.dtype
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(N, D) float32 and (C, D) of a dtype for gradients, None where not wanted."""
+    return (
+        rows.new_empty(rows.shape, dtype=torch.float32) if wants[0] else None,
+        rows.new_empty(weight.shape, dtype=dtype) if wants[1] else None,
+    )
+
+
+def _in_blocks(
+    sides: Sides,
+    L: torch.Tensor,
+    target: torch.Tensor,
+    row_weights: torch.Tensor,
+    everyone: torch.Tensor | None,
+    d_rows: torch.Tensor | None,
+    d_weight: torch.Tensor | None,
+) -> None:
+    """Fills the gradients, those that are wanted, one block of classes with all rows after another.
+
+    That of a block of classes is done with the block: no more of them is ever there in float32.
+    """
+    if d_rows is None and d_weight is None:
+        return
+    factor, shift = _factors(L, target, row_weights, sides.scale, sides.plan.running)
+    weighted = None
     if d_weight is not None:
-        through_norm(d_weight, weight, lengths, None, poison)
-    return found, d_rows, d_weight
+        weighted = sides.weighted()
+        sides.weigh(slice(None), weighted, factor)
+    for part in sides.classes.parts(sides.plan.classes):
+        found = _block(sides, part, shift, weighted, d_rows, d_weight)
+        if d_weight is not None and found is not None:
+            out = part.of(d_weight)
+            through_norm(found, part.weight, part.inverse, None, sides.poison, everyone, out)
+        del found  # before the next is allocated
+    if d_rows is not None:
+        through_norm(d_rows, sides.given, sides.inverse, factor, sides.poison)
+
+
+def _block(
+    sides: Sides,
+    part: Classes,
+    shift: torch.Tensor | None,
+    weighted: torch.Tensor | None,
+    d_rows: torch.Tensor | None,
+    d_weight: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The gradient of a block of classes at length 1, float32, in its place in ``d_weight`` if that
+    is; None without. Adds to ``d_rows`` what the block gives, without the factors of the rows.
+    """
+    kept = sides.block(part.padded)
+    found = None
+    if d_weight is not None:
+        found = part.of(d_weight)
+        if found.dtype != torch.float32:
+            found = torch.empty_like(found, dtype=torch.float32)
+    for some, place, x in sides.chunks():
+        block = kept[: len(x.scaled)]
+        score(x, part, sides.how, kept=block, shift=None if shift is None else shift[some])
+        if d_rows is not None:
+            sides.add_to_rows(d_rows[some], block, part, part.first > 0)
+        if found is not None and weighted is not None:
+            sides.add_to_classes(found, block, weighted[place], some.start > 0)
+    return found
 
 
 def _log_sums(

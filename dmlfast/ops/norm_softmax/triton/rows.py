@@ -95,34 +95,40 @@ def scaled_kernel(
 
 @triton.jit(do_not_specialize=["n"])
 def through_norm_kernel(
-    out, given, row_stride, column_stride, inverse, factor, poison, n, d, BM: tl.constexpr,
-    BD: tl.constexpr,
+    found, given, row_stride, column_stride, inverse, factor, everyone, poison, out, n, d,
+    BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Turns the gradient (n, d) of BM rows at length 1 into that of the rows, where it is.
+    """Turns the gradient ``found`` (n, d) of BM rows at length 1 into that of the rows, ``out``,
+    which may be the same.
 
     Of rows with a factor the gradient lacks that factor; of classes it has their inverse lengths
-    already, up to their powers.
+    already, up to their powers. everyone: (d,), added to that of each class at length 1, or None.
     """
     i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     own = tl.minimum(i, n - 1)
     inv = tl.load(inverse + own)
-    along = tl.zeros((BM,), tl.float32)
-    for first in range(0, d, BD):
-        k = first + tl.arange(0, BD)
-        unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
-        along += tl.sum(_load(out, own, k, d, 1, d) * unit, 1)
     if factor is None:
         one, other = tl.full((BM,), 1.0, tl.float32), class_power(inv)
     else:
         one, other = tl.load(factor + own), inv
+    along = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
         k = first + tl.arange(0, BD)
         unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
-        across = _load(out, own, k, d, 1, d) - along[:, None] * unit
-        across = across * one[:, None] * other[:, None] + tl.load(poison)
-        tl.store(
-            out + i[:, None] * d + k[None, :], across, mask=(i < n)[:, None] & (k < d)[None, :]
-        )
+        gradient = _load(found, own, k, d, 1, d)
+        if everyone is not None:
+            gradient += (inv / other)[:, None] * tl.load(everyone + k, mask=k < d, other=0.0)
+        along += tl.sum(gradient * unit, 1)
+    for first in range(0, d, BD):
+        k = first + tl.arange(0, BD)
+        unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        gradient = _load(found, own, k, d, 1, d)
+        if everyone is not None:
+            gradient += (inv / other)[:, None] * tl.load(everyone + k, mask=k < d, other=0.0)
+        across = (gradient - along[:, None] * unit) * one[:, None] * other[:, None]
+        at = out + i[:, None] * d + k[None, :]
+        across = (across + tl.load(poison)).to(out.dtype.element_ty)
+        tl.store(at, across, mask=(i < n)[:, None] & (k < d)[None, :])
 
 
 def _blocks(n: int, d: int) -> tuple[tuple[int], dict[str, int]]:
@@ -163,17 +169,21 @@ def scaled(
 
 
 def through_norm(
-    out: torch.Tensor,
+    found: torch.Tensor,
     rows: torch.Tensor,
     inverse: torch.Tensor,
     factor: torch.Tensor | None,
     poison: torch.Tensor,
+    everyone: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> None:
-    """Turns gradients ``out`` (n, d), float32 and contiguous, of rows at length 1 into those of the
-    rows, where they are; see the kernel. ``poison`` (), 0 or NaN, is added.
+    """Turns gradients ``found`` (n, d), float32 and contiguous, of rows at length 1 into those of
+    the rows, in ``out`` of any dtype, contiguous, or where they are; see the kernel. ``poison`` (),
+    0 or NaN, is added.
     """
-    n, d = out.shape
+    n, d = found.shape
     grid, blocks = _blocks(n, d)
     through_norm_kernel[grid](
-        out, rows, *rows.stride(), inverse, factor, poison, n, d, **blocks, **FUSED
-    )
+        found, rows, *rows.stride(), inverse, factor, everyone, poison,
+        found if out is None else out, n, d, **blocks, **FUSED,
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""Rows at length 1, and gradients through that, in float32."""
+
+import torch
+
+from dmlfast.ops.norm_softmax.settings import PARALLEL
+
+CHUNK_BYTES = 8 << 20  # of float32 rows that are brought to length 1 at a time
+GPU_CHUNK_BYTES = 64 << 20  # where a launch takes longer than so many rows
+
+
+def units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows at length 1 (N, D), and 1 / length (N, 1); both 0 for a row of zeros."""
+    largest = rows.abs().amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1)
+    scaled = rows / largest
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    inverse = torch.where(norm == 0, 0, 1 / norm)
+    return scaled * inverse, inverse / largest
+
+
+def tangents(a: torch.Tensor, b: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """(N, D) the direction from each a to its b on the sphere, of length 1; 0 where they are
+    parallel.
+    """
+    # b - cos(angle) a, of small differences where the angle is small
+    towards = (b - a) + (2 * torch.sin(angle / 2).square())[:, None] * a
+    sine = torch.linalg.vector_norm(towards, dim=1, keepdim=True)
+    return torch.where(sine < PARALLEL, 0, towards / torch.where(sine > 0, sine, 1))
+
+
+def through_norm(gradient: torch.Tensor, unit: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """The gradient of rows from that of the rows at length 1, (N, D)."""
+    return (gradient - (gradient * unit).sum(1, keepdim=True) * unit) * inverse
+
+
+def sum_of_units(weight: torch.Tensor, low_memory: bool) -> torch.Tensor:
+    """(D,) the sum of all classes (C, D) at length 1."""
+    large = weight.is_cuda and not low_memory
+    count = _at_a_time(weight, GPU_CHUNK_BYTES if large else CHUNK_BYTES)
+    return torch.stack([units(part.float())[0].sum(0) for part in weight.split(count)]).sum(0)
+
+
+def add_to_all(d_weight: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Adds to the gradient of classes (C, D) that of a gradient (D,) of each at length 1."""
+    count = _at_a_time(weight, CHUNK_BYTES)
+    for out, part in zip(d_weight.split(count), weight.split(count), strict=True):
+        out += through_norm(gradient.expand(part.shape), *units(part.float()))
+
+
+def _at_a_time(rows: torch.Tensor, size: int) -> int:
+    return max(1, size // (4 * rows.shape[1]))
