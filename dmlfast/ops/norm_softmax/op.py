@@ -108,10 +108,11 @@ def _forward(
         want_rows = want_weight = False
     elif reduction == "mean":
         counts = counts / counts.sum().clamp_min(1)
-    losses, d_rows, d_weight = losses_and_gradients(
-        _kernels(impl, rows), rows, weight, labels, counts, settings, want_rows, want_weight
-    )
-    return losses if reduction == "none" else losses @ counts, d_rows, d_weight
+    with torch.autocast(rows.device.type, enabled=False):
+        losses, d_rows, d_weight = losses_and_gradients(
+            _kernels(impl, rows), rows, weight, labels, counts, settings, want_rows, want_weight
+        )
+        return losses if reduction == "none" else losses @ counts, d_rows, d_weight
 
 
 def _gradients(
@@ -119,9 +120,11 @@ def _gradients(
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the losses of rows by ``grad`` (N,), in the dtypes of rows and weight."""
     *fields, want_rows, want_weight, impl = rest
-    _, *found = losses_and_gradients(
-        _kernels(impl, rows), rows, weight, labels, grad, Settings(*fields), want_rows, want_weight
-    )
+    kernels, settings = _kernels(impl, rows), Settings(*fields)
+    with torch.autocast(rows.device.type, enabled=False):
+        _, *found = losses_and_gradients(
+            kernels, rows, weight, labels, grad, settings, want_rows, want_weight
+        )
     return tuple(
         None if gradient is None else gradient.to(like.dtype)
         for gradient, like in zip(found, (rows, weight), strict=True)
