@@ -35,6 +35,7 @@ TEST_FILES = {
     "kernels": (
         "tests/ops/test_gpu.py",
         "tests/ops/test_gpu_losses.py",
+        "tests/ops/test_gpu_variants.py",
         "tests/ops/test_one_pass.py",
         "tests/training/test_gpu.py",
     ),
