@@ -52,7 +52,7 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
     def case(name: str, call: Callable[..., Tensors], *arguments, **options) -> Case:
         return f"{impl} {name}", partial(call, *arguments, **options)
 
-    def named(dtype: torch.dtype) -> str:
+    def short(dtype: torch.dtype) -> str:
         return str(dtype).removeprefix("torch.")
 
     def solved(op: Callable[..., torch.Tensor], p: Problem, **options) -> Tensors:
@@ -62,7 +62,7 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
     for rows, columns, d in ((n // 2, None, 24), (n, None, 24), (n, None, 200), (n, m, 24)):
         for dtype in DTYPES:
             p = problem(rows, columns, d, selves=True, per_class=4).to(dtype)
-            yield case(f"lifted {rows}x{columns or rows}x{d} {named(dtype)}", solved, lifted, p)
+            yield case(f"lifted {rows}x{columns or rows}x{d} {short(dtype)}", solved, lifted, p)
     yield case("lifted without gradient", lambda: [lifted(beside.on(device), impl=impl)])
     for at, each in enumerate(pair_cases()):
         of = f"pair_reduce {at}: {each.select}, {each.columns}, {each.score}, {each.reduce}"
@@ -77,14 +77,14 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
     for dtype in DTYPES:
         for options in ({}, {"low_memory": True}, {"temperature": 0.01}):
             yield case(
-                f"norm_softmax {options} {named(dtype)}", softmax, device, n, m, dtype, options
+                f"norm_softmax {options} {short(dtype)}", softmax, device, n, m, dtype, options
             )
         for width in (24, 200):
             yield case(
-                f"pddm_scores {width} {named(dtype)}", unit_scores, device, n, m, dtype, width
+                f"pddm_scores {width} {short(dtype)}", unit_scores, device, n, m, dtype, width
             )
         for loss in (boosted_deviance_loss, boosted_contrastive_loss):
-            yield case(f"{loss.__name__} {named(dtype)}", boosted, device, n, dtype, loss)
+            yield case(f"{loss.__name__} {short(dtype)}", boosted, device, n, dtype, loss)
 
 
 def alternating(lists: Iterable[list[Case]]) -> list[Case]:
@@ -138,11 +138,11 @@ def launched() -> set[str]:
 
     KernelInterface.__getitem__ = spy
     for name in library.KERNELS if gpu.why_no_cuda() is None else ():
-        setattr(library.library(), name, noted(getattr(library.library(), name), names, name))
+        setattr(library.library(), name, named(getattr(library.library(), name), names, name))
     return names
 
 
-def noted(function: Callable[..., int], names: set[str], name: str) -> Callable[..., int]:
+def named(function: Callable[..., int], names: set[str], name: str) -> Callable[..., int]:
     def call(*arguments):
         names.add(name)
         return function(*arguments)
