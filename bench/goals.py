@@ -77,7 +77,7 @@ class Measured:
 def _field(name: str, provider: str = "", factor: float = 1.0) -> Find:
     def find(goal: Goal, measured: Measured) -> float | None:
         row = measured.of(Size.parse(goal.size), goal.by or provider)
-        value = row and getattr(row, name)
+        value = None if row is None else getattr(row, name)
         return None if value is None else factor * value
 
     return find

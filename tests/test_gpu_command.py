@@ -279,39 +279,140 @@ class TestTheRecorder:
 
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
 REFUSED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported\n"
+RACES = "========= RACECHECK SUMMARY: {} hazards displayed ({} errors, {} warnings)\n"
+TWO = "done: a\ndone: b\nsanitized 2 of 2 cases, 1 kernels: k\n"
 
 
 @pytest.mark.parametrize(
-    ("output", "expected"),
+    ("outputs", "expected"),
     [
-        (f"sanitized 29 of 29 cases, 11 kernels: a b\n{CLEAN}", "0 errors in 29 of 29 cases"),
-        (f"sanitized 3 of 29 cases\n{CLEAN.replace('0', '12')}", "12 errors in 3 of 29 cases"),
+        ([TWO + CLEAN], "passed: 0 errors in 2 of 2 cases"),
         (
-            "sanitized 2 of 2 cases\n"
-            "========= RACECHECK SUMMARY: 4 hazards displayed (2 errors, 2 warnings)\n",
-            "4 errors in 2 of 2 cases",
+            ["done: b\nsanitized 1 of 1 cases\n" + CLEAN, "done: a\nsanitized 1 of 1\n" + CLEAN],
+            "passed: 0 errors in 2 of 2 cases",
         ),
-        (f"Traceback\nRuntimeError: CUDA\n{CLEAN}", "0 errors in a script that failed"),
-        (REFUSED, "not run: Error: Device not supported"),
-        (REFUSED + CLEAN, "not run: Error: Device not supported"),
-        ("", "not run: nothing was said"),
+        ([f"done: a\nsanitized 1 of 2 cases\n{CLEAN}"], "incomplete: 0 errors in 1 of 2 cases"),
+        ([TWO + CLEAN.replace("0", "12")], "failed: 12 errors in 2 of 2 cases"),
+        ([TWO + RACES.format(4, 2, 2)], "failed: 2 errors, 2 warnings in 2 of 2 cases"),
+        ([TWO + RACES.format(3, 0, 3)], "passed: 0 errors, 3 warnings in 2 of 2 cases"),
+        ([TWO + RACES.format(0, 0, 0)], "passed: 0 errors in 2 of 2 cases"),
+        ([TWO + "RACECHECK SUMMARY: 1 hazard displayed\n"], "failed: 1 errors in 2 of 2 cases"),
+        (
+            [f"Traceback\nRuntimeError: CUDA\n{CLEAN}"],
+            "failed: 0 errors in 0 of 2 cases; a script that failed",
+        ),
+        (["done: a\n"], "not run: no summary after 'done: a'"),
+        (
+            [f"done: a\nsanitized 1 of 1 cases\n{CLEAN}", "done: b\n"],
+            "incomplete: 0 errors in 1 of 2 cases; not run: no summary after 'done: b'",
+        ),
+        ([REFUSED], "not run: Error: Device not supported"),
+        ([REFUSED + CLEAN], "not run: Error: Device not supported"),
+        ([""], "not run: nothing was said"),
     ],
 )
-def test_verdict_of_the_sanitizer(output, expected):
-    assert gpu.verdict(output).startswith(expected)
-    gpu.Table("sanitize").record(NOW, "memcheck", gpu.verdict(output))
-    assert gpu.summary(["sanitize"], NOW)[1] == ("0 errors in 2" in expected)
+def test_verdict_of_the_sanitizer(outputs, expected):
+    found = gpu.verdict([*map(gpu.Findings.of, outputs)], 2)
+    assert found == expected
+    gpu.Table("sanitize").record(NOW, "memcheck", found)
+    text, well = gpu.summary(["sanitize"], NOW)
+    assert text == f"memcheck  {expected}"
+    assert well == expected.startswith("passed")
 
 
-def test_every_sanitizer_gets_a_share_of_the_time(commands, monkeypatch):
+def test_kernels_of_findings_are_told():
+    output = """
+=========  Invalid __global__ read of size 16 bytes
+=========     at weights_kernel+0xec0 in blocks.py:43
+=========     by thread (18,0,0) in block (0,0,0)
+=========     Access to 0x74505bcccca0 is out of bounds
+=========     and is 161 bytes after the nearest allocation at 0x74505bccc800 of size 1,024 bytes
+=========         Host Frame: main at another_kernel()+0x10 in main.cu:3
+=========     at 0xda0 in /a path/side.py:175:_prepare
+=========     at 0x3b0 in void dml::band<unsigned long>(unsigned long*, dml::other<int>)
+========= Error: Race reported between Write access at void dml::<unnamed>::sums<3>(int *)+0x1 in a
+=========     and Read access at one_launch_kernel+0x210 in one_launch.py:7
+done: looking at nothing+0x1
+"""
+    names = ["_prepare", "band", "one_launch_kernel", "sums", "weights_kernel"]
+    assert gpu.kernels_named(output) == set(names)
+    found = gpu.verdict([gpu.Findings.of(output + TWO + CLEAN.replace("0", "5"))], 3)
+    assert found == f"failed: 5 errors in 3 of 3 cases, of {' '.join(names)}"
+
+
+@pytest.fixture
+def sanitizer(commands, monkeypatch):
+    """A compute-sanitizer whose script runs cases up to a number of them."""
+    names = [f"{kind} {at}" for at in range(20) for kind in ("triton", "cuda")]
+    tools = {"most": 100, "summary": CLEAN}
+    tee = gpu.tee
+
+    def answer(command, part, deadline, **environment):
+        tee(command, part, deadline, **environment)
+        if "--list" in command:
+            return 0, "\n".join(names)
+        cases = command[command.index("--cases") + 1 :]
+        done = [f"done: {name}" for name in cases[: tools["most"]]]
+        said = "\n".join([*done, f"sanitized {len(done)} of {len(cases)} cases"])
+        return 0, f"{said}\n{tools['summary']}"
+
+    monkeypatch.setattr(gpu, "tee", answer)
     monkeypatch.setattr(gpu.shutil, "which", lambda name, path: f"/bin/{name}")
-    commands.answers = [(0, CLEAN), (0, REFUSED)]
-    gpu.sanitize(NOW, time.time() + 400)
+    return tools
+
+
+def test_cases_are_shared_out_to_processes_under_every_sanitizer(sanitizer, commands):
+    start = time.time()
+    gpu.sanitize(NOW, start + 400)
+    commands = commands[1:]
+    shares = gpu.SANITIZED_SHARES
     tools = [command[command.index("--tool") + 1] for command in commands]
-    assert tools == ["memcheck", "racecheck"]
+    assert tools == ["memcheck"] * shares + ["racecheck"] * shares
     assert all(command[0] == "/bin/compute-sanitizer" for command in commands)
-    assert 150 < float(commands[0][-1]) < 200
-    assert commands.environments[0] == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    cases = [command[command.index("--cases") + 1 :] for command in commands[:shares]]
+    assert len({name for own in cases for name in own}) == sum(map(len, cases)) == 40
+    for own in cases:
+        kinds = [name.split()[0] for name in own]
+        assert kinds == ["triton", "cuda"] * (len(own) // 2)
+    until = [float(command[command.index("--until") + 1]) - start for command in commands]
+    assert until[0] == pytest.approx(200 - gpu.SANITIZER_GRACE, abs=5)
+    assert until[-1] == pytest.approx(400 - gpu.SANITIZER_GRACE, abs=5)
+    assert gpu.summary(["sanitize"], NOW) == (
+        "memcheck   passed: 0 errors in 40 of 40 cases\n"
+        "racecheck  passed: 0 errors in 40 of 40 cases",
+        True,
+    )
+    assert gpu.Table("sanitize").outcomes(NOW)["racecheck cuda 19"] == "clean"
+
+
+def test_the_next_call_begins_with_the_cases_that_were_left_out(sanitizer, commands):
+    sanitizer["most"] = 1
+    gpu.sanitize("1", time.time() + 400)
+    assert gpu.summary(["sanitize"], "1") == (
+        "memcheck   incomplete: 0 errors in 8 of 40 cases\n"
+        "racecheck  incomplete: 0 errors in 8 of 40 cases",
+        False,
+    )
+    outcomes = gpu.Table("sanitize").outcomes("1")
+    assert outcomes["memcheck triton 0"] == "clean"
+    assert outcomes["memcheck cuda 0"] == "left out"
+    commands.clear()
+    gpu.sanitize("2", time.time() + 400)
+    first = [command[command.index("--cases") + 1] for command in commands[1:]]
+    assert all(outcomes[f"memcheck {name}"] == "left out" for name in first)
+    last = [command[-2:] for command in commands[1:5]]
+    assert all(outcomes[f"memcheck {name}"] == "clean" for pair in last for name in pair)
+
+
+def test_cases_of_a_process_with_errors_or_without_a_summary_come_again(sanitizer, commands):
+    for summary, outcome in (
+        (CLEAN.replace("0", "3"), "failed: 3 errors in its process"),
+        ("", "not run: no summary after 'sanitized 4 of 4 cases'"),
+    ):
+        sanitizer["summary"] = summary
+        gpu.sanitize(NOW, time.time() + 400)
+        assert gpu.Table("sanitize").outcomes(NOW)["memcheck cuda 0"].startswith(outcome[:20])
+        assert not gpu.summary(["sanitize"], NOW)[1]
 
 
 def test_a_sanitizer_that_is_not_installed_is_said(commands, monkeypatch):
@@ -391,8 +492,34 @@ def test_the_bare_command_tests_and_measures_a_little(commands, monkeypatch, cap
 
 def test_a_part_ends_within_eight_minutes():
     assert gpu.SECONDS + gpu.GRACE <= 480
-    assert gpu.CLOCK_SECONDS < gpu.TEST_SECONDS
-    assert gpu.TEST_SECONDS + gpu.QUICK[0].seconds < gpu.SECONDS
+    assert gpu.CLOCK_SECONDS + gpu.QUICK_SECONDS < gpu.SECONDS
+    assert gpu.QUICK[0].seconds < gpu.QUICK_SECONDS
+    assert 2 * gpu.SANITIZER_GRACE * len(gpu.SANITIZERS) < gpu.SECONDS
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, gpu.SECONDS), ("1000", 1000)])
+def test_the_seconds_of_a_call_can_be_set(given, seconds, monkeypatch):
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    monkeypatch.setattr(gpu, "build", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "No Such GPU")
+    monkeypatch.delenv("DMLFAST_GPU_SECONDS", raising=False)
+    if given:
+        monkeypatch.setenv("DMLFAST_GPU_SECONDS", given)
+    left = []
+    monkeypatch.setitem(gpu.PARTS, "tune", lambda call, end: left.append(end - time.time()))
+    monkeypatch.setattr(gpu, "test", lambda call, end: left.append(end - time.time()))
+    monkeypatch.setattr(gpu, "bench", lambda call, end, cases: left.append(end - time.time()))
+    gpu.main(["tune"])
+    gpu.main([])
+    assert left == pytest.approx([seconds, seconds - gpu.QUICK_SECONDS, seconds], abs=5)
+
+
+def test_seconds_that_are_none_are_refused_in_a_line(monkeypatch, capsys):
+    monkeypatch.setenv("DMLFAST_GPU_SECONDS", "7m")
+    assert gpu.main(["tune"]) == 2
+    assert capsys.readouterr().err == (
+        "make gpu: DMLFAST_GPU_SECONDS must be a whole number, not '7m'\n"
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -1,6 +1,6 @@
 """`make gpu`: what only a GPU can tell, in parts that end within minutes and go on next time.
 
-    python3 tools/gpu.py [test|sanitize|bench|train|tune]
+    [DMLFAST_GPU_SECONDS=440] python3 tools/gpu.py [test|sanitize|bench|train|tune]
 
 Without a part: the tests and a short benchmark. Every part leaves a log and a table of outcomes in
 build/gpu/, each line as soon as it is known; measurements go to bench/results/. What does not fit
@@ -21,18 +21,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu"
-SECONDS = 440  # of a call, the build included
-TEST_SECONDS = 330  # for the tests of a call without a part
+SECONDS = 440  # of a call, the build included, unless the variable has a number
+SECONDS_VARIABLE = "DMLFAST_GPU_SECONDS"
+QUICK_SECONDS = 110  # of them for the benchmark of a call without a part
 GRACE = 35  # seconds after which what has not ended by itself is stopped
 TEST_FILES = {
     "kernels": (
         "tests/ops/test_gpu.py",
         "tests/ops/test_gpu_losses.py",
+        "tests/ops/test_gpu_variants.py",
         "tests/ops/test_one_pass.py",
         "tests/training/test_gpu.py",
     ),
@@ -44,6 +47,9 @@ RESTARTS = 8  # of a process that breaks
 RUN_TESTS = "run-tests"  # how the command calls itself for a process with the tests
 BROKEN = 3  # exit code of that process where the GPU serves it no longer
 SANITIZERS = ("memcheck", "racecheck")
+SANITIZED_SHARES = 8  # of the cases, each in a process
+SANITIZER_GRACE = 70  # of a sanitizer's time, for the case in progress: importing torch is slow too
+CLEAN = "clean"
 DMLFAST = [sys.executable, "-c", "import sys; from dmlfast.cli.main import main; sys.exit(main())"]
 
 
@@ -277,26 +283,31 @@ def build() -> int:
     return code
 
 
+def at_once(calls: Sequence[Callable[[], Any]], stop: threading.Event) -> list[Any]:
+    """What calls of `tee` come to that run at a time; an interruption stops their processes."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        ends = [pool.submit(call) for call in calls]
+        try:
+            return [end.result() for end in ends]
+        except BaseException:
+            stop.set()
+            for process in list(RUNNING):
+                os.killpg(process, signal.SIGKILL)
+            raise
+
+
 def test(call: str, deadline: float) -> None:
     """The tests marked `gpu`: of kernels in several processes, of clocks in one."""
     table = Table("test")
     table.begin()
     shares = min(PROCESSES, os.cpu_count() or 1)
     stop = threading.Event()
-    with ThreadPoolExecutor(shares) as pool:
-        until = deadline - CLOCK_SECONDS
-        ends = [
-            pool.submit(share_of_tests, call, until, stop, "kernels", share, shares)
-            for share in range(shares)
-        ]
-        try:
-            for end in ends:
-                end.result()
-        except BaseException:
-            stop.set()
-            for process in list(RUNNING):
-                os.killpg(process, signal.SIGKILL)
-            raise
+    until = deadline - CLOCK_SECONDS
+
+    def run(share: int) -> None:
+        share_of_tests(call, until, stop, "kernels", share, shares)
+
+    at_once([partial(run, share) for share in range(shares)], stop)
     share_of_tests(call, deadline, stop, "clock", 0, 1)
     if not table.outcomes(call):
         table.record(call, "pytest", "failed")
@@ -315,37 +326,127 @@ def share_of_tests(
 
 
 def sanitize(call: str, deadline: float) -> None:
-    """Every kernel on small shapes under compute-sanitizer."""
+    """Every kernel on small shapes under compute-sanitizer, in several processes."""
     table = Table("sanitize")
+    table.begin()
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    script = [sys.executable, "-m", "tests.ops.sanitize"]
+    listed = tee([*script, "--list"], "sanitize", deadline)[1] if program else ""
+    names = [line for line in listed.splitlines() if line.startswith(("triton ", "cuda "))]
     for left, tool in zip(range(len(SANITIZERS), 0, -1), SANITIZERS, strict=True):
-        if program is None:
-            table.record(call, tool, "not run: compute-sanitizer is not installed")
+        if program is None or not names:
+            why = "the cases were not listed" if program else "compute-sanitizer is not installed"
+            table.record(call, tool, f"not run: {why}")
             continue
         start = time.time()
-        seconds = max(1, int((deadline - start) / left))
-        script = [sys.executable, "-m", "tests.ops.sanitize", "--seconds", str(seconds - GRACE)]
+        end = start + (deadline - start) / left
+        before = table.outcomes()
+        due = sorted(names, key=lambda name, tool=tool: before.get(f"{tool} {name}") == CLEAN)
         options = ["--tool", tool, "--target-processes", "application-only"]
-        _, output = tee(
-            [program, *options, *script],
-            "sanitize",
-            start + seconds,
-            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        until = ["--until", str(end - SANITIZER_GRACE), "--cases"]
+        command = [program, *options, *script, *until]
+        runs = [
+            partial(sanitized, call, tool, command, own, end)
+            for share in range(SANITIZED_SHARES)
+            if (own := share_of(due, share))
+        ]
+        found = at_once(runs, threading.Event())
+        table.record(call, tool, verdict(found, len(names)), time.time() - start)
+
+
+def share_of(names: Sequence[str], share: int) -> list[str]:
+    """Two neighbours at a time, which are one of Triton's and one of CUDA's as far as both last."""
+    return [name for at, name in enumerate(names) if at // 2 % SANITIZED_SHARES == share]
+
+
+def sanitized(
+    call: str, tool: str, command: Sequence[str], cases: Sequence[str], end: float
+) -> "Findings":
+    """Runs cases in a process under compute-sanitizer, and records them."""
+    start = time.time()
+    settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
+    findings = Findings.of(tee([*command, *cases], "sanitize", end, **settings)[1])
+    for name in cases:
+        outcome = findings.outcome(name)
+        Table("sanitize").record(call, f"{tool} {name}", outcome, time.time() - start)
+    return findings
+
+
+class Findings(NamedTuple):
+    """What a process under compute-sanitizer came to.
+
+    done: the cases that it has finished. why_not: why it counts as not run. broken: the script did
+    not reach its end.
+    """
+
+    errors: int = 0
+    warnings: int = 0
+    done: frozenset[str] = frozenset()
+    kernels: frozenset[str] = frozenset()
+    why_not: str = ""
+    broken: bool = False
+
+    @classmethod
+    def of(cls, output: str) -> "Findings":
+        """From what compute-sanitizer and the script printed."""
+        kernels = frozenset(kernels_named(output))
+        done = frozenset(re.findall(r"^done: (.*)$", output, re.M))
+        found = re.search(
+            r"ERROR SUMMARY: (\d+) error"
+            r"|RACECHECK SUMMARY: (\d+) hazards? displayed(?: \((\d+) errors?, (\d+) warn)?",
+            output,
         )
-        table.record(call, tool, verdict(output), time.time() - start)
+        if found is None or ("not supported" in output and not done):
+            said = [line for each in output.splitlines() if (line := each.strip("= "))]
+            refused = [line for line in said if "not supported" in line]
+            last = f"no summary after '{said[-1]}'" if said else "nothing was said"
+            return cls(kernels=kernels, why_not=refused[0] if refused else last)
+        errors, hazards, serious, warnings = (int(n) if n else None for n in found.groups())
+        counted = next(n for n in (errors, serious, hazards) if n is not None)
+        broken = not re.search(r"^sanitized ", output, re.M)
+        return cls(counted, warnings or 0, done, kernels, broken=broken)
+
+    def outcome(self, name: str) -> str:
+        """That of a case: which one of its process an error is of is not known."""
+        if self.why_not:
+            return f"not run: {self.why_not}"
+        if name not in self.done:
+            return "left out"
+        return f"failed: {self.errors} errors in its process" if self.errors else CLEAN
 
 
-def verdict(output: str) -> str:
-    """What compute-sanitizer found, from what it and the script printed."""
-    found = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", output)
-    cases = re.search(r"^sanitized (.*)$", output, re.M)
-    if "not supported" in output and not cases:
-        found = None
-    if found is None:
-        said = [line.strip("= \n") for line in output.splitlines()]
-        reasons = [line for line in said if "not supported" in line] or [*filter(None, said)][-1:]
-        return f"not run: {reasons[0] if reasons else 'nothing was said'}"
-    return f"{found[1]} errors in {cases[1] if cases else 'a script that failed'}"
+def kernels_named(output: str) -> set[str]:
+    """The kernels that findings are in: "at NAME(...)+0x10 in FILE", or before 2023
+    "at 0x10 in FILE:LINE:NAME(...)".
+    """
+    names = set()
+    for line in output.splitlines():
+        if "Frame" in line:  # of those that called it
+            continue
+        line = re.sub(r"<unnamed>::|\(anonymous namespace\)::", "", line)
+        if found := re.search(r"^=.*\bat (?:(.+?)\+0x|0x\w+ in (?:.*?:\d+:)?(.+))", line):
+            before_brackets = re.split(r"[(<]", found[1] or found[2])[0]
+            names.update(re.findall(r"\w+$", before_brackets))
+    return names
+
+
+def verdict(found: Sequence[Findings], cases: int) -> str:
+    """What a tool found, in a line; hazards that are warnings are told."""
+    reasons = [each.why_not for each in found if each.why_not]
+    if len(reasons) == len(found):
+        return f"not run: {reasons[0]}"
+    errors, done = sum(each.errors for each in found), sum(len(each.done) for each in found)
+    broken, warnings = any(each.broken for each in found), sum(each.warnings for each in found)
+    state = "failed" if errors or broken else "incomplete" if done < cases else "passed"
+    said = f"{state}: {errors} errors"
+    if warnings:
+        said += f", {warnings} warnings"
+    said += f" in {done} of {cases} cases"
+    if kernels := frozenset().union(*(each.kernels for each in found)):
+        said += f", of {' '.join(sorted(kernels))}"
+    if broken:
+        said += "; a script that failed"
+    return f"{said}; not run: {reasons[0]}" if reasons else said
 
 
 def bench(call: str, deadline: float, cases: Iterable[Case] = tuple(GOALS)) -> None:
@@ -398,10 +499,10 @@ def summary(parts: Iterable[str], call: str) -> tuple[str, bool]:
     well = True
     for part in parts:
         outcomes = Table(part).outcomes(call)
+        if part == "sanitize":  # whose cases the table has
+            outcomes = {name: outcomes[name] for name in SANITIZERS if name in outcomes}
         counts = Counter(outcomes.values())
-        bad = {
-            name for name in counts if re.match(r"failed|unfinished|not run|[1-9].* errors", name)
-        }
+        bad = {name for name in counts if re.match(r"failed|unfinished|not run|incomplete", name)}
         bad |= {name for name in counts if name.endswith("failed")}
         well = well and bool(outcomes) and not bad
         if part in ("sanitize", "train", "tune"):
@@ -409,10 +510,10 @@ def summary(parts: Iterable[str], call: str) -> tuple[str, bool]:
         else:
             said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
             lines.append((part, said or "nothing was run"))
-        lines += [
-            ("", f"{outcome}: {name}") for name, outcome in outcomes.items() if outcome in bad
-        ]
-    wide = max(len(name) for name, _ in lines)
+            lines += [
+                ("", f"{outcome}: {name}") for name, outcome in outcomes.items() if outcome in bad
+            ]
+    wide = max((len(name) for name, _ in lines), default=0)
     return "\n".join(f"{name:{wide}}  {text}" for name, text in lines), well
 
 
@@ -445,6 +546,12 @@ def main(arguments: Sequence[str]) -> int:
     if part not in ("", *PARTS):
         print(f"make gpu: PART is one of {', '.join(PARTS)}, not '{part}'", file=sys.stderr)
         return 2
+    seconds = os.environ.get(SECONDS_VARIABLE, str(SECONDS))
+    if not seconds.isdecimal():
+        print(
+            f"make gpu: {SECONDS_VARIABLE} must be a whole number, not '{seconds}'", file=sys.stderr
+        )
+        return 2
     if reason := why_not():
         print(f"make gpu: {reason}", file=sys.stderr)
         return 1
@@ -455,11 +562,11 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     call = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start))
-    deadline = start + SECONDS
+    deadline = start + int(seconds)
     if part:
         PARTS[part](call, deadline)
     else:
-        test(call, start + TEST_SECONDS)
+        test(call, deadline - QUICK_SECONDS)
         bench(call, deadline, QUICK)
     parts = [part] if part else ["test", "bench"]
     text, well = summary(parts, call)

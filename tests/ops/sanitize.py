@@ -1,15 +1,18 @@
 """Runs every kernel for GPUs on small shapes, for sanitizers.
 
-    compute-sanitizer python3 -m tests.ops.sanitize [--device cuda] [--seconds 180]
+    compute-sanitizer python3 -m tests.ops.sanitize [--device cuda] [--until TIME] [--cases NAMES]
 
-Cases that do not fit in the time are left out. The last line but one is a digest of all results;
-the last one says how many cases ran, and which kernels (of CUDA: functions) they launched.
+Cases that are not begun by that time are left out; each is named when it is done. The last line but
+one is a digest of all results; the last one says how many cases ran, and which kernels (of CUDA:
+functions) they launched.
 """
 
 import argparse
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from triton.runtime.jit import KernelInterface
@@ -26,6 +29,7 @@ from dmlfast.ops.cuda import library
 
 from .helpers import (
     ON_GPU,
+    Problem,
     Tensors,
     contrastive,
     lifted,
@@ -37,35 +41,56 @@ from .helpers import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Case = tuple[str, Callable[[], Tensors]]
 
 
-def cases(device: str, n: int, m: int, impl: str) -> Iterator[Callable[[], Tensors]]:
-    """Calls with n rows and m columns: one launch, bands of rows and blocks of weights; then the
-    pair primitive with any two of its options together.
+def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
+    """Names and calls with n rows and m columns: one launch, bands of rows and blocks of weights;
+    then the pair primitive with any two of its options together.
     """
+
+    def case(name: str, call: Callable[..., Tensors], *arguments, **options) -> Case:
+        return f"{impl} {name}", partial(call, *arguments, **options)
+
+    def short(dtype: torch.dtype) -> str:
+        return str(dtype).removeprefix("torch.")
+
+    def solved(op: Callable[..., torch.Tensor], p: Problem, **options) -> Tensors:
+        return results(op, p.on(device), impl=impl, **options)
+
+    beside = problem(n, m, 24, selves=True, per_class=4)
     for rows, columns, d in ((n // 2, None, 24), (n, None, 24), (n, None, 200), (n, m, 24)):
         for dtype in DTYPES:
-            p = problem(rows, columns, d, selves=True, per_class=4).to(dtype).on(device)
-            yield lambda p=p: results(lifted, p, impl=impl)
-    p = problem(n, d=24).on(device)
-    yield lambda: [lifted(p, impl=impl)]
-    for columns in (None, m) if impl == "triton" else ():
-        p = problem(n, columns, 24, selves=True, per_class=4).on(device)
-        yield lambda p=p: results(contrastive, p, neg_margin=5.0, impl=impl)
+            p = problem(rows, columns, d, selves=True, per_class=4).to(dtype)
+            yield case(f"lifted {rows}x{columns or rows}x{d} {short(dtype)}", solved, lifted, p)
+    yield case("lifted without gradient", lambda: [lifted(beside.on(device), impl=impl)])
+    for at, each in enumerate(pair_cases()):
+        of = f"pair_reduce {at}: {each.select}, {each.columns}, {each.score}, {each.reduce}"
+        yield case(of, solved, pair_reduce, each.problem(n, m), **each.options)
+    if impl == "cuda":
+        return
+    for columns in (None, m):
+        p, shape = problem(n, columns, 24, selves=True, per_class=4), f"{n}x{columns or n}"
+        yield case(f"contrastive {shape}", solved, contrastive, p, neg_margin=5.0)
         for mining in ("all", "semihard", "hardest"):
-            yield lambda p=p, mining=mining: results(triplet, p, mining=mining, impl=impl)
-    for options in ({}, {"low_memory": True}, {"temperature": 0.01}) if impl == "triton" else ():
-        for dtype in DTYPES:
-            yield lambda dtype=dtype, options=options: softmax(device, n, m, dtype, options)
-    for width in (24, 200) if impl == "triton" else ():
-        for dtype in DTYPES:
-            yield lambda width=width, dtype=dtype: unit_scores(device, n, m, dtype, width)
-    for loss in (boosted_deviance_loss, boosted_contrastive_loss) if impl == "triton" else ():
-        for dtype in DTYPES:
-            yield lambda dtype=dtype, loss=loss: boosted(device, n, dtype, loss)
-    for case in pair_cases():
-        p = case.problem(n, m).on(device)
-        yield lambda p=p, case=case: results(pair_reduce, p, impl=impl, **case.options)
+            yield case(f"triplet {mining} {shape}", solved, triplet, p, mining=mining)
+    for dtype in DTYPES:
+        for options in ({}, {"low_memory": True}, {"temperature": 0.01}):
+            yield case(
+                f"norm_softmax {options} {short(dtype)}", softmax, device, n, m, dtype, options
+            )
+        for width in (24, 200):
+            yield case(
+                f"pddm_scores {width} {short(dtype)}", unit_scores, device, n, m, dtype, width
+            )
+        for loss in (boosted_deviance_loss, boosted_contrastive_loss):
+            yield case(f"{loss.__name__} {short(dtype)}", boosted, device, n, dtype, loss)
+
+
+def alternating(lists: Iterable[list[Case]]) -> list[Case]:
+    """The cases of several lists in turns."""
+    turns = itertools.zip_longest(*lists)
+    return [case for turn in turns for case in turn if case is not None]
 
 
 def softmax(device: str, n: int, classes: int, dtype: torch.dtype, options: dict) -> Tensors:
@@ -129,25 +154,29 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--impl", choices=ON_GPU, nargs="+", default=ON_GPU)
-    parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--rows", type=int, default=129)
     parser.add_argument("--columns", type=int, default=150)
+    parser.add_argument("--until", type=float, default=float("inf"), help="of time.time()")
+    parser.add_argument("--list", action="store_true", help="print the names of cases")
+    parser.add_argument("--cases", nargs="+", help="their names; all of them by default")
     given = parser.parse_args()
-    end, names = time.monotonic() + given.seconds, launched()
-    calls = [
-        call for impl in given.impl for call in cases(given.device, given.rows, given.columns, impl)
-    ]
+    shape = given.device, given.rows, given.columns
+    calls = dict(alternating([*cases(*shape, impl)] for impl in given.impl))
+    if given.list:
+        print("\n".join(calls))
+        return
+    chosen, names = given.cases or list(calls), launched()
     done, digest = 0, hashlib.sha256()
-    for call in calls:
-        if time.monotonic() > end:
+    for name in chosen:
+        if time.time() > given.until:
             break
-        for tensor in call():
+        for tensor in calls[name]():
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
         done += 1
-        print(f"case {done} of {len(calls)}", flush=True)
+        print(f"done: {name}", flush=True)
     print(f"digest {digest.hexdigest()}")
     print(
-        f"sanitized {done} of {len(calls)} cases, {len(names)} kernels: {' '.join(sorted(names))}"
+        f"sanitized {done} of {len(chosen)} cases, {len(names)} kernels: {' '.join(sorted(names))}"
     )
 
 

@@ -37,7 +37,7 @@ def inputs(n, groups, dtype=FULL, per_class=4, seed=0, spread=1.5):
 def results(loss, x, labels, groups, impl, dtype=None, **options):
     x = x.detach().to(dtype or x.dtype).requires_grad_()
     found = loss(x, labels, groups, impl=impl, reduction="none", **options)
-    upstream = torch.linspace(-1, 2, len(groups), dtype=found.dtype)
+    upstream = torch.linspace(-1, 2, len(groups), dtype=found.dtype, device=found.device)
     return [found.detach(), *torch.autograd.grad(found, x, upstream)]
 
 

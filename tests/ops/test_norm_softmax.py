@@ -400,6 +400,21 @@ def test_fake_tensors_and_a_whole_graph(low_memory, reduction, impl):
     torch.testing.assert_close(found, expected)
 
 
+@EVERY_KERNEL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_does_not_reach_the_loss(reduction, dtype, impl):
+    rows, labels, weight = problem(30, 40, 8)
+    given = rows.to(dtype), labels, weight.to(dtype)
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+    expected = results(impl, *given, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(impl, *given, **options)
+    for got, other in zip(found, expected, strict=True):
+        assert got.dtype == other.dtype
+        assert torch.equal(got, other)
+
+
 MEASURE = """
 import resource, torch
 from dmlfast.ops import norm_softmax_loss

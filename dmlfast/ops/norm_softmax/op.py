@@ -126,17 +126,18 @@ def _forward(
     settings = Settings(*fields)
     ahead = _ahead(reduction, settings, impl)
     shares = _shares(labels, reduction, settings)
-    losses, logsumexp, d_rows, d_weight = losses_and_gradients(
-        _kernels(impl, rows).forward,
-        rows,
-        weight,
-        labels,
-        shares,
-        settings,
-        want_rows and ahead,
-        want_weight and ahead,
-    )
-    loss = losses if reduction == "none" else losses @ shares
+    with torch.autocast(rows.device.type, enabled=False):
+        losses, logsumexp, d_rows, d_weight = losses_and_gradients(
+            _kernels(impl, rows).forward,
+            rows,
+            weight,
+            labels,
+            shares,
+            settings,
+            want_rows and ahead,
+            want_weight and ahead,
+        )
+        loss = losses if reduction == "none" else losses @ shares
     return loss, d_rows, d_weight, logsumexp if _by_blocks(settings, impl) else None
 
 
@@ -153,9 +154,10 @@ def _gradients(
     settings, kernels = Settings(*fields), _kernels(impl, rows)
     given = rows, weight, labels, grad
     wants = settings, want_rows, want_weight
-    if logsumexp is not None:
-        return gradients(kernels.gradients, *given, logsumexp, *wants)
-    *_, d_rows, d_weight = losses_and_gradients(kernels.forward, *given, *wants)
+    with torch.autocast(rows.device.type, enabled=False):
+        if logsumexp is not None:
+            return gradients(kernels.gradients, *given, logsumexp, *wants)
+        *_, d_rows, d_weight = losses_and_gradients(kernels.forward, *given, *wants)
     return tuple(
         None if gradient is None else gradient.to(like.dtype)
         for gradient, like in zip((d_rows, d_weight), (rows, weight), strict=True)
