@@ -194,10 +194,18 @@ __device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& ti
 }
 #endif
 
+// Whether the library has the code for sm_90a.
+#if defined(DML_SM90A) || defined(DML_EMULATED)
+constexpr bool HAS_SM90A = true;
+#else
+constexpr bool HAS_SM90A = false;
+#endif
+
 // Whether kernels for sm_90a serve these pairs on the GPU at hand.
 inline bool fits_sm90(const Pairs& pairs) {
   Gpu gpu;
-  return pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 && gpu.major == 9;
+  return HAS_SM90A && pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 &&
+         gpu.major == 9;
 }
 
 template <int CHUNKS>

@@ -170,6 +170,8 @@ __device__ __forceinline__ void cluster_barrier() {
   emulation::wait(emulation::my_cluster());
 #elif __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -215,6 +217,11 @@ bool cluster_fits(void (*)(Parameters...), const Launch&) {
 template <class... Parameters>
 Status find_code(void (*)(Parameters...)) {
   return 0;
+}
+
+template <class... Parameters>
+bool has_code_since(void (*)(Parameters...), int) {
+  return true;
 }
 #else
 using Status = cudaError_t;
@@ -305,6 +312,16 @@ Status find_code(void (*kernel)(Parameters...)) {
   const Status status = cudaFuncGetAttributes(&found, kernel);
   if (status != cudaSuccess) cudaGetLastError();
   return status;
+}
+
+// Whether the code of a kernel for the GPU at hand was written for a compute capability or a later one: a
+// GPU runs code for earlier ones, too.
+template <class... Parameters>
+bool has_code_since(void (*kernel)(Parameters...), int major) {
+  cudaFuncAttributes found;
+  const Status status = cudaFuncGetAttributes(&found, kernel);
+  if (status != cudaSuccess) cudaGetLastError();
+  return status == cudaSuccess && found.ptxVersion >= 10 * major;
 }
 #endif
 
