@@ -91,6 +91,17 @@ __device__ __forceinline__ bfloat16 to_bfloat16(float value) {
   return bfloat16{uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+// Two floats as bfloat16, rounded so, the first one in the lower half.
+__device__ __forceinline__ uint32_t to_bfloat16s(float low, float high) {
+#ifdef DML_EMULATED
+  return to_bfloat16(low).bits | uint32_t(to_bfloat16(high).bits) << 16;
+#else
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#endif
+}
+
 // The nearest value with ten bits of mantissa, which a tf32 product takes as it is.
 __device__ __forceinline__ float to_tf32(float value) {
   const uint32_t bits = float_to_bits(value);
@@ -133,7 +144,9 @@ __device__ __forceinline__ float square_root(float x) {
   return y;
 }
 __device__ __forceinline__ float reciprocal_sqrt(float x) {
-  return rsqrtf(x);
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 #endif
 
