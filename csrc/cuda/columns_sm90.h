@@ -30,6 +30,8 @@ __device__ __forceinline__ void let_in(int group) {
 template <int CHUNKS>
 class HopperColumns {
  public:
+  static constexpr bool HAS_ROOM = true;
+
   // tiles: how many there will be.
   __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, int tiles)
       : stages_(stages), group_(warp_of() / GROUP), tiles_(tiles) {

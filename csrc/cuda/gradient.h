@@ -17,6 +17,13 @@ struct Weights {
   float near;
 };
 
+// Tiles whose columns a tensor core adds up before they are added to the rest. The emulation has few.
+#ifdef DML_EMULATED
+constexpr int RUN = 16;
+#else
+constexpr int RUN = 1024;
+#endif
+
 // A band of rows and KEPT chunks of their gradient.
 template <class T, int KEPT>
 class Gradient {
@@ -31,7 +38,7 @@ class Gradient {
         first_(band_ * BAND + warp_of() * WARP_ROWS),
         rows_{Row(pairs.x, first_ + row_of(0)), Row(pairs.x, first_ + row_of(2))} {}
 
-  // Adds the weighted columns up; what near pairs give is added to `out`.
+  // Adds the weighted columns up, here and in `out`, where what near pairs give is added.
   template <class Columns>
   __device__ __forceinline__ void run(Columns& columns, const Tiles& tiles, float* out) {
     if (tiles.first == tiles.end) return;
@@ -43,10 +50,16 @@ class Gradient {
     const float* const of_columns = factors_of(w_.weigh.rs);
     const float factor[2] = {of_rows ? of_rows[rows_[0].position] : 0.0f,
                              of_rows ? of_rows[rows_[1].position] : 0.0f};
-    OfColumns norms(pairs_.r.norm, tiles.first), factors(of_columns, tiles.first);
+    OfColumns norms, factors;
+    const auto load = [&](int tile) {
+      norms = OfColumns(pairs_.r.norm, tile);
+      factors = OfColumns(of_columns, tile);
+    };
+    if constexpr (Columns::HAS_ROOM) load(tiles.first);
     Scores scores;
     columns.next(scores);
     for (int tile = tiles.first; tile < tiles.end; tile++) {
+      if constexpr (!Columns::HAS_ROOM) load(tile);
       const bool close = distance && to_squared_distances(scores, norms, pairs_, rows_, tile);
       if (plain && !close && takes_all(pairs_, span, first_, tile)) {
         if (exponential)
@@ -63,37 +76,28 @@ class Gradient {
       float of_tile[2] = {};  // a sum of sums: thousands of weights, one after another, would lose digits
       each([&](int f, int e) { of_tile[e / 2] += scores[f][e]; });
       for (int h = 0; h < 2; h++) weight_[h] += of_tile[h];
-      const int later = min(tile + 1, tiles.end - 1);  // before the products are waited for
-      norms = OfColumns(pairs_.r.norm, later);
-      factors = OfColumns(of_columns, later);
+      if constexpr (Columns::HAS_ROOM) load(min(tile + 1, tiles.end - 1));
       columns.advance(scores, sums_);
+      // the tensor cores add all columns of 16-bit rows up, and truncate: none of their sums may last too
+      // long
+      if constexpr (sizeof(T) == 2)
+        if ((tile - tiles.first) % RUN == RUN - 1) add_sums(out);
     }
   }
 
-  __device__ __forceinline__ void write(float* out, const Scale& scale) const {
+  __device__ __forceinline__ void write(float* out, const Scale& scale) {
     const float factor = scale.factor * (scale.share ? *scale.share : 1.0f);
     const float poison = poison_of(pairs_.x, pairs_.r);
-    const int64_t d = pairs_.x.given.d;
-    __syncwarp();  // other threads have added near pairs
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float weight = weight_[h];
-      weight += __shfl_xor_sync(ALL_LANES, weight, 1);
-      weight += __shfl_xor_sync(ALL_LANES, weight, 2);
-      if (rows_[h].position >= pairs_.x.given.n) continue;
-      float* const row = out + given_row(pairs_.x, rows_[h].position) * d;
-#pragma unroll
-      for (int n = 0; n < KEPT * FRAGMENTS_OF_CHUNK; n++) {
-#pragma unroll
-        for (int e = h * 2; e < h * 2 + 2; e++) {
-          const int64_t k = component_of(n, e);
-          if (k >= d) continue;
-          const float own =
-              pairs_.task.score == DML_DISTANCE ? weight * prepared(h, k) - sums_[n][e] : sums_[n][e];
-          row[k] = factor * (own + row[k]) + poison;
-        }
-      }
+      weight_[h] += __shfl_xor_sync(ALL_LANES, weight_[h], 1);
+      weight_[h] += __shfl_xor_sync(ALL_LANES, weight_[h], 2);
     }
+    __syncwarp();  // other threads have added near pairs
+    each_component(out, [&](float& all, int h, int64_t k, float sum) {
+      const float own = pairs_.task.score == DML_DISTANCE ? weight_[h] * prepared(h, k) - sum : sum;
+      all = factor * (own + all) + poison;
+    });
   }
 
  private:
@@ -103,6 +107,35 @@ class Gradient {
     for (int n = 0; n < FRAGMENTS; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) f(n, e);
+  }
+
+  // Calls f(out, h, k, sum) for the components k that a thread has of its rows.
+  template <class F>
+  __device__ __forceinline__ void each_component(float* out, const F& f) {
+    const int64_t d = pairs_.x.given.d;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (rows_[h].position >= pairs_.x.given.n) continue;
+      float* const row = out + given_row(pairs_.x, rows_[h].position) * d;
+#pragma unroll
+      for (int n = 0; n < KEPT * FRAGMENTS_OF_CHUNK; n++) {
+#pragma unroll
+        for (int e = h * 2; e < h * 2 + 2; e++) {
+          const int64_t k = component_of(n, e);
+          if (k < d) f(row[k], h, k, sums_[n][e]);
+        }
+      }
+    }
+  }
+
+  // Adds what was added up to `out`, where other threads of the warp add near pairs before and after.
+  __device__ __forceinline__ void add_sums(float* out) {
+    __syncwarp();
+    each_component(out, [&](float& all, int, int64_t, float& sum) {
+      all += pairs_.task.score == DML_DISTANCE ? -sum : sum;
+      sum = 0.0f;
+    });
+    __syncwarp();
   }
 
   // The first component of a chunk that is kept.

@@ -155,6 +155,7 @@ __device__ __forceinline__ bool takes_all(const Pairs& pairs, const Span& rows, 
 // What the columns of a thread have of values by position; 0 where there are none.
 class OfColumns {
  public:
+  OfColumns() = default;
   __device__ __forceinline__ OfColumns(const float* values, int tile) {
     const auto* const first = reinterpret_cast<const Both*>(values + tile * TILE + column_of(0, 0));
 #pragma unroll
