@@ -143,6 +143,8 @@ class BuildNative(build_ext):
         compiler = nvcc()
         numbers = architectures(compiler)
         flags = [*CUDA_FLAGS, *code_flags(numbers)]
+        if "90a" in numbers:
+            flags.append("-DDML_SM90A")
         release = re.search(r"release ([\d.]+)", printed(compiler, "--version"))
         folder = Path("build", "cuda", f"{release[1] if release else ''}-{'-'.join(numbers)}")
         folder.mkdir(parents=True, exist_ok=True)

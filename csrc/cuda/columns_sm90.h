@@ -30,6 +30,8 @@ __device__ __forceinline__ void let_in(int group) {
 template <int CHUNKS>
 class HopperColumns {
  public:
+  static constexpr bool HAS_ROOM = true;
+
   // tiles: how many there will be.
   __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, int tiles)
       : stages_(stages), group_(warp_of() / GROUP), tiles_(tiles) {
@@ -54,7 +56,6 @@ class HopperColumns {
 
   // The products with the tile at hand, whose columns are not needed any more if it is `released`.
   __device__ __forceinline__ void next(Scores& scores, bool released = false) {
-    clear(scores);
     const int stage = tile_ % STAGES;
     await(stages_.full[stage], tile_ / STAGES % 2);
     enter(group_);
@@ -79,7 +80,6 @@ class HopperColumns {
         const float* const w = scores[step * 2 + k / 2] + k % 2 * 2;
         weights[step][k] = float_to_bits(w[0]) >> 16 | (float_to_bits(w[1]) & 0xffff0000u);
       }
-    clear(scores);
     const int stage = tile_ % STAGES, later = (tile_ + 1) % STAGES;
     const bool more = tile_ + 1 < tiles_;
     if (more) await(stages_.full[later], (tile_ + 1) / STAGES % 2);
@@ -91,9 +91,9 @@ class HopperColumns {
     for (int step = 0; step < TILE / 16; step++)
 #pragma unroll
       for (int c = 0; c < CHUNKS; c++) {
-        const char* const start = stages_.tiles[stage] + c * TILE_CHUNK + step * 16 * CHUNK;
+        const int offset = c * TILE_CHUNK + step * 16 * CHUNK;
         multiply_add<true>(*reinterpret_cast<float (*)[8][4]>(sums + c * 8), weights[step],
-                           Operand{start, TILE_CHUNK, 8 * CHUNK});
+                           Operand{stages_.tiles[stage], offset, TILE_CHUNK, 8 * CHUNK});
       }
     score(scores, more ? later : stage);  // for nothing in the end: a branch would hold the products up
     end_products();
@@ -115,19 +115,14 @@ class HopperColumns {
     tile_++;
   }
 
-  __device__ __forceinline__ static void clear(Scores& scores) {
-#pragma unroll
-    for (int f = 0; f < FRAGMENTS; f++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) scores[f][e] = 0.0f;
-  }
-
   __device__ __forceinline__ void score(Scores& scores, int stage) const {
+    const auto operand = [&](int step) {
+      const int offset = step / 4 * TILE_CHUNK + step % 4 * 2 * UNIT;
+      return Operand{stages_.tiles[stage], offset, UNIT, 8 * CHUNK};
+    };
+    multiply_add<false, true>(scores, rows_[0], operand(0));
 #pragma unroll
-    for (int step = 0; step < CHUNKS * 4; step++) {
-      const char* const start = stages_.tiles[stage] + step / 4 * TILE_CHUNK + step % 4 * 2 * UNIT;
-      multiply_add<false>(scores, rows_[step], Operand{start, UNIT, 8 * CHUNK});
-    }
+    for (int step = 1; step < CHUNKS * 4; step++) multiply_add<false>(scores, rows_[step], operand(step));
   }
 
   Stages<CHUNKS>& stages_;
@@ -194,10 +189,18 @@ __device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& ti
 }
 #endif
 
+// Whether the library has the code for sm_90a.
+#if defined(DML_SM90A) || defined(DML_EMULATED)
+constexpr bool HAS_SM90A = true;
+#else
+constexpr bool HAS_SM90A = false;
+#endif
+
 // Whether kernels for sm_90a serve these pairs on the GPU at hand.
 inline bool fits_sm90(const Pairs& pairs) {
   Gpu gpu;
-  return pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 && gpu.major == 9;
+  return HAS_SM90A && pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 &&
+         gpu.major == 9;
 }
 
 template <int CHUNKS>

@@ -91,6 +91,17 @@ __device__ __forceinline__ bfloat16 to_bfloat16(float value) {
   return bfloat16{uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+// Two floats as bfloat16, rounded so, the first one in the lower half.
+__device__ __forceinline__ uint32_t to_bfloat16s(float low, float high) {
+#ifdef DML_EMULATED
+  return to_bfloat16(low).bits | uint32_t(to_bfloat16(high).bits) << 16;
+#else
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#endif
+}
+
 // The nearest value with ten bits of mantissa, which a tf32 product takes as it is.
 __device__ __forceinline__ float to_tf32(float value) {
   const uint32_t bits = float_to_bits(value);
@@ -133,7 +144,9 @@ __device__ __forceinline__ float square_root(float x) {
   return y;
 }
 __device__ __forceinline__ float reciprocal_sqrt(float x) {
-  return rsqrtf(x);
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 #endif
 
@@ -170,6 +183,8 @@ __device__ __forceinline__ void cluster_barrier() {
   emulation::wait(emulation::my_cluster());
 #elif __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -215,6 +230,11 @@ bool cluster_fits(void (*)(Parameters...), const Launch&) {
 template <class... Parameters>
 Status find_code(void (*)(Parameters...)) {
   return 0;
+}
+
+template <class... Parameters>
+bool has_code_since(void (*)(Parameters...), int) {
+  return true;
 }
 #else
 using Status = cudaError_t;
@@ -305,6 +325,16 @@ Status find_code(void (*kernel)(Parameters...)) {
   const Status status = cudaFuncGetAttributes(&found, kernel);
   if (status != cudaSuccess) cudaGetLastError();
   return status;
+}
+
+// Whether the code of a kernel for the GPU at hand was written for a compute capability or a later one: a
+// GPU runs code for earlier ones, too.
+template <class... Parameters>
+bool has_code_since(void (*kernel)(Parameters...), int major) {
+  cudaFuncAttributes found;
+  const Status status = cudaFuncGetAttributes(&found, kernel);
+  if (status != cudaSuccess) cudaGetLastError();
+  return status == cudaSuccess && found.ptxVersion >= 10 * major;
 }
 #endif
 

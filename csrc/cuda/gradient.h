@@ -17,6 +17,13 @@ struct Weights {
   float near;
 };
 
+// Tiles whose columns a tensor core adds up before they are added to the rest. The emulation has few.
+#ifdef DML_EMULATED
+constexpr int RUN = 16;
+#else
+constexpr int RUN = 1024;
+#endif
+
 // A band of rows and KEPT chunks of their gradient.
 template <class T, int KEPT>
 class Gradient {
@@ -31,57 +38,66 @@ class Gradient {
         first_(band_ * BAND + warp_of() * WARP_ROWS),
         rows_{Row(pairs.x, first_ + row_of(0)), Row(pairs.x, first_ + row_of(2))} {}
 
-  // Adds the weighted columns up; what near pairs give is added to `out`.
+  // Adds the weighted columns up, here and in `out`, where what near pairs give is added.
   template <class Columns>
   __device__ __forceinline__ void run(Columns& columns, const Tiles& tiles, float* out) {
     if (tiles.first == tiles.end) return;
     const Span span(pairs_.x, first_, WARP_ROWS);
-    const bool wide = pairs_.task.reduce == DML_LOGSUMEXP && !(w_.middle[1] == 0.0f);
-    const float factor[2] = {factor_of(w_.weigh.xs, rows_[0].position),
-                             factor_of(w_.weigh.xs, rows_[1].position)};
+    const bool distance = pairs_.task.score == DML_DISTANCE,
+               exponential = pairs_.task.reduce == DML_LOGSUMEXP;
+    const bool plain = !pairs_.has_bias() && (!exponential || w_.middle[1] == 0.0f);
+    const float* const of_rows = factors_of(w_.weigh.xs);
+    const float* const of_columns = factors_of(w_.weigh.rs);
+    const float factor[2] = {of_rows ? of_rows[rows_[0].position] : 0.0f,
+                             of_rows ? of_rows[rows_[1].position] : 0.0f};
+    OfColumns norms, factors;
+    const auto load = [&](int tile) {
+      norms = OfColumns(pairs_.r.norm, tile);
+      factors = OfColumns(of_columns, tile);
+    };
+    if constexpr (Columns::HAS_ROOM) load(tiles.first);
     Scores scores;
     columns.next(scores);
     for (int tile = tiles.first; tile < tiles.end; tile++) {
-      if (pairs_.task.score == DML_DISTANCE) to_squared_distances(scores, pairs_, rows_, tile);
-      uint32_t near = 0;
-      if (!wide && takes_all(pairs_, span, first_, tile))
-        near = weigh_all(scores, tile, factor);
-      else
-        near = weigh_some(scores, tile);
-      add_near(near, tile, out);
+      if constexpr (!Columns::HAS_ROOM) load(tile);
+      const bool close = distance && to_squared_distances(scores, norms, pairs_, rows_, tile);
+      if (plain && !close && takes_all(pairs_, span, first_, tile)) {
+        if (exponential)
+          distance ? weigh_all<true, true>(scores, factor, factors)
+                   : weigh_all<false, true>(scores, factor, factors);
+        else
+          distance ? weigh_all<true, false>(scores, factor, factors)
+                   : weigh_all<false, false>(scores, factor, factors);
+      } else {
+        const uint32_t near = weigh_some(scores, close, tile);
+        if (close) add_near(scores, near, tile, out);
+      }
+      round_weights<T>(scores, pairs_.task.fast);
       float of_tile[2] = {};  // a sum of sums: thousands of weights, one after another, would lose digits
-      each([&](int f, int e) {
-        scores[f][e] = rounded_weight<T>(scores[f][e], pairs_.task.fast);
-        of_tile[e / 2] += scores[f][e];
-      });
+      each([&](int f, int e) { of_tile[e / 2] += scores[f][e]; });
       for (int h = 0; h < 2; h++) weight_[h] += of_tile[h];
+      if constexpr (Columns::HAS_ROOM) load(min(tile + 1, tiles.end - 1));
       columns.advance(scores, sums_);
+      // the tensor cores add all columns of 16-bit rows up, and truncate: none of their sums may last too
+      // long
+      if constexpr (sizeof(T) == 2)
+        if ((tile - tiles.first) % RUN == RUN - 1) add_sums(out);
     }
   }
 
-  __device__ __forceinline__ void write(float* out, const Scale& scale) const {
+  __device__ __forceinline__ void write(float* out, const Scale& scale) {
     const float factor = scale.factor * (scale.share ? *scale.share : 1.0f);
     const float poison = poison_of(pairs_.x, pairs_.r);
-    const int64_t d = pairs_.x.given.d;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float weight = weight_[h];
-      weight += __shfl_xor_sync(ALL_LANES, weight, 1);
-      weight += __shfl_xor_sync(ALL_LANES, weight, 2);
-      if (rows_[h].position >= pairs_.x.given.n) continue;
-      float* const row = out + given_row(pairs_.x, rows_[h].position) * d;
-#pragma unroll
-      for (int n = 0; n < KEPT * FRAGMENTS_OF_CHUNK; n++) {
-#pragma unroll
-        for (int e = h * 2; e < h * 2 + 2; e++) {
-          const int64_t k = component_of(n, e);
-          if (k >= d) continue;
-          const float own =
-              pairs_.task.score == DML_DISTANCE ? weight * prepared(h, k) - sums_[n][e] : sums_[n][e];
-          row[k] = factor * (own + row[k]) + poison;
-        }
-      }
+      weight_[h] += __shfl_xor_sync(ALL_LANES, weight_[h], 1);
+      weight_[h] += __shfl_xor_sync(ALL_LANES, weight_[h], 2);
     }
+    __syncwarp();  // other threads have added near pairs
+    each_component(out, [&](float& all, int h, int64_t k, float sum) {
+      const float own = pairs_.task.score == DML_DISTANCE ? weight_[h] * prepared(h, k) - sum : sum;
+      all = factor * (own + all) + poison;
+    });
   }
 
  private:
@@ -93,8 +109,42 @@ class Gradient {
       for (int e = 0; e < 4; e++) f(n, e);
   }
 
+  // Calls f(out, h, k, sum) for the components k that a thread has of its rows.
+  template <class F>
+  __device__ __forceinline__ void each_component(float* out, const F& f) {
+    const int64_t d = pairs_.x.given.d;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (rows_[h].position >= pairs_.x.given.n) continue;
+      float* const row = out + given_row(pairs_.x, rows_[h].position) * d;
+#pragma unroll
+      for (int n = 0; n < KEPT * FRAGMENTS_OF_CHUNK; n++) {
+#pragma unroll
+        for (int e = h * 2; e < h * 2 + 2; e++) {
+          const int64_t k = component_of(n, e);
+          if (k < d) f(row[k], h, k, sums_[n][e]);
+        }
+      }
+    }
+  }
+
+  // Adds what was added up to `out`, where other threads of the warp add near pairs before and after.
+  __device__ __forceinline__ void add_sums(float* out) {
+    __syncwarp();
+    each_component(out, [&](float& all, int, int64_t, float& sum) {
+      all += pairs_.task.score == DML_DISTANCE ? -sum : sum;
+      sum = 0.0f;
+    });
+    __syncwarp();
+  }
+
+  // The first component of a chunk that is kept.
+  __device__ __forceinline__ int64_t component_of_chunk(int c) const {
+    return int64_t(kept_ + c) * components_of_chunk<T>;
+  }
+
   __device__ __forceinline__ int64_t component_of(int n, int e) const {
-    return int64_t(kept_) * components_of_chunk<T> + column_of(n, e);
+    return component_of_chunk(0) + column_of(n, e);
   }
 
   __device__ __forceinline__ float prepared(int h, int64_t k) const {
@@ -105,89 +155,79 @@ class Gradient {
     return to_float(element<T>(tile + k / IN_CHUNK * TILE_CHUNK, int(position % TILE), int(k % IN_CHUNK)));
   }
 
-  __device__ __forceinline__ float factor_of(const dml_stats& stats, int at) const {
-    if (!stats.grad) return 0.0f;
-    return pairs_.task.reduce == DML_SUM ? stats.grad[at] : stats.factor[at];
+  // What one exponential is multiplied by.
+  __device__ __forceinline__ const float* factors_of(const dml_stats& stats) const {
+    if (!stats.grad) return nullptr;
+    return pairs_.task.reduce == DML_SUM ? stats.grad : stats.factor;
   }
 
-  __device__ __forceinline__ float share_of(float squared) const {
-    return squared > 0.0f ? reciprocal_sqrt(squared) : 0.0f;
-  }
-
-  // Turns scores, all of which are selected, into weights by one exponential; returns which pairs are near.
-  __device__ __forceinline__ uint32_t weigh_all(Scores& scores, int tile, const float (&factor)[2]) const {
-    const bool exponential = pairs_.task.reduce == DML_LOGSUMEXP;
-    const float middle = exponential ? w_.middle[0] : 0.0f;
-    return weigh(scores, tile, [&](float score, int h, int j) {
-      const float weight = factor[h] + factor_of(w_.weigh.rs, j);
-      return exponential ? weight * exp2(pairs_.term(score, rows_[h].position, j) - middle) : weight;
+  // Turns scores, all of which are selected and none close, into weights.
+  template <bool DISTANCE, bool EXPONENTIAL>
+  __device__ __forceinline__ void weigh_all(Scores& scores, const float (&factor)[2],
+                                            const OfColumns& factors) const {
+    const float scale = pairs_.task.scale;
+    const float shift = EXPONENTIAL ? pairs_.task.offset - w_.middle[0] : 0.0f;
+    each([&](int f, int e) {
+      float weight = factor[e / 2] + factors(f, e), score = scores[f][e], inverse = 1.0f;
+      if constexpr (DISTANCE) inverse = reciprocal_sqrt(score), score *= inverse;
+      if constexpr (EXPONENTIAL) weight *= exp2(score * scale + shift);
+      scores[f][e] = weight * inverse;
     });
   }
 
-  // The same for scores of which some are selected, and for statistics of any span.
-  __device__ __forceinline__ uint32_t weigh_some(Scores& scores, int tile) const {
-    return weigh(scores, tile,
-                 [&](float score, int h, int j) { return w_.weigh(score, pairs_, rows_[h], j); });
-  }
-
-  template <class WeightOf>
-  __device__ __forceinline__ uint32_t weigh(Scores& scores, int tile, const WeightOf& weight_of) const {
+  // The same for scores of which some are selected, and for statistics of any span; returns which pairs are
+  // near.
+  __device__ __forceinline__ uint32_t weigh_some(Scores& scores, bool close, int tile) const {
     const bool distance = pairs_.task.score == DML_DISTANCE;
     uint32_t near = 0;
-    each([&](int f, int e) {
-      const int j = tile * TILE + column_of(f, e);
-      float score = scores[f][e], inverse = 1.0f;
-      if (distance) {
-        if (is_near(score, rows_[e / 2], j)) near |= 1u << (f * 4 + e);
-        inverse = share_of(score);
-        score *= inverse;
+#pragma unroll 1
+    for (int f = 0; f < FRAGMENTS; f++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int j = tile * TILE + column_of(f, e);
+        float score = scores[0][e], inverse = 1.0f;
+        if (distance) {
+          if (close && is_near(score, rows_[e / 2], j)) near |= 1u << (f * 4 + e);
+          inverse = score > TINY ? reciprocal_sqrt(score) : 0.0f;
+          score *= inverse;
+        }
+        scores[0][e] = w_.weigh(score, pairs_, rows_[e / 2], j) * inverse;
       }
-      const float weight = weight_of(score, e / 2, j) * inverse;
-      scores[f][e] = near >> (f * 4 + e) & 1 ? 0.0f : weight;
-    });
+      rotate(scores);
+    }
     return near;
+  }
+
+  // Brings the next fragment to the front, the first one to the end: registers have no index, and the body
+  // above, eight times over, would push the shorter one out of the instruction cache.
+  __device__ __forceinline__ static void rotate(Scores& scores) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const float first = scores[0][e];
+#pragma unroll
+      for (int f = 1; f < FRAGMENTS; f++) scores[f - 1][e] = scores[f][e];
+      scores[FRAGMENTS - 1][e] = first;
+    }
   }
 
   __device__ __forceinline__ bool is_near(float squared, const Row& row, int j) const {
     return squared <= (row.norm + pairs_.r.norm[j]) * w_.near && pairs_.exists(row, j);
   }
 
-  // Adds to the rows of `out` what the near pairs of a tile give, each from the difference of its rows.
-  __device__ __forceinline__ void add_near(uint32_t near, int tile, float* out) const {
+  // Adds to the rows of `out` what the near pairs of a tile give, each from the difference of its rows, and
+  // takes their weights away.
+  __device__ __forceinline__ void add_near(Scores& weights, uint32_t near, int tile, float* out) const {
+    const int64_t d = pairs_.x.given.d, begin = component_of_chunk(0), end = min(component_of_chunk(KEPT), d);
+    each_in_turn(near, rows_, tile, [&](int lane, int pair, int i, int j) {
+      float weight = lane == lane_of() ? exchange(weights, pair, 0.0f) : 0.0f;
+      weight = __shfl_sync(ALL_LANES, weight, lane);
+      if (weight == 0.0f) return;
+      const int64_t row = given_row(pairs_.x, i), column = given_row(pairs_.r, j);
 #pragma unroll 1
-    while (__any_sync(ALL_LANES, near != 0)) {
-      const int bit = near ? lowest_bit(near) : 0, j = tile * TILE + column_of(bit / 4, bit % 4);
-      const Row row = bit % 4 < 2 ? rows_[0] : rows_[1];
-      float weight = 0.0f;
-      if (near) {
-        const float squared = squared_difference(pairs_.x, row.position, pairs_.r, j),
-                    inverse = share_of(squared);
-        weight = w_.weigh(squared * inverse, pairs_, row, j) * inverse;
-        near &= near - 1;
-      }
-#pragma unroll 1
-      for (int k = 0; k < 4; k++) {
-        const int lane = lane_of() / 4 * 4 + k;
-        add_difference(__shfl_sync(ALL_LANES, weight, lane), __shfl_sync(ALL_LANES, row.position, lane),
-                       __shfl_sync(ALL_LANES, j, lane), out);
-      }
-    }
-  }
-
-  // A thread has the components that it writes in the end.
-  __device__ __forceinline__ void add_difference(float weight, int i, int j, float* out) const {
-    if (weight == 0.0f) return;
-    const int64_t row = given_row(pairs_.x, i), column = given_row(pairs_.r, j);
-#pragma unroll 1
-    for (int n = 0; n < KEPT * FRAGMENTS_OF_CHUNK; n++) {
-#pragma unroll 1
-      for (int e = 0; e < 2; e++) {
-        const int64_t k = component_of(n, e);
-        if (k >= pairs_.x.given.d) return;
-        out[row * pairs_.x.given.d + k] +=
+      for (int64_t k = begin + lane_of(); k < end; k += WARP)
+        out[row * d + k] +=
             weight * (component(pairs_.x.given, row, k) - component(pairs_.r.given, column, k));
-      }
-    }
+    });
   }
 
   const Pairs& pairs_;

@@ -17,6 +17,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
     gradient.run(columns, tiles, out);
     gradient.write(out, scale);
   });
+#else
+  __trap();
 #endif
 }
 

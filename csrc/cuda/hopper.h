@@ -23,9 +23,11 @@ struct Phases {
 #endif
 };
 
-// A matrix of bfloat16 in tiles, as an operand of a product: TILE columns, in chunks of a tile.
+// A matrix of bfloat16 in tiles, as an operand of a product: TILE columns, in chunks of a tile, from an
+// offset on.
 struct Operand {
-  const char* start;
+  const char* tile;
+  int offset;
   int leading, stride;  // bytes from one repetition of 64 components to the next, and of eight rows
 };
 
@@ -118,9 +120,10 @@ __device__ __forceinline__ void leave_registers() {
 }
 
 // As an instruction takes it: addresses in units of 16 bytes, rows of 128 bytes in the order of tiles.h.
+// Steps of one tile differ in a number that is added.
 __device__ __forceinline__ uint64_t descriptor_of(const Operand& operand) {
-  return uint64_t((shared_address(operand.start) & 0x3ffff) >> 4) | uint64_t(operand.leading >> 4) << 16 |
-         uint64_t(operand.stride >> 4) << 32 | 1ull << 62;
+  const uint32_t tile = (shared_address(operand.tile) & 0x3ffff) >> 4 | uint32_t(operand.leading >> 4) << 16;
+  return uint64_t(operand.stride >> 4 | 1 << 30) << 32 | (tile + uint32_t(operand.offset >> 4));
 }
 #endif
 
@@ -158,12 +161,13 @@ __device__ __forceinline__ void hold(float (&sums)[N][4]) {
 
 // Adds to sums (64 rows, 64 columns or components) the product of 16 components of the rows of four warps
 // with the columns: rows and columns by components, or, ALONG, weights of 16 columns with components of
-// these.
-template <bool ALONG>
+// these. FIRST: sums were anything before.
+template <bool ALONG, bool FIRST = false>
 __device__ __forceinline__ void multiply_add(float (&sums)[8][4], const uint32_t (&a)[4], const Operand& b) {
 #ifdef DML_EMULATED
   emulation::me().products.push([&sums, rows = std::array<uint32_t, 4>{a[0], a[1], a[2], a[3]}, b] {
-    emulation::multiply_add_shared(sums, rows, b.start, b.leading, b.stride, ALONG);
+    if (FIRST) std::fill_n(&sums[0][0], 32, 0.0f);
+    emulation::multiply_add_shared(sums, rows, b.tile + b.offset, b.leading, b.stride, ALONG);
   });
 #else
 #define DML_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
@@ -171,9 +175,9 @@ __device__ __forceinline__ void multiply_add(float (&sums)[8][4], const uint32_t
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+      "{%32, %33, %34, %35}, %36, %37, 1, 1, %38;"
       : DML_SUMS(0), DML_SUMS(1), DML_SUMS(2), DML_SUMS(3), DML_SUMS(4), DML_SUMS(5), DML_SUMS(6), DML_SUMS(7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_of(b)), "n"(int(ALONG)));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_of(b)), "n"(int(!FIRST)), "n"(int(ALONG)));
 #undef DML_SUMS
 #endif
 }

@@ -393,7 +393,8 @@ bool has_clusters(const Gpu& gpu) {
     how.block = dim3{THREADS};
     how.shared = Shared<ROWS>(MAX_CLUSTER * ROWS, MAX_D).bytes();
     how.cluster = MAX_CLUSTER;
-    known[gpu.id] = cluster_fits(one_pass_kernel<ROWS, X>, how) ? YES : NO;
+    const auto kernel = one_pass_kernel<ROWS, X>;
+    known[gpu.id] = has_code_since(kernel, 9) && cluster_fits(kernel, how) ? YES : NO;
   }
   return known[gpu.id] == YES;
 }

@@ -17,6 +17,7 @@ Status by_dtype(int dtype, const F& f) {
 // |x|^2 + |r|^2 - 2 <x, r> loses a squared distance below this share of the norms to cancellation: such pairs
 // are close, and computed from the differences of the rows as given.
 constexpr float CLOSE = 1.0f / 1024;
+constexpr float TINY = 1.2e-38f;  // approximate roots take less for 0
 
 __host__ __device__ __forceinline__ int tiles_of(const dml_side& side) {
   return int((side.given.n + TILE - 1) / TILE);
@@ -31,14 +32,17 @@ __device__ __forceinline__ int64_t given_row(const dml_side& side, int position)
   return side.order ? side.order[position] : position;
 }
 
+// By a whole warp, in one order wherever it is computed.
 __device__ __forceinline__ float squared_difference(const dml_side& x, int i, const dml_side& r, int j) {
   const int64_t row = given_row(x, i), column = given_row(r, j);
   float sum = 0.0f;
 #pragma unroll 1
-  for (int64_t k = 0; k < x.given.d; k++) {
+  for (int64_t k = lane_of(); k < x.given.d; k += WARP) {
     const float difference = component(x.given, row, k) - component(r.given, column, k);
     sum += difference * difference;
   }
+#pragma unroll
+  for (int by = 1; by < WARP; by *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, by);
   return sum;
 }
 
@@ -56,6 +60,8 @@ struct Row {
 struct Pairs {
   dml_side x, r;
   dml_task task;
+
+  __device__ __forceinline__ bool has_bias() const { return x.bias || r.bias; }
 
   __device__ __forceinline__ bool exists(const Row& row, int j) const {
     return row.position < x.given.n && j < r.given.n && !(task.apart && row.position == j);
@@ -146,31 +152,86 @@ __device__ __forceinline__ bool takes_all(const Pairs& pairs, const Span& rows, 
   return task.apart ? begin >= first + WARP_ROWS || end <= first : !x.self && !r.self;
 }
 
-// Squared distances of scores, with those of close pairs from the differences of their rows.
-__device__ __forceinline__ void to_squared_distances(Scores& scores, const Pairs& pairs, const Row (&rows)[2],
-                                                     int tile) {
-  const int first = tile * TILE;
-  uint32_t close = 0;
+// What the columns of a thread have of values by position; 0 where there are none.
+class OfColumns {
+ public:
+  OfColumns() = default;
+  __device__ __forceinline__ OfColumns(const float* values, int tile) {
+    const auto* const first = reinterpret_cast<const Both*>(values + tile * TILE + column_of(0, 0));
 #pragma unroll
-  for (int f = 0; f < FRAGMENTS; f++) {
+    for (int f = 0; f < FRAGMENTS; f++) both_[f] = values ? first[f * 4] : Both{};
+  }
+
+  __device__ __forceinline__ float operator()(int f, int e) const { return both_[f].at[e % 2]; }
+
+ private:
+  struct alignas(8) Both {
+    float at[2];
+  };
+  Both both_[FRAGMENTS];
+};
+
+// The score of a pair of a thread, which gets another value.
+__device__ __forceinline__ float exchange(Scores& scores, int pair, float value) {
+  float before = 0.0f;
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const float norms = rows[e / 2].norm + pairs.r.norm[first + column_of(f, e)];
-      scores[f][e] = norms - 2.0f * scores[f][e];
-      if (scores[f][e] <= norms * CLOSE) close |= 1u << (f * 4 + e);
+  for (int k = 0; k < FRAGMENTS * 4; k++)
+    if (k == pair) before = scores[k / 4][k % 4], scores[k / 4][k % 4] = value;
+  return before;
+}
+
+// Calls f(lane, pair, i, j) in the whole warp for one of its pairs after another: pair k of a thread is that
+// of scores[k / 4][k % 4], and those whose bits are set in the mask of a thread are taken.
+template <class F>
+__device__ __forceinline__ void each_in_turn(uint32_t mask, const Row (&rows)[2], int tile, const F& f) {
+#pragma unroll 1
+  while (uint32_t lanes = __ballot_sync(ALL_LANES, mask != 0)) {
+    const int pair = mask ? lowest_bit(mask) : 0, j = tile * TILE + column_of(pair / 4, pair % 4);
+    const int i = pair % 4 < 2 ? rows[0].position : rows[1].position;
+    mask &= mask - 1;
+#pragma unroll 1
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = lowest_bit(lanes);
+      f(lane, pair, __shfl_sync(ALL_LANES, i, lane), __shfl_sync(ALL_LANES, j, lane));
     }
   }
-#pragma unroll 1
-  while (close) {
-    const int bit = lowest_bit(close), f = bit / 4, e = bit % 4, j = first + column_of(f, e);
-    close &= close - 1;
-    const Row row = e < 2 ? rows[0] : rows[1];
-    if (!pairs.exists(row, j)) continue;
-    const float squared = squared_difference(pairs.x, row.position, pairs.r, j);
+}
+
+// Those of close pairs from the differences of their rows; none is negative then.
+__device__ __forceinline__ void replace_close(Scores& squared, const OfColumns& norms, const Pairs& pairs,
+                                              const Row (&rows)[2], int tile) {
+  uint32_t close = 0;
 #pragma unroll
-    for (int k = 0; k < FRAGMENTS * 4; k++)
-      if (k == bit) scores[k / 4][k % 4] = squared;
-  }
+  for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const bool is_close = squared[f][e] <= (rows[e / 2].norm + norms(f, e)) * CLOSE;
+      if (is_close && pairs.exists(rows[e / 2], tile * TILE + column_of(f, e))) close |= 1u << (f * 4 + e);
+      squared[f][e] = max(squared[f][e], 0.0f);
+    }
+  each_in_turn(close, rows, tile, [&](int lane, int pair, int i, int j) {
+    const float difference = squared_difference(pairs.x, i, pairs.r, j);
+    if (lane == lane_of()) exchange(squared, pair, difference);
+  });
+}
+
+// Turns scores into squared distances. Returns whether pairs of the warp may be close: if not, all are
+// greater than TINY or NaN.
+__device__ __forceinline__ bool to_squared_distances(Scores& scores, const OfColumns& norms,
+                                                     const Pairs& pairs, const Row (&rows)[2], int tile) {
+  float least[4] = {INFINITY, INFINITY, INFINITY, INFINITY};
+#pragma unroll
+  for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const float sum = rows[e / 2].norm + norms(f, e);
+      scores[f][e] = fmaf(-2.0f, scores[f][e], sum);
+      least[e] = min(least[e], fmaf(-CLOSE, sum, scores[f][e]));
+    }
+  const bool close = min(min(least[0], least[1]), min(least[2], least[3])) <= TINY;
+  if (!__any_sync(ALL_LANES, close)) return false;
+  replace_close(scores, norms, pairs, rows, tile);
+  return true;
 }
 
 }  // namespace dml

@@ -21,13 +21,14 @@ __device__ __forceinline__ void each_tile(const Pairs& pairs, Columns& columns, 
                                           const BandRows& rows, const Visit& visit) {
   for (int tile = tiles.first; tile < tiles.end; tile++) {
     Scores scores;
+    const OfColumns norms(pairs.r.norm, tile);  // before the products are waited for
     columns.next(scores, true);
     if (pairs.task.score == DML_DISTANCE) {
-      to_squared_distances(scores, pairs, rows.row, tile);
+      to_squared_distances(scores, norms, pairs, rows.row, tile);
 #pragma unroll
       for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) scores[f][e] = square_root(max(scores[f][e], 0.0f));
+        for (int e = 0; e < 4; e++) scores[f][e] = square_root(scores[f][e]);
     }
     visit(scores, tile);
   }
@@ -58,12 +59,16 @@ __device__ __forceinline__ void reduce_band(const Pairs& pairs, Columns& columns
   const bool exponential = pairs.task.reduce == DML_LOGSUMEXP;
   float top[2] = {NOTHING, NOTHING}, total[2] = {};
   each_tile(pairs, columns, tiles, rows, [&](Scores& scores, int tile) {
-    const bool all = takes_all(pairs, span, rows.first, tile);
-    const float none = exponential ? -INFINITY : 0.0f;
-    each_pair(scores, tile, [&](float& score, int h, int j) {
-      const bool taken = all || pairs.selected(rows.row[h], j);
-      score = taken ? pairs.term(score, rows.row[h].position, j) : none;
-    });
+    if (!pairs.has_bias() && takes_all(pairs, span, rows.first, tile)) {
+      const float scale = pairs.task.scale, offset = pairs.task.offset;
+      each_pair(scores, tile, [&](float& score, int, int) { score = score * scale + offset; });
+    } else {
+      const float none = exponential ? -INFINITY : 0.0f;
+      each_pair(scores, tile, [&](float& score, int h, int j) {
+        const bool taken = pairs.selected(rows.row[h], j);
+        score = taken ? pairs.term(score, rows.row[h].position, j) : none;
+      });
+    }
     if (exponential) {
       float high[2] = {top[0], top[1]};
       each_pair(scores, tile, [&](float& term, int h, int) { high[h] = max(high[h], term); });

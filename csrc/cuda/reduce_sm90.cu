@@ -13,6 +13,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   with_columns<CHUNKS>(pairs, tiles,
                        [&](auto& columns) { reduce_band(pairs, columns, tiles, tops, totals); });
+#else
+  __trap();
 #endif
 }
 
@@ -35,6 +37,8 @@ __global__ void __launch_bounds__(BLOCK, 1) triangle_sm90_kernel(DML_ARGUMENT Pa
                          [&] { meet(1 + GROUPS + group, GROUP * WARP); });
         });
       });
+#else
+  __trap();
 #endif
 }
 

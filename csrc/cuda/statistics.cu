@@ -33,6 +33,7 @@ __global__ void combine_kernel(DML_ARGUMENT Pairs pairs, const float* tops, cons
   float top = exponential ? NOTHING : 0.0f, total = 0.0f;
   if (slots && Reach(pairs).is_short()) {
     top = Reach(pairs).high;
+#pragma unroll 8
     for (int k = 0; k < count; k++) total += slots[k * x.padded + position];
   } else {
     for (int k = 0; k < pairs.task.splits && exponential; k++) top = max(top, tops[k * x.padded + position]);

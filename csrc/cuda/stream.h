@@ -8,11 +8,13 @@ namespace dml {
 
 // WHOLE > 0: rows of so many chunks, all of which stay in shared memory. WHOLE = 0: rows of any number of
 // chunks, which come one by one; KEPT of them, those of the columns from chunk `kept` on, stay until those of
-// the tile after the next one come. Chunks are added up in one order by all kernels, whose scores are the
-// same to the bit: what is rounded in a statistic is rounded alike where weights are taken from it.
+// the tile after the next one come. Chunks are added up in one order by all kernels of a GPU with the same
+// instructions, whose scores are the same to the bit: what is rounded in a statistic is rounded alike where
+// weights are taken from it. On sm_90a those of positive pairs are made by other instructions than the rest.
 template <class T, int WHOLE, int KEPT>
 class Stream {
  public:
+  static constexpr bool HAS_ROOM = false;  // for what columns have, in registers while products are made
   static constexpr int STAGES = WHOLE ? 3 : 2;
   static constexpr int BAND_CHUNK = BAND / TILE * TILE_CHUNK;
   static constexpr int STAGE = WHOLE ? WHOLE * TILE_CHUNK : BAND_CHUNK + TILE_CHUNK;

@@ -212,11 +212,21 @@ __device__ __forceinline__ void add_scores(Scores& scores, const char* rows, con
   }
 }
 
-// A weight as it enters a product. float16 rows meet weights of tf32, which have the range of float32.
+// Rounds weights as they enter a product. float16 rows meet weights of tf32, which have the range of float32.
 template <class T>
-__device__ __forceinline__ float rounded_weight(float w, bool fast) {
-  if constexpr (std::is_same_v<T, bfloat16>) return to_float(to_bfloat16(w));
-  return std::is_same_v<T, float16> || fast ? to_tf32(w) : w;
+__device__ __forceinline__ void round_weights(Scores& weights, bool fast) {
+#pragma unroll
+  for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) {
+      float &first = weights[f][e], &second = weights[f][e + 1];
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        const uint32_t both = to_bfloat16s(first, second);
+        first = bits_to_float(both << 16), second = bits_to_float(both & 0xffff0000u);
+      } else if (std::is_same_v<T, float16> || fast) {
+        first = to_tf32(first), second = to_tf32(second);
+      }
+    }
 }
 
 // Adds to sums (16 rows, components of some chunks) the product of weights, rounded, with these chunks of a

@@ -76,20 +76,22 @@ __device__ __forceinline__ void over_rows(float (&sums)[FRAGMENTS][2]) {
 template <int COUNT, class Meet>
 __device__ __forceinline__ void add_columns(const Scores& values, int tile, Sums<COUNT>& columns, float* slot,
                                             const Meet& meet) {
+  const int warp = warp_of() % COUNT, thread = warp * WARP + lane_of();
+  float* const of_column = slot + tile * TILE + thread;
+  const float before = thread < TILE ? *of_column : 0.0f;  // comes while the warps add up
   float sums[FRAGMENTS][2];
 #pragma unroll
   for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
     for (int c = 0; c < 2; c++) sums[f][c] = values[f][c] + values[f][c + 2];
   over_rows(sums);
-  const int warp = warp_of() % COUNT, thread = warp * WARP + lane_of();
   for (int c = 0; c < 2; c++) columns[warp][2 * lane_of() + c] = sums[0][c];
   meet();
   if (thread < TILE) {
     float sum = 0.0f;
 #pragma unroll
     for (int w = 0; w < COUNT; w++) sum += columns[w][thread];
-    slot[tile * TILE + thread] += sum;
+    *of_column = before + sum;
   }
 }
 
@@ -99,15 +101,18 @@ __device__ __forceinline__ void add_run(const Pairs& pairs, Columns& columns, in
                                         float high, Sums<COUNT>& sums, float* slot, const Meet& meet) {
   const BandRows rows(pairs.x, band);
   const Span span(pairs.x, rows.first, WARP_ROWS);
+  const float scale = pairs.task.scale, shift = pairs.task.offset - high;  // a bias has no triangle
   float total[2] = {};
   each_tile(pairs, columns, tiles, rows, [&](Scores& scores, int tile) {
-    const bool all = takes_all(pairs, span, rows.first, tile);
+    if (takes_all(pairs, span, rows.first, tile)) {
+      each_pair(scores, tile, [&](float& score, int, int) { score = exp2(score * scale + shift); });
+    } else {
+      each_pair(scores, tile, [&](float& score, int h, int j) {
+        score = pairs.selected(rows.row[h], j) ? exp2(score * scale + shift) : 0.0f;
+      });
+    }
     float of_tile[2] = {};
-    each_pair(scores, tile, [&](float& score, int h, int j) {
-      const bool taken = all || pairs.selected(rows.row[h], j);
-      score = taken ? exp2(pairs.term(score, rows.row[h].position, j) - high) : 0.0f;
-      of_tile[h] += score;
-    });
+    each_pair(scores, tile, [&](float& score, int h, int) { of_tile[h] += score; });
     for (int h = 0; h < 2; h++) total[h] += of_tile[h];
     if (tile >= (band + 1) * Triangle::PER_BAND) add_columns<COUNT>(scores, tile, sums, slot, meet);
   });

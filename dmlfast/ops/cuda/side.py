@@ -127,10 +127,11 @@ class Pairs(NamedTuple):
         return 0.0 * (self.x.largest + self.r.largest)
 
     def splits(self, programs: int) -> int:
-        """Parts of the columns that give every multiprocessor something to do."""
+        """Parts of the columns, as few as have all multiprocessors done the soonest."""
         processors = 4 if emulated() else _multiprocessors(self.x.given.device)
         tiles = -(-self.r.n // TILE)
-        return max(1, min(2 * processors // programs, tiles // 4))
+        most = max(1, min(2 * processors // programs, tiles // 4))
+        return min(range(1, most + 1), key=lambda parts: -(-programs * parts // processors) / parts)
 
 
 def unit_of(term: PairTerm) -> float:
