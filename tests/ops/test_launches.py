@@ -7,6 +7,7 @@ from dmlfast.losses import PDDMUnit
 from dmlfast.ops import boosted_deviance_loss, lifted_structured_loss, pair_reduce, pddm_scores
 
 runtime = pytest.importorskip("triton.runtime")
+from dmlfast.ops.pairs.triton import blocks
 
 
 @pytest.fixture
@@ -84,3 +85,12 @@ def test_a_boosted_loss_takes_two_for_a_block_and_four_around_them(launches):
         "product_kernel",
         "through_norm_kernel",
     ]
+
+
+@pytest.mark.parametrize(
+    ("down", "across", "programs", "expected"),
+    [(32, 32, 132, 8), (2, 2, 132, 1), (32, 31, 132, 1), (1, 6, 1, 6), (3, 12, 4, 6), (1, 1, 1, 1)],
+)
+def test_tiles_that_a_program_takes(down, across, programs, expected):
+    """As many as leave about a program for each multiprocessor, and all as many."""
+    assert blocks.tiles_at_once(down, across, programs) == expected
