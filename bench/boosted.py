@@ -31,9 +31,8 @@ def ours(impl: str) -> Competitor:
 
 def naive(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """As the formulas read, on matrices of all pairs."""
-    same = labels[:, None] == labels
-    share = torch.where(same, 1 / same.sum(), 1 / (~same).sum()).fill_diagonal_(0)
-    share = share.to(wide(embeddings).dtype)
+    same, one = labels[:, None] == labels, wide(embeddings).new_ones(())
+    share = torch.where(same, one / same.sum(), one / (~same).sum()).fill_diagonal_(0)
     slope = torch.where(same, 2.0, -50.0).to(share.dtype)
     weight, carry = torch.ones_like(slope), torch.zeros_like(slope)
     total = slope.new_zeros(())
@@ -58,13 +57,13 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, labels: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
         counts = torch.unique(labels, return_counts=True)[1]
-        same_pairs = counts.square().sum()
-        different_pairs = len(labels) ** 2 - same_pairs
+        pairs = counts.square().sum()
+        one = parts[0].new_ones(())
+        same_share, different_share = one / pairs, one / (len(labels) ** 2 - pairs)
         gradients, total = [torch.zeros_like(x) for x in parts], parts[0].new_zeros(())
         for rows in torch.arange(len(labels), device=labels.device).split(CHUNK_ROWS):
             same = labels[rows, None] == labels
-            weight = torch.where(same, 1 / same_pairs, 1 / different_pairs).to(parts[0].dtype)
-            weight /= LEARNERS
+            weight = torch.where(same, same_share, different_share) / LEARNERS
             weight[torch.arange(len(rows)), rows] = 0
             slope = torch.where(same, 2.0, -50.0).to(weight.dtype)
             share, carry = weight, torch.zeros_like(weight)
