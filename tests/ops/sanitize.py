@@ -40,6 +40,7 @@ from .helpers import (
     triplet,
 )
 
+BLOCK = 4096  # rows of a block of weights, which is smaller where kernels are interpreted
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Case = tuple[str, Callable[[], Tensors]]
 
@@ -63,6 +64,9 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
         for dtype in DTYPES:
             p = problem(rows, columns, d, selves=True, per_class=4).to(dtype)
             yield case(f"lifted {rows}x{columns or rows}x{d} {short(dtype)}", solved, lifted, p)
+    if device == "cuda":  # more than one block of weights
+        p = problem(BLOCK + n, None, 200, selves=True, per_class=4).to(torch.bfloat16)
+        yield case("lifted of several blocks", solved, lifted, p)
     yield case("lifted without gradient", lambda: [lifted(beside.on(device), impl=impl)])
     for at, each in enumerate(pair_cases()):
         of = f"pair_reduce {at}: {each.select}, {each.columns}, {each.score}, {each.reduce}"

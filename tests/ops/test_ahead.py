@@ -10,9 +10,15 @@ from collections import Counter
 import pytest
 
 pytest.importorskip("triton")
+import triton
+
+from dmlfast.ops import gpu
 from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
 
 FLOAT32, HALVES = "float32", ["float16", "bfloat16"]
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+# bytes of stack that a thread may take: older compilers keep some of what a program computes once
+STACK = 0 if VERSION >= (3, 9) else 128
 # bytes of shared memory that a program may take; where the tables of 80 serve, the least of all
 SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -20,11 +26,13 @@ MATRIX[120] = MATRIX[80]
 NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel"}
-NO_PRODUCTS |= {"table_kernel", "pack_kernel", "classes_kernel"}
+NO_PRODUCTS |= {"table_kernel", "pack_kernel", "classes_kernel", "add_kernel"}
 
 
 def compiled(capability, dtype, widths, form):
     """What each kernel takes, as `tests.ops.ahead` reports it."""
+    if capability == 100 and VERSION < gpu.BLACKWELL_TRITON:
+        pytest.skip("which is declined with this Triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.ops.ahead", str(capability), dtype, widths, form]
     done = subprocess.run(
@@ -42,7 +50,7 @@ BOOSTED |= {"product_kernel", "through_norm_kernel"}
 TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
 
 
-def check(capability, dtype, widths, form, record_property, stack=0, expected=PAIRS):
+def check(capability, dtype, widths, form, record_property, stack=STACK, expected=PAIRS):
     kernels = compiled(capability, dtype, widths, form)
     record_property("compiled", kernels)
     assert expected <= {kernel["kernel"] for kernel in kernels}
@@ -139,7 +147,7 @@ def test_other_widths(capability, dtype, record_property):
 def test_architectures_without_a_table(capability, dtype, record_property):
     """They are served, if a few registers are spilled."""
     widths = "64,200" if dtype == FLOAT32 else "128,200"
-    check(capability, dtype, widths, "lifted", record_property, stack=32)
+    check(capability, dtype, widths, "lifted", record_property, stack=max(STACK, 32))
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from dmlfast.ops import matmul
 from dmlfast.ops.norm_softmax import norm_softmax_loss
 from dmlfast.ops.norm_softmax.reference import unit_rows
 
@@ -15,6 +16,10 @@ from dmlfast.ops.norm_softmax.triton import product
 
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
+# products of bfloat16 are the library's where the width is a multiple of 8
+PRODUCTS = pytest.mark.parametrize(
+    ("dtype", "d"), [(FULL, 20), (BRAIN, 20), (BRAIN, 24), (HALF, 24)]
+)
 CUTS = {
     "rows, kept": {"KEPT": 128 * 4 * 384, "LEAST": 128},
     "rows, kept, sums in parts": {"ROWS": 128, "SUMS": 1},
@@ -60,20 +65,48 @@ def set_sizes(monkeypatch, sizes):
         monkeypatch.setattr(kernels, name, value)
 
 
-@DTYPES
+@PRODUCTS
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("scale", [20.0, 100.0])
-def test_are_right(dtype, low_memory, scale):
-    check(inputs(40, 70, 20, dtype, scale=scale), scale, low_memory)
+def test_are_right(dtype, d, low_memory, scale):
+    check(inputs(40, 70, d, dtype, scale=scale), scale, low_memory)
 
 
-@pytest.mark.parametrize("dtype", [FULL, BRAIN])
+@PRODUCTS
 @pytest.mark.parametrize("few", [0, 64])
 @pytest.mark.parametrize("cut", CUTS)
-def test_are_right_however_they_are_cut(monkeypatch, dtype, few, cut):
+def test_are_right_however_they_are_cut(monkeypatch, dtype, d, few, cut):
     monkeypatch.setattr(product, "FEW", few)
     set_sizes(monkeypatch, CUTS[cut])
-    check(inputs(150, 300, 20, dtype))
+    check(inputs(150, 300, d, dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d", "cut", "expected"),
+    [
+        (BRAIN, 24, "rows, kept", [(150, 300), (300, 256)]),
+        # rows, which may need powers of two, of the first block of classes alone
+        (
+            BRAIN,
+            24,
+            "blocks",
+            [(128, 128), (128, 128), (22, 128), *[(128, 128)] * 3, *[(44, 128)] * 2],
+        ),
+        (BRAIN, 20, "rows, kept", []),
+        (HALF, 24, "rows, kept", []),
+    ],
+)
+def test_the_library_multiplies_where_it_can(monkeypatch, dtype, d, cut, expected):
+    shapes = []
+    multiply = matmul.add_product
+    monkeypatch.setattr(
+        matmul,
+        "add_product",
+        lambda *given, **o: shapes.append(given[1].shape) or multiply(*given, **o),
+    )
+    set_sizes(monkeypatch, CUTS[cut])
+    check(inputs(150, 300, d, dtype))
+    assert shapes == expected
 
 
 def test_are_right_in_blocks_with_a_running_maximum(monkeypatch):
@@ -166,12 +199,14 @@ def test_zeros_have_no_direction(dtype):
     assert not d_weight[2].any()
 
 
-@pytest.mark.parametrize("dtype", [FULL, BRAIN])
+@PRODUCTS
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("size", [1e30, 1e-30])
-def test_lengths_do_not_matter(dtype, low_memory, mixed, size):
-    given = inputs(12, 30, 20, dtype)
+def test_lengths_do_not_matter(dtype, d, low_memory, mixed, size):
+    if dtype == HALF:
+        pytest.skip("it has no such numbers")
+    given = inputs(12, 30, d, dtype)
     power = 2.0 ** torch.tensor(size).log2().round()
     expected = kernels.forward(*given, 20.0, low_memory, True, True)
     by_row, by_class = torch.full((12, 1), power), torch.full((30, 1), power)

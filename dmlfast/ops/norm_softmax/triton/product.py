@@ -1,15 +1,17 @@
-"""The products that make gradients of kept exponentials."""
+"""The products that make gradients of kept exponentials: by torch's library where that can."""
 
 import torch
 import triton
 import triton.language as tl
 
+from dmlfast.ops import matmul
 from dmlfast.ops.norm_softmax.triton.rows import class_power
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.tile import rounded_to_tf32
 
 PROGRAMS = 256  # a product of few tiles is cut into parts, so that all multiprocessors have some
 FEW = 64  # tiles
+ALIGNED = 8  # components; rows that are not make a library slow
 
 
 @triton.jit(do_not_specialize=["n", "count", "steps", "all_steps", "again"])
@@ -59,6 +61,15 @@ def product_kernel(
     tl.store(into, acc, mask=known)
 
 
+def suits_library(kept: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether `matmul.add_product` takes the product, and fast."""
+    return (
+        kept.dtype == other.dtype == torch.bfloat16
+        and other.stride(1) == 1
+        and other.stride(0) % ALIGNED == other.shape[1] % ALIGNED == 0
+    )
+
+
 def add_product(
     out: torch.Tensor,
     kept: torch.Tensor,
@@ -79,17 +90,24 @@ def add_product(
     """
     turned = inverse is None
     n, d = out.shape
+    # which knows of no powers: where they are needed, what it made is replaced, and not added to
+    by_library = suits_library(kept, other) and (turned or not again)
+    if by_library:
+        block = (kept.T if turned else kept)[:n, : len(other)]
+        matmul.add_product(out, block, other, again=again)
+    if by_library and turned:
+        return
     width = min(tile.BK, max(16, triton.next_power_of_2(d)))
     if d % 16:  # stored one by one: addresses take the registers of half a tile
         width = min(width, tile.BK // 2)
     tile = tile._replace(BK=width)
     tiles = -(-n // tile.BM) * -(-d // tile.BK)
-    parts = PROGRAMS // tiles if tiles <= FEW else 1
+    parts = PROGRAMS // tiles if tiles <= FEW and not by_library else 1
     all_steps = kept.shape[0 if turned else 1] // tile.BC
     steps = -(-all_steps // parts)
     parts = -(-all_steps // steps)
     into = out if parts == 1 else out.new_empty(parts, n, d)
-    for powers in (False,) if turned else (False, True):
+    for powers in (False,) if turned else (True,) if by_library else (False, True):
         product_kernel[(tiles * parts,)](
             into, kept, kept.stride(0), other, *other.stride(), inverse, far, n, len(other), d,
             steps, all_steps, int(again and parts == 1), POWERS=powers, TURNED=turned,

@@ -2,7 +2,8 @@
 
 A program cannot hold the gradient of a band of rows as wide as these. So the pairs are taken block
 by block: one kernel writes the weights of a block, which stay in the second-level cache, and
-another multiplies them with the rows of either side. Blocks follow each other in a fixed order.
+another multiplies them with the rows of either side, or has torch's library do so where that can
+and there is more than one block. Blocks follow each other in a fixed order.
 """
 
 import torch
@@ -10,11 +11,12 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.gpu import multiprocessors
+from dmlfast.ops.matmul import add_product
 from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.pairs.triton.products import add_kernel, product_kernel
 from dmlfast.ops.pairs.triton.sides import Pairs, unit_of
-from dmlfast.ops.pairs.triton.statistics import NO_MEAN, Mean, Stats, pairs_in, store_mean
+from dmlfast.ops.pairs.triton.statistics import NO_MEAN, Mean, Stats
 from dmlfast.ops.pairs.triton.weights import (
-    add_near,
     careful_weights,
     factor_of,
     free_weights,
@@ -26,7 +28,6 @@ from dmlfast.ops.triton.tile import (
     bands,
     first_chunk,
     free_count,
-    poison_of,
     products,
     rounded_weights,
     scores,
@@ -107,71 +108,6 @@ def weights_kernel(
             tl.store(flags + a * (pitch // BN) + b, flag)
 
 
-@triton.jit(do_not_specialize=["n", "m", "again"])
-def product_kernel(
-    x, r, n, m, xs, rs, out, weights, sums, flags, first_i, first_j, columns, pitch, sums_pitch,
-    again, factor, mean, scale, offset, TURNED: tl.constexpr, DISTANCE: tl.constexpr,
-    REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr, POSITIVES: tl.constexpr,
-    NEAR: tl.constexpr, DP: tl.constexpr, OPERAND: tl.constexpr, W_OPERAND: tl.constexpr,
-    W_PRECISION: tl.constexpr, T: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    BC: tl.constexpr,
-):  # fmt: skip
-    """Adds to ``out`` (n, d) what a block of weights gives for BK components of a band of x.
-
-    weights: pitch to a row, tiles of T x T; TURNED, its columns are the rows of x. sums: a row of
-    sums_pitch for each tile of columns. flags: of the tiles with near pairs, None where these are
-    added elsewhere. again: something is in ``out`` already.
-    """
-    x, r = Side(n, *x), Side(m, *r)
-    band = tl.program_id(0)
-    own = band * BM + tl.arange(0, BM)
-    i = first_i + own
-    k = tl.program_id(1) * BK + tl.arange(0, BK)
-    acc = tl.zeros((BM, BK), tl.float32)
-    for c in range(0, columns, BC):
-        j = c + tl.arange(0, BC)
-        if TURNED:
-            w = tl.load(weights + own[:, None] + j.to(tl.int64)[None, :] * pitch)
-        else:
-            w = tl.load(weights + own.to(tl.int64)[:, None] * pitch + j[None, :])
-        at = (first_j + j).to(tl.int64)[:, None] * DP + k[None, :]
-        rows = tl.load(r.rows + at, mask=(k < DP)[None, :], other=0.0).to(OPERAND)
-        acc = tl.dot(w.to(W_OPERAND), rows.to(W_OPERAND), acc, input_precision=W_PRECISION)
-    if mean.loss is not None:
-        factor = factor / pairs_in(mean)
-        if band + tl.program_id(1) == 0:
-            store_mean(mean, x, r)
-    known = (i < x.n)[:, None] & (k < x.d)[None, :]
-    if DISTANCE:
-        weight = tl.zeros((BM,), tl.float32)
-        for tile in range(columns // T):
-            weight += tl.load(sums + tile * sums_pitch + own)
-        at = i.to(tl.int64)[:, None] * DP + k[None, :]
-        rows = tl.load(x.rows + at, mask=(k < DP)[None, :], other=0.0).to(tl.float32)
-        acc = weight[:, None] * rows - acc
-    at = out + tl.load(x.order + i).to(tl.int64)[:, None] * x.d + k[None, :]
-    acc = factor * acc + poison_of(x, r)
-    if again > 0:
-        acc += tl.load(at, mask=known, other=0.0)
-    tl.store(at, acc, mask=known)
-    if flags is not None:
-        tl.debug_barrier()
-        first_k = tl.program_id(1) * BK
-        S: tl.constexpr = BM if BM < T else T
-        for row in range(band * BM, (band + 1) * BM, S):
-            for tile in range(columns // T):
-                if TURNED:
-                    flag = tl.load(flags + tile * (pitch // T) + row // T)
-                else:
-                    flag = tl.load(flags + row // T * (pitch // T) + tile)
-                if flag > 0:
-                    add_near(
-                        out, first_k, first_k + BK, factor, x, r, first_i + row,
-                        first_j + tile * T, xs, rs, scale, offset, REDUCE, INSIDE, APART,
-                        POSITIVES, NEAR, S, T,
-                    )  # fmt: skip
-
-
 def tiles_at_once(down: int, across: int, programs: int) -> int:
     """How many tiles beside each other a program takes, a divisor of ``across``.
 
@@ -198,17 +134,20 @@ def gradient_of(
     """
     out = x.norm.new_empty(x.n, x.d)
     how = pairs.products
-    tile, product = pairs.tiles.weights, pairs.tiles.product
+    tile, product_tile = pairs.tiles.weights, pairs.tiles.product
     if term.is_hinge and tile.T > 64:  # they take more registers than exponentials
         tile = tile._replace(T=64, warps=4)
     if x.d % 16:  # stored one by one: addresses take the registers of half a tile
-        product = product._replace(BK=product.BK // 2)
+        product_tile = product_tile._replace(BK=product_tile.BK // 2)
     mutual = x.rows is r.rows and xs is rs and x.bias is None and r.bias is None
     rows, columns = min(tile.block, x.padded), min(tile.block, r.padded)
     down, across = rows // tile.T, columns // tile.T
     weights = x.norm.new_empty(rows, columns, dtype=configs.weights_dtype(how))
     row_sums, column_sums = x.norm.new_empty(across, rows), x.norm.new_empty(down, columns)
     flags = x.order.new_empty(down, across) if term.score == "distance" else None
+    product = None
+    if weights.dtype == torch.bfloat16 and (rows < x.padded or columns < r.padded):
+        product = x.norm.new_empty(max(rows, columns), how.DP)
     unit = unit_of(term)
     scaled = term.scale * unit, term.offset * unit
     kind = {
@@ -222,12 +161,23 @@ def gradient_of(
         """Adds what the block gives for the rows from first_i on."""
         a, b, a_stats, b_stats = (r, x, rs, xs) if turned else (x, r, xs, rs)
         sums = column_sums if turned else row_sums
-        product_kernel[(height // product.BM, -(-a.d // product.BK))](
-            *arguments(a, b), a_stats, b_stats, out, weights, sums, flags, first_i, first_j, width,
-            columns, sums.shape[1], int(first_i in begun), factor, mean, *scaled, TURNED=turned,
-            **kind, DP=how.DP, OPERAND=how.OPERAND, W_OPERAND=how.W_OPERAND,
-            W_PRECISION=how.W_PRECISION, T=tile.T, **product.blocks, **configs.launch(product),
-        )  # fmt: skip
+        sides = *arguments(a, b), a_stats, b_stats, out
+        block = sums, flags, first_i, first_j, width, columns, sums.shape[1], int(first_i in begun)
+        shape = height // product_tile.BM, -(-a.d // product_tile.BK)
+        same = {**kind, "TURNED": turned, "DP": how.DP, "T": tile.T, "BM": product_tile.BM}
+        if product is None:
+            product_kernel[shape](
+                *sides, weights, *block, factor, mean, *scaled, **same, OPERAND=how.OPERAND,
+                W_OPERAND=how.W_OPERAND, W_PRECISION=how.W_PRECISION, BK=product_tile.BK,
+                BC=product_tile.BC, **configs.launch(product_tile),
+            )  # fmt: skip
+        else:
+            some = weights[:width, :height].T if turned else weights[:height, :width]
+            add_product(product[:height], some, b.rows[first_j : first_j + width], again=False)
+            add_kernel[shape](
+                *sides, product, *block, factor, mean, *scaled, **same, BK=product_tile.BK,
+                **configs.launch(product_tile),
+            )  # fmt: skip
         begun.add(first_i)
 
     for first_i in range(0, x.padded, rows):

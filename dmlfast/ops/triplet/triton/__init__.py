@@ -11,7 +11,7 @@ import torch
 
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.pairs.term import PairTerm
-from dmlfast.ops.pairs.triton.blocks import product_kernel
+from dmlfast.ops.pairs.triton.products import product_kernel
 from dmlfast.ops.pairs.triton.sides import Pairs, pairs_of
 from dmlfast.ops.pairs.triton.statistics import NO_MEAN, NO_STATS
 from dmlfast.ops.triplet.triton.anchors import anchors_kernel
