@@ -54,6 +54,7 @@ def test_autocast_changes_nothing(device):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch does not know it by shape alone")
 def test_the_product_of_a_gpu_has_the_form_that_is_used():
     """Torch knows it by shape and dtype on any machine."""
     a, b = matrices(6, 8, 16, True, "meta")

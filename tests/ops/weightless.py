@@ -50,6 +50,10 @@ def stand_in(launched: Callable[[str], None]) -> None:
     )
     torch.Tensor.is_cuda = property(lambda tensor: tensor.device.type == DEVICE)
     torch.autocast = lambda *_, **__: nullcontext()  # knows no such device
+    multiply = torch.addmm  # whose form of `dmlfast.ops.matmul` torch 2.11 takes on a GPU alone
+    torch.addmm = lambda *given, **how: (
+        how["out"] if "out_dtype" in how else multiply(*given, **how)
+    )
     torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
 
 
