@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from dmlfast.ops.norm_softmax.reference import angles
 from dmlfast.ops.norm_softmax.settings import Settings
-from dmlfast.ops.norm_softmax.units import sum_of_units, tangents, through_norm, units
+from dmlfast.ops.norm_softmax.units import angles, sum_of_units, tangents, through_norm, units
 
 # (rows (N, D) of weight's dtype, weight (C, D), labels (N,) int64, -1 where none, target (N,), row
 # weights (N,), scale, low_memory, want_rows, want_weight, everyone (D,) or None) -> log-sum-exps L
@@ -41,12 +40,14 @@ class _Own:
         self.angle = angles(self.x, self.classes)
 
     def to_rows(self, d_angle: torch.Tensor) -> torch.Tensor:
-        """(N, D) the gradient of the rows from that of the angles."""
-        return -d_angle[:, None] * tangents(self.x, self.classes, self.angle) * self.x_inverse
+        """(N, D) the gradient of the rows from that of the angles (N,)."""
+        factor = self.x_inverse * -d_angle[:, None]
+        return tangents(self.x, self.classes, self.angle).mul_(factor)
 
     def to_classes(self, d_angle: torch.Tensor) -> torch.Tensor:
         """(N, D) the gradient of each row's class."""
-        return -d_angle[:, None] * tangents(self.classes, self.x, self.angle) * self.inverse
+        factor = self.inverse * -d_angle[:, None]
+        return tangents(self.classes, self.x, self.angle).mul_(factor)
 
 
 class _Batch:
@@ -66,15 +67,15 @@ class _Batch:
         settings: Settings,
     ):
         self.weight = weight if rows.dtype == weight.dtype else weight.float()
-        self.counts = labels != settings.ignore_index
-        self.labels, self.unknown = _known(labels, self.counts, len(weight))
-        self.for_kernels = torch.where(self.counts, self.labels, -1)
-        self.x = rows.to(self.weight.dtype).masked_fill(~self.counts[:, None], 0)
-        row_weights = torch.where(self.counts, row_weights, 0)
-        self.row_weights = torch.where(self.unknown, math.nan, row_weights)
+        self.ignored = labels == settings.ignore_index
+        self.labels, self.unknown = _known(labels, self.ignored, len(weight))
+        self.for_kernels = self.labels.masked_fill(self.ignored, -1)
+        self.x = rows.to(self.weight.dtype).masked_fill(self.ignored[:, None], 0)
+        self.row_weights = self._shown(row_weights)
         self.settings, self.scale = settings, 1 / settings.temperature
         self.share = settings.label_smoothing / len(weight)
-        own = self.own()
+        own = self._own()
+        self.kept = None if settings.low_memory else own
         self.angle = own.angle
         self.target = self.scale * (self._margined().cos() - settings.cosine_margin)
         self.everyone = self.total = self.others = None
@@ -84,7 +85,15 @@ class _Batch:
             self.everyone = self._d_everyone() @ own.x
 
     def own(self) -> _Own:
+        """What the gradient takes of rows and their classes: computed again where memory is low."""
+        return self.kept or self._own()
+
+    def _own(self) -> _Own:
         return _Own(self.x, self.weight, self.labels)
+
+    def _shown(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (N,) of rows, 0 where one does not count and NaN where its label is unknown."""
+        return values.masked_fill(self.ignored, 0).masked_fill_(self.unknown, math.nan)
 
     def _margined(self) -> torch.Tensor:
         return self.angle + self.settings.angular_margin
@@ -100,17 +109,17 @@ class _Batch:
         if self.others is not None:
             everyone = self.scale * (self.others - self.angle.cos()) + self.target
             losses = losses + self.settings.label_smoothing * self.target - self.share * everyone
-        return torch.where(self.counts, losses, 0).masked_fill(self.unknown, math.nan)
+        return self._shown(losses)
 
     def d_angle(self, L: torch.Tensor) -> torch.Tensor:
         """(N,) the gradient of the angles with the own classes."""
-        d_target = -torch.sigmoid(L - self.target)
+        d_target = torch.sigmoid(L - self.target)
         if self.share:
-            d_target = d_target + self.settings.label_smoothing - self.share
+            d_target = d_target - (self.settings.label_smoothing - self.share)
         d_angle = d_target * self._margined().sin()
         if self.share:
-            d_angle = d_angle + self.share * self.angle.sin()
-        return -self.scale * self.row_weights * d_angle
+            d_angle = d_angle - self.share * self.angle.sin()
+        return self.scale * self.row_weights * d_angle
 
     def finish_rows(self, d_rows: torch.Tensor, own: _Own, d_angle: torch.Tensor) -> None:
         """Adds to what kernels have found what the own classes and smoothing give the rows."""
@@ -194,7 +203,7 @@ def _of_own_classes(
     classes = batch.labels.sort().values
     place = torch.searchsorted(classes, batch.labels)  # the first of equal ones
     some = batch.weight.index_select(0, classes)
-    labels = torch.where(batch.counts, place, -1)
+    labels = place.masked_fill(batch.ignored, -1)
     found: torch.Tensor = by_kernels(some, labels, False, True, torch.float32)[1]
     _add(found, place, batch.own().to_classes(d_angle))
     first = torch.searchsorted(classes, classes)
@@ -223,13 +232,16 @@ def _add(out: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> None:
         out.index_add_(0, places, rows)
 
 
-def _known(labels: torch.Tensor, counts: torch.Tensor, C: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _known(
+    labels: torch.Tensor, ignored: torch.Tensor, C: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels that are classes, 0 in the place of others, and (N,) which of them are neither a class
     nor ignored.
     """
-    labels = torch.where(counts, labels, 0).long()
-    unknown = (labels < 0) | (labels >= C)
+    labels = labels.long().masked_fill(ignored, 0)
+    known = labels.clamp(0, C - 1)
+    unknown = labels != known
     if not labels.is_cuda and unknown.any():
         label = labels[unknown][0].item()
         raise ValueError(f"labels must be from 0 to {C - 1}, or ignore_index: there is {label}")
-    return labels.masked_fill(unknown, 0), unknown
+    return known, unknown

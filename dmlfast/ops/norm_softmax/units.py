@@ -4,18 +4,26 @@ import torch
 
 from dmlfast.ops.norm_softmax.settings import PARALLEL
 
+TINY = torch.finfo(torch.float32).tiny  # the least that is not subnormal
 CHUNK_BYTES = 8 << 20  # of float32 rows that are brought to length 1 at a time
 GPU_CHUNK_BYTES = 64 << 20  # where a launch takes longer than so many rows
 
 
 def units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows at length 1 (N, D), and 1 / length (N, 1); both 0 for a row of zeros."""
-    largest = rows.abs().amax(1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1)
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_min_(TINY)
     scaled = rows / largest
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    inverse = torch.where(norm == 0, 0, 1 / norm)
-    return scaled * inverse, inverse / largest
+    inverse = norm.reciprocal().masked_fill_(norm == 0, 0)
+    return scaled.mul_(inverse), inverse.div_(largest)
+
+
+def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(N,) radians between rows of length 1, pi / 2 where one or both are 0."""
+    difference, total = (
+        torch.linalg.vector_norm(each, dim=1).clamp_min_(TINY) for each in (a - b, a + b)
+    )
+    return difference.atan2_(total).mul_(2)
 
 
 def tangents(a: torch.Tensor, b: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
@@ -23,9 +31,10 @@ def tangents(a: torch.Tensor, b: torch.Tensor, angle: torch.Tensor) -> torch.Ten
     parallel.
     """
     # b - cos(angle) a, of small differences where the angle is small
-    towards = (b - a) + (2 * torch.sin(angle / 2).square())[:, None] * a
+    towards = (b - a).addcmul_(2 * torch.sin(angle / 2).square()[:, None], a)
     sine = torch.linalg.vector_norm(towards, dim=1, keepdim=True)
-    return torch.where(sine < PARALLEL, 0, towards / torch.where(sine > 0, sine, 1))
+    parallel = sine < PARALLEL
+    return towards.div_(sine.clamp_min_(PARALLEL)).masked_fill_(parallel, 0)
 
 
 def through_norm(gradient: torch.Tensor, unit: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
