@@ -10,8 +10,6 @@ import torch
 
 from dmlfast.ops.cuda import library
 
-BLACKWELL_TRITON = 3, 8  # of compute capability 10; before, its compiler fails at their products
-
 
 @functools.cache
 def _has_triton() -> bool:
@@ -34,7 +32,7 @@ def why_no_triton() -> str | None:
         return "the package triton is not installed; it comes with torch's CUDA build"
     if interpreted():
         return None
-    return _why_no_gpu() or _why_another_triton()
+    return _why_no_gpu()
 
 
 def why_no_cuda() -> str | None:
@@ -52,21 +50,6 @@ def _why_no_gpu() -> str | None:
     if major < 8:
         return f"the GPU has compute capability {major}.{minor}, and 8.0 is needed"
     return None
-
-
-def _why_another_triton() -> str | None:
-    import triton
-
-    if torch.cuda.get_device_capability()[0] != 10:
-        return None
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version >= BLACKWELL_TRITON:
-        return None
-    needed = ".".join(map(str, BLACKWELL_TRITON))
-    return (
-        f"Triton {triton.__version__} fails to compile the kernels for this GPU, "
-        f"and {needed} is needed"
-    )
 
 
 def triton_declines(device: str, dtype: torch.dtype) -> str | None:

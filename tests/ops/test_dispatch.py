@@ -258,25 +258,6 @@ def test_why_no_kernels_for_gpus(on_a_gpu, monkeypatch, capability, reason, impl
     assert found is None if reason is None else re.search(reason, found)
 
 
-@pytest.mark.parametrize(
-    ("capability", "version", "served"),
-    [
-        ((9, 0), "3.6.0", True),
-        ((10, 0), "3.7.1", False),
-        ((10, 3), "3.6.0+git1234", False),
-        ((10, 0), "3.8.0", True),
-        ((12, 0), "3.6.0", True),
-        ((10, 0), "4.0", True),
-    ],
-)
-def test_a_triton_too_old_for_the_gpu(on_a_gpu, monkeypatch, capability, version, served):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
-    found = ops.why_not("triton")
-    assert found is None if served else f"Triton {version} fails" in found
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_driver_that_does_not_run_the_cuda_kernels(on_a_gpu, monkeypatch):
     monkeypatch.setattr(gpu, "_why_no_gpu", lambda: None)

@@ -72,7 +72,7 @@ def _distances(
     squared = norms - 2.0 * s
     close = (squared <= norms * CLOSE) & (i[:, None] != j[None, :])
     close &= (i < x.n)[:, None] & (j < x.n)[None, :]
-    if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+    if tl.max(close.to(tl.int32)) > 0:
         direct = tl.zeros((BM, BN), tl.float32)
         for k in range(x.d):
             difference = _component(x, i, k)[:, None] - _component(x, j, k)[None, :]
@@ -170,7 +170,7 @@ def one_launch_kernel(
         for first in range(0, BM, BN):
             j = first + tl.arange(0, BN)
             w, close = _weights(x, labels, distances, stats, grads, i, j, margin, BM)
-            some_close += tl.max(tl.max(close.to(tl.int32), 1), 0)
+            some_close += tl.max(close.to(tl.int32))
             at = i[:, None] * BM + j[None, :]
             tl.store(close_weights + at, tl.where(close, w, 0.0))
             w = rounded_weights(tl.where(close, 0.0, w), WEIGHTS).to(tl.float32)

@@ -43,7 +43,7 @@ def positives_kernel(
         squared, excess = scores(s, xn, tl.load(r.norm + j), True)
         mask = selected(x, r, i, j, True, APART, False)
         close = mask & (excess <= 0.0)
-        if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+        if tl.max(close.to(tl.int32)) > 0:
             squared = tl.where(close, squared_differences(x, r, i, j, BM, BN), squared)
         distance = tl.sqrt(tl.maximum(squared, 0.0))
         other = tl.load(rs.value + j)

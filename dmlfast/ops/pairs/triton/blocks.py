@@ -72,7 +72,7 @@ def weights_kernel(
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
             inverse = 1.0
             if DISTANCE:
-                close = tl.min(tl.min(excess, 1), 0) <= 0.0
+                close = tl.min(excess) <= 0.0
                 careful = close
                 # 0 of close pairs, which weigh nothing here
                 inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)

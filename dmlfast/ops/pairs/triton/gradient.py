@@ -101,7 +101,7 @@ def gradient_kernel(
                 rows = load_rows(r, j, k, DP, OPERAND)
                 s = tl.dot(x_chunk, tl.trans(rows), input_precision=PRECISION)
                 score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
-                if tl.min(tl.min(excess, 1), 0) <= 0.0:
+                if tl.min(excess) <= 0.0:
                     w, near = careful_weights(
                         score, excess, xn, x, r, i, j, xs, rs, scale, offset, DISTANCE, REDUCE,
                         INSIDE, APART, POSITIVES, NEAR,
@@ -188,7 +188,7 @@ def bias_kernel(
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
         if DISTANCE:
             close = (excess <= 0.0) & (i < x.n)[:, None] & (j < r.n)[None, :]
-            if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+            if tl.max(close.to(tl.int32)) > 0:
                 score = tl.where(close, squared_differences(x, r, i, j, BM, BN), score)
             score = tl.sqrt(tl.maximum(score, 0.0))
         w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, False)

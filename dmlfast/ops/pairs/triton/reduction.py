@@ -69,7 +69,7 @@ def _reduce_tile(
     mask = selected(x, r, i, j, INSIDE, APART, HALF)
     if AGAIN:
         taken = mask & (excess <= 0.0)
-        some = tl.max(tl.max(taken.to(tl.int32), 1), 0) > 0
+        some = tl.max(taken.to(tl.int32)) > 0
     else:
         taken = mask & (excess > 0.0)
         nearest = tl.minimum(nearest, tl.min(tl.where(mask, excess, 1.0), 1))

@@ -109,11 +109,11 @@ def careful_weights(
     some = 0
     if DISTANCE:
         close = _met(x, r, i, j, APART) & (excess <= 0.0)
-        if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+        if tl.max(close.to(tl.int32)) > 0:
             direct = squared_differences(x, r, i, j, i.shape[0], j.shape[0])
             near = close & _is_near(direct, xn, tl.load(r.norm + j), NEAR)
             score = tl.where(close, tl.where(near, 0.0, direct), score)
-            some = tl.max(tl.max(near.to(tl.int32), 1), 0)
+            some = tl.max(near.to(tl.int32))
         score = tl.sqrt(tl.maximum(score, 0.0))
     w = pair_weights(score, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, POSITIVES)
     if DISTANCE:
@@ -152,7 +152,7 @@ def add_near(
         squared = squared_differences(x, r, i, j, P, P)
         near = _met(x, r, i, j, APART)
         near &= _is_near(squared, tl.load(x.norm + i), tl.load(r.norm + j), NEAR)
-        if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
+        if tl.max(near.to(tl.int32)) > 0:
             distance = tl.sqrt(squared)
             w = pair_weights(
                 distance, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, POSITIVES

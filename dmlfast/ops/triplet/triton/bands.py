@@ -37,13 +37,13 @@ def distances_kernel(
     distance = tl.where(close, -1.0, tl.sqrt(tl.maximum(squared, 0.0)))
     tl.store(distances + start + j[None, :], distance)
     tl.store(weights + start + j[None, :], tl.zeros((BM, BN), tl.float32))
-    if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+    if tl.max(close.to(tl.int32)) > 0:
         tl.debug_barrier()
         for piece in range(0, BN, BS):
             other = first_j + piece + tl.arange(0, BS)
             at = distances + start + other[None, :]
             found = tl.load(at)
-            if tl.min(tl.min(found, 1), 0) < 0.0:
+            if tl.min(found) < 0.0:
                 direct = tl.sqrt(squared_differences(x, r, i, other, BM, BS))
                 tl.store(at, tl.where(found < 0.0, -direct, found))
 
@@ -70,7 +70,7 @@ def weigh_kernel(
         counts = (w != 0.0) & (distance != 0.0)
         w = tl.where(counts, w / tl.abs(distance), 0.0)
         close = counts & (distance < 0.0)
-        flag = tl.maximum(flag, tl.max(tl.max(close.to(tl.int32), 1), 0))
+        flag = tl.maximum(flag, tl.max(close.to(tl.int32)))
         tl.store(distances + at, tl.where(close, w, 0.0))
         w = rounded_weights(tl.where(close, 0.0, w), WEIGHTS)
         tl.store(weights + at, w)
@@ -105,5 +105,5 @@ def apart_kernel(
                     w = tl.load(apart + own[:, None] + other.to(tl.int64)[None, :] * pitch)
                 else:
                     w = tl.load(apart + own.to(tl.int64)[:, None] * pitch + other[None, :])
-                if tl.max(tl.max(tl.abs(w), 1), 0) > 0.0:
+                if tl.max(tl.abs(w)) > 0.0:
                     add_differences(out, 0, x.d, 1.0, x, r, first_i + own, first_j + other, w, P)
