@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -25,6 +26,7 @@ from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pddm import triton as pddm
+from dmlfast.ops.pddm.triton import mining as pddm_mining
 from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
@@ -156,6 +158,19 @@ def uneven_unit(dtype: torch.dtype, d: int) -> None:
         pddm.matrix(x, y, each, True)
 
 
+def quadruplets(dtype: torch.dtype, d: int) -> None:
+    """Mining by a unit, in one block of scores and in several."""
+    given = weights(d, d, d, d)
+    pddm_mining.BLOCK_ENTRIES = 300 * 300
+    for n in (1, 16, 300, 500):
+        x, labels = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+        scores = SimpleNamespace(
+            matrix=lambda rows, columns: pddm.matrix(rows, columns, given, False)
+        )
+        for per in ("batch", "class", "anchor"):
+            pddm.hard_quadruplets(x, labels, per, scores)
+
+
 def boosted_losses(dtype: torch.dtype, d: int) -> None:
     """The boosted losses of learners a sixth, a third and half as wide as the rows."""
     x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
@@ -202,6 +217,7 @@ FORMS = {
     "softmax": softmax,
     "unit": unit,
     "uneven unit": uneven_unit,
+    "quadruplets": quadruplets,
     "boosted": boosted_losses,
     "boosted batches": boosted_batches,
     "batches": batches,

@@ -21,6 +21,7 @@ NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel"}
 NO_PRODUCTS |= {"table_kernel", "pack_kernel", "classes_kernel"}
+NO_PRODUCTS |= {"extremes_kernel", "assemble_kernel"}
 
 
 def compiled(capability, dtype, widths, form):
@@ -37,6 +38,7 @@ def compiled(capability, dtype, widths, form):
 PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
 SOFTMAX = {"scores_kernel", "product_kernel"}
 UNIT = {"projections_kernel", "pair_scores_kernel"}
+QUADRUPLETS = UNIT | {"extremes_kernel", "assemble_kernel"}
 BOOSTED = {"classes_kernel", "pack_kernel", "table_kernel", "weights_kernel"}
 BOOSTED |= {"product_kernel", "through_norm_kernel"}
 TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
@@ -95,6 +97,14 @@ def test_a_metric_unit_on_pairs(capability, dtype, record_property):
         "projections_kernel": 1,
         "pair_scores_kernel": 2,
     }
+
+
+@shortly((90, "bfloat16"))
+def test_quadruplets_of_a_metric_unit(capability, dtype, record_property):
+    kernels = check(capability, dtype, "128", "quadruplets", record_property, expected=QUADRUPLETS)
+    times = Counter(kernel["kernel"] for kernel in kernels)  # whatever the number of rows
+    assert times["extremes_kernel"] == 2  # of a block, and of one that is turned
+    assert times["assemble_kernel"] == 3  # of a batch, classes and anchors
 
 
 @pytest.mark.long

@@ -5,7 +5,10 @@ import ctypes
 import torch
 
 from dmlfast.ops import native
+from dmlfast.ops.pddm.mining import hard_quadruplets
 from dmlfast.ops.pddm.unit import Weights
+
+__all__ = ["hard_quadruplets", "matrix", "pairs"]
 
 
 def matrix(
