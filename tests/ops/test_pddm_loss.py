@@ -141,7 +141,7 @@ def test_lengths_of_rows(scale, impl):
     found = results(impl, x, unit, *given)
     exact = results("reference", x.double(), wide(unit), *given)
     for got, truth in zip(found[:-1], exact[:-1], strict=True):
-        assert (got - truth).abs().max() <= 1e-4 * truth.abs().max()
+        assert (got - truth).abs().max() <= 1e-4 * truth.abs().max() + 1e-6
 
 
 @EVERY_KERNEL
