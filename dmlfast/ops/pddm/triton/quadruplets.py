@@ -120,6 +120,7 @@ def _through_branch(
     length: its inverse lengths, (BP,).
     """
     shared = along(joined, B, d_joined, B, slot, width, BP, BK)
+    tl.debug_barrier()
     for first in tl.range(0, width, BK, disable_licm=True):
         h = first + tl.arange(0, BK)
         at, known = part(joined, slot, B, h, width)
@@ -144,6 +145,7 @@ def _ends(
     if NORMALIZE:
         along_u = along(u, D, kept.ends, 2 * D, slot, D, BP, BK)
         along_v = along(v, D, kept.ends + D, 2 * D, slot, D, BP, BK)
+        tl.debug_barrier()
     for first in tl.range(0, D, BK, disable_licm=True):
         k = first + tl.arange(0, BK)
         own, other = components(x, row_stride, column_stride, i, j, k, D)
@@ -172,7 +174,7 @@ def _tile(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile's part in the loss; the gradients where they are wanted."""
-    D: tl.constexpr = SHAPE[0]
+    D: tl.constexpr = SHAPE[0]  # widths of rows, of both branches and of the joint layer; blocks
     HD: tl.constexpr = SHAPE[1]
     HM: tl.constexpr = SHAPE[2]
     H: tl.constexpr = SHAPE[3]
@@ -192,20 +194,23 @@ def _tile(
     apart, middle = inputs_of(
         x, row_stride, column_stride, i, j, slot, u, v, NORMALIZE, D, BP, BK
     )  # fmt: skip
-    tl.debug_barrier()  # between two stages: what one wrote the next reads in another layout
-    of_u = inverse(
-        layer(u, slot, D, unit.difference_weight, unit.difference_bias, kept.joined, B, D, HD,
-               PRECISION, BP, BK)
+    tl.debug_barrier()  # between stages: what one reads another wrote, or writes, in other threads
+    of_u = layer(
+        u, slot, D, unit.difference_weight, unit.difference_bias, kept.joined, B, D, HD, PRECISION,
+        BP, BK,
     )  # fmt: skip
-    of_v = inverse(
-        layer(v, slot, D, unit.mean_weight, unit.mean_bias, joined_v, B, D, HM, PRECISION, BP, BK)
+    of_v = layer(
+        v, slot, D, unit.mean_weight, unit.mean_bias, joined_v, B, D, HM, PRECISION, BP, BK
     )  # fmt: skip
+    of_u, of_v = inverse(of_u), inverse(of_v)
     tl.debug_barrier()
     scaled(kept.joined, B, of_u, slot, HD, BK)
     scaled(joined_v, B, of_v, slot, HM, BK)
     tl.debug_barrier()
-    layer(kept.joined, slot, B, unit.joint_weight, unit.joint_bias, kept.joint, H, B, H,
-           PRECISION, BP, BK)  # fmt: skip
+    layer(
+        kept.joined, slot, B, unit.joint_weight, unit.joint_bias, kept.joint, H, B, H, PRECISION,
+        BP, BK,
+    )  # fmt: skip
     tl.debug_barrier()
     score = _scores(kept.joint, unit, slot, H, BP, BK)
 
@@ -221,24 +226,31 @@ def _tile(
     if WANT:
         g, by_distance = g * share, by_distance * share
         sums = kept.sums + tile.to(tl.int64) * (B + 2 * H + 1)
+        tl.debug_barrier()
         _through_joint(g, kept.joint, unit, slot, sums, B, H, BK)
         tl.debug_barrier()
-        through_layer(kept.joint, slot, H, unit.joint_weight, B, kept.d_joined, B, B, H,
-                       PRECISION, BP, BK)  # fmt: skip
+        through_layer(
+            kept.joint, slot, H, unit.joint_weight, B, kept.d_joined, B, B, H, PRECISION, BP, BK
+        )  # fmt: skip
         tl.debug_barrier()
         _through_branch(kept.joined, kept.d_joined, of_u, slot, sums, HD, B, BP, BK)
         _through_branch(joined_v, d_joined_v, of_v, slot, sums + HD, HM, B, BP, BK)
         tl.debug_barrier()
-        through_layer(kept.d_joined, slot, B, unit.difference_weight, D, kept.ends, 2 * D, D, HD,
-                       PRECISION, BP, BK)  # fmt: skip
-        through_layer(d_joined_v, slot, B, unit.mean_weight, D, kept.ends + D, 2 * D, D, HM,
-                       PRECISION, BP, BK)  # fmt: skip
+        through_layer(
+            kept.d_joined, slot, B, unit.difference_weight, D, kept.ends, 2 * D, D, HD, PRECISION,
+            BP, BK,
+        )  # fmt: skip
+        through_layer(
+            d_joined_v, slot, B, unit.mean_weight, D, kept.ends + D, 2 * D, D, HM, PRECISION, BP, BK
+        )  # fmt: skip
         tl.debug_barrier()
         along_x = 2.0 * by_distance
         if not SQUARED:
             along_x = by_distance * inverse(apart)
-        _ends(x, row_stride, column_stride, i, j, slot, kept, apart, middle, along_x, u, v,
-              NORMALIZE, D, BP, BK)  # fmt: skip
+        _ends(
+            x, row_stride, column_stride, i, j, slot, kept, apart, middle, along_x, u, v, NORMALIZE,
+            D, BP, BK,
+        )  # fmt: skip
     return tl.sum(hinges, 0) * share + tl.sum(score * 0.0, 0)
 
 
