@@ -15,7 +15,7 @@ BLOCK_FLOATS = 2**26  # that quadruplets may take at once, 256 MiB
 QUADRUPLETS = 4  # of a tile
 ROWS = 32  # that a program looks at
 WIDTH = 64  # components, or units, that are taken at once
-HOW = {"num_warps": 8, "num_stages": 3, "maxnreg": 255, **FUSED}
+HOW = {"num_warps": 8, "num_stages": 2, "maxnreg": 255, **FUSED}
 
 
 @triton.jit
