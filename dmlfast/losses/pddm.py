@@ -140,17 +140,12 @@ class PDDMLoss(nn.Module):
         found = ops.pddm_hard_quadruplets(embeddings, labels, unit, per=self.per, impl=self.impl)
         if not len(embeddings):
             return computed(embeddings).sum()
-        return quadruplet_loss(embeddings, found, self.unit, self.hinges, impl=self.impl)
+        return quadruplet_loss(embeddings, found, self.unit, self._hinges, impl=self.impl)
 
     @property
-    def hinges(self) -> Hinges:
-        return Hinges(
-            float(self.score_margin),
-            float(self.embedding_margin),
-            float(self.embedding_weight),
-            self.squared,
-            1 if self.form == "triplet" else 2,
-        )
+    def _hinges(self) -> Hinges:
+        margins = self.score_margin, self.embedding_margin, self.embedding_weight
+        return Hinges(*margins, self.squared, ends=1 if self.form == "triplet" else 2)
 
     def extra_repr(self) -> str:
         names = ["score_margin", "embedding_margin", "embedding_weight", "squared", "per", "form"]

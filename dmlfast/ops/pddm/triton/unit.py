@@ -129,4 +129,4 @@ def rounded_to_tf32(given: torch.Tensor) -> torch.Tensor:
     given = given.float().contiguous()
     bits = given.view(torch.int32)
     rounded = (bits + 0xFFF + ((bits >> 13) & 1)) & -8192
-    return torch.where(given.isfinite(), rounded.view(torch.float32), given)
+    return torch.where(given == given, rounded.view(torch.float32), given)
