@@ -69,33 +69,31 @@ def quadruplet_loss(
     tiles = min(-(-count // QUADRUPLETS), max(1, BLOCK_FLOATS // floats))
     size = tiles * QUADRUPLETS
     programs = max(tiles, -(-n // ROWS))
-    losses = rows.new_empty(-(-count // size), programs, dtype=torch.float32)
-    kept = _room(rows, tiles, weights, want)
+    kept = _room(rows, tiles, programs, weights, want)
     width = max(16, min(WIDTH, triton.next_power_of_2(max(D, B, H))))
     shape = D, len(weights.difference_weight), len(weights.mean_weight), H, QUADRUPLETS, width
     d_rows = rows.new_empty(n, D, dtype=torch.float32)
-    products: list[torch.Tensor] = []
-    for step, first in enumerate(range(0, count, size)):
+    found: list[torch.Tensor] = []
+    for first in range(0, count, size):
         quadruplets_kernel[(programs,)](
-            rows, *rows.stride(), 0 if first else n, quadruplets, first, count, tiles, unit,
-            kept._replace(losses=losses[step]), hinges.score_margin, hinges.embedding_margin,
-            hinges.embedding_weight, NORMALIZE=normalize_inputs, SQUARED=hinges.squared,
-            ENDS=hinges.ends, WANT=want, SHAPE=shape,
-            PRECISION="tf32x3" if exact_products() else "tf32", BR=ROWS, **HOW,
+            rows, *rows.stride(), 0 if first else n, quadruplets, first, count, tiles, unit, kept,
+            hinges.score_margin, hinges.embedding_margin, hinges.embedding_weight,
+            NORMALIZE=normalize_inputs, SQUARED=hinges.squared, ENDS=hinges.ends, WANT=want,
+            SHAPE=shape, PRECISION="tf32x3" if exact_products() else "tf32", BR=ROWS, **HOW,
         )  # fmt: skip
+        part = [kept.losses.sum()]
         if want:
             width = min(128, max(16, triton.next_power_of_2(D)))
             rows_kernel[(n, -(-D // width))](
                 quadruplets[first:], min(size, count - first), kept.ends, d_rows, int(not first),
                 ENDS=hinges.ends, D=D, BE=512, BT=32, BD=width, **FUSED,
             )  # fmt: skip
-            part = _products(kept, len(weights.difference_weight))
-            products = [a.add_(b) for a, b in zip(products, part, strict=True)] if first else part
-    return losses.sum(), *((d_rows, *products) if want else ())
+            part += _products(kept, len(weights.difference_weight))
+        found = [a.add_(b) for a, b in zip(found, part, strict=True)] if first else part
+    return found[0], *((d_rows, *found[1:]) if want else ())
 
 
-def _room(rows: torch.Tensor, tiles: int, weights: Weights, want: bool) -> Kept:
-    """For so many tiles; their last use of it may be in part."""
+def _room(rows: torch.Tensor, tiles: int, programs: int, weights: Weights, want: bool) -> Kept:
     slots, D = 4 * QUADRUPLETS * tiles, rows.shape[1]
     H, B = weights.joint_weight.shape
 
@@ -109,7 +107,7 @@ def _room(rows: torch.Tensor, tiles: int, weights: Weights, want: bool) -> Kept:
         d_joined=room(slots, B, wanted=want),
         ends=room(slots, 2, D, wanted=want),
         sums=room(tiles, B + 2 * H + 1, wanted=want),
-        losses=None,
+        losses=room(programs),
     )
 
 
