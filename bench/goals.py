@@ -174,10 +174,10 @@ GOALS = (
     _gpu("norm-softmax", MILLION, "MiB", 3072, predicted=2968),
     _gpu("norm-softmax", MILLION, "ms", 38, by="low-memory", predicted=48),
     _gpu("norm-softmax", MILLION, "MiB", 64, by="low-memory", predicted=62),
-    _gpu("pddm", "512x128", "speed", 10, "naive", predicted=1),
+    _gpu("pddm", "512x128", "speed", 10, "naive", predicted=5),
     _gpu("pddm", "4096x128", "speed", 10, "naive", predicted=20),
-    _gpu("pddm-anchors", "512x128", "speed", 10, "naive", predicted=1),
-    _gpu("pddm-anchors", "4096x128", "speed", 10, "naive", predicted=20),
+    _gpu("pddm-anchors", "512x128", "speed", 10, "naive", predicted=5),
+    _gpu("pddm-anchors", "4096x128", "speed", 10, "naive", predicted=16),
     _gpu("boosted", "4096x512", "speed", 10, "naive"),
 )
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from dmlfast import ops
 from dmlfast.ops.checks import choice, finite
-from dmlfast.ops.pairs.reference import computed, nan_unless_finite
+from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.pddm.hinges import quadruplet_loss
+from dmlfast.ops.pddm.settings import Hinges
 
 FORMS = ("quadruplet", "triplet")
 MININGS = ("score", "distance")
@@ -138,27 +140,12 @@ class PDDMLoss(nn.Module):
         found = ops.pddm_hard_quadruplets(embeddings, labels, unit, per=self.per, impl=self.impl)
         if not len(embeddings):
             return computed(embeddings).sum()
-        i, j, k, l = found.clamp_min(0).unbind(1)  # noqa: E741
-        left, right = [i, i, j], [j, k, l]
-        if self.form == "triplet":
-            left, right = left[:2], right[:2]
-        pairs = torch.cat(left), torch.cat(right)
-        shape = len(left), len(found)
-        S = ops.pddm_scores(embeddings, self.unit, pairs=pairs, impl=self.impl).view(shape)
-        D = self._distances(computed(embeddings), *pairs).view(shape)
-        hinges = (self.score_margin + S[1:] - S[0]).relu().sum(0)
-        hinges = hinges + self.embedding_weight * (
-            (self.embedding_margin + D[0] - D[1:]).relu().sum(0)
-        )
-        some = found[:, 0] >= 0
-        loss = torch.where(some, hinges, 0).sum() / some.sum().clamp_min(1)
-        return loss + nan_unless_finite(embeddings, *self.unit.parameters())
+        return quadruplet_loss(embeddings, found, self.unit, self._hinges, impl=self.impl)
 
-    def _distances(self, x: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        difference = x[i] - x[j]
-        if self.squared:
-            return difference.square().sum(1)
-        return torch.linalg.vector_norm(difference, dim=1)
+    @property
+    def _hinges(self) -> Hinges:
+        margins = self.score_margin, self.embedding_margin, self.embedding_weight
+        return Hinges(*margins, self.squared, ends=1 if self.form == "triplet" else 2)
 
     def extra_repr(self) -> str:
         names = ["score_margin", "embedding_margin", "embedding_weight", "squared", "per", "form"]

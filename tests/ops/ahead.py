@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -25,6 +26,8 @@ from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pddm import triton as pddm
+from dmlfast.ops.pddm.settings import Hinges
+from dmlfast.ops.pddm.triton import mining as pddm_mining
 from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triplet import triton as triplet
 from dmlfast.ops.triton import configs, tune
@@ -156,6 +159,30 @@ def uneven_unit(dtype: torch.dtype, d: int) -> None:
         pddm.matrix(x, y, each, True)
 
 
+def quadruplets(dtype: torch.dtype, d: int) -> None:
+    """Mining by a unit, in one block of scores and in several; and the loss of what is mined."""
+    given = weights(d, d, d, d)
+    scores = SimpleNamespace(matrix=lambda rows, columns: pddm.matrix(rows, columns, given, False))
+    pddm_mining.BLOCK_ENTRIES = 300 * 300
+    for n in (1, 16, 300, 500):
+        x, labels = torch.zeros(n, d, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+        for per in ("batch", "class", "anchor"):
+            found = pddm.hard_quadruplets(x, labels, per, scores)
+            for normalize in (False, True):
+                for want in (False, True):
+                    hinges = Hinges(3.0, 1.0, 0.5, False, 2)
+                    pddm.quadruplet_loss(x, found, given, normalize, hinges, want)
+
+
+def other_quadruplets(dtype: torch.dtype, d: int) -> None:
+    """Other hinges, and a unit whose layers differ in their widths."""
+    x, found = torch.zeros(300, d, dtype=dtype), torch.zeros(300, 4, dtype=torch.int64)
+    for given in (weights(d, 64, 300, 128), weights(d, 300, 30, 600)):
+        for squared, ends in ((True, 1), (True, 2), (False, 1)):
+            hinges = Hinges(3.0, 1.0, 0.5, squared, ends)
+            pddm.quadruplet_loss(x, found, given, True, hinges, True)
+
+
 def boosted_losses(dtype: torch.dtype, d: int) -> None:
     """The boosted losses of learners a sixth, a third and half as wide as the rows."""
     x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
@@ -202,6 +229,8 @@ FORMS = {
     "softmax": softmax,
     "unit": unit,
     "uneven unit": uneven_unit,
+    "quadruplets": quadruplets,
+    "other quadruplets": other_quadruplets,
     "boosted": boosted_losses,
     "boosted batches": boosted_batches,
     "batches": batches,

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from triton.runtime.jit import KernelInterface
 
-from dmlfast.losses import PDDMUnit
+from dmlfast.losses import PDDMLoss, PDDMUnit
 from dmlfast.ops import (
     boosted_contrastive_loss,
     boosted_deviance_loss,
@@ -26,6 +26,7 @@ from dmlfast.ops import (
     pddm_scores,
 )
 from dmlfast.ops.cuda import library
+from dmlfast.ops.pddm.triton import mining as pddm_mining
 
 from .helpers import (
     ON_GPU,
@@ -87,6 +88,8 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
             yield case(
                 f"pddm_scores {width} {short(dtype)}", unit_scores, device, n, m, dtype, width
             )
+        for per in ("batch", "class", "anchor"):
+            yield case(f"pddm {per} {short(dtype)}", quadruplets, device, n, dtype, per)
         for loss in (boosted_deviance_loss, boosted_contrastive_loss):
             yield case(f"{loss.__name__} {short(dtype)}", boosted, device, n, dtype, loss)
 
@@ -120,6 +123,18 @@ def unit_scores(device: str, n: int, m: int, dtype: torch.dtype, width: int) -> 
     calls = {}, {"ref_emb": y}, {"ref_emb": y, "pairs": pairs}
     with torch.no_grad():
         return [pddm_scores(x, unit, impl="triton", **options) for options in calls]
+
+
+def quadruplets(device: str, n: int, dtype: torch.dtype, per: str) -> Tensors:
+    """The loss of hard quadruplets, mined in two blocks of scores, and its gradients."""
+    torch.manual_seed(0)
+    rows = torch.randn(n, 24).to(device, dtype).requires_grad_()
+    labels = (torch.arange(n) // 4).to(device)
+    loss = PDDMLoss(24, 40, per=per, normalize_inputs=per == "class", impl="triton").to(device)
+    entries, pddm_mining.BLOCK_ENTRIES = pddm_mining.BLOCK_ENTRIES, n * n * 2 // 3
+    found = loss(rows, labels)
+    pddm_mining.BLOCK_ENTRIES = entries
+    return [found.detach(), *torch.autograd.grad(found, [rows, *loss.parameters()])]
 
 
 def boosted(device: str, n: int, dtype: torch.dtype, loss: Callable) -> Tensors:

@@ -30,6 +30,8 @@ NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel"}
 NO_PRODUCTS |= {"table_kernel", "pack_kernel", "classes_kernel", "add_kernel"}
+NO_PRODUCTS |= {"extremes_kernel", "assemble_kernel", "rows_kernel"}
+FULL_PRODUCTS = {"quadruplets_kernel"}  # float32 whatever the rows are, of 16 rows at a time
 
 
 def compiled(capability, dtype, widths, form):
@@ -46,6 +48,7 @@ def compiled(capability, dtype, widths, form):
 PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
 SOFTMAX = {"scores_kernel", "product_kernel"}
 UNIT = {"projections_kernel", "pair_scores_kernel"}
+QUADRUPLETS = UNIT | {"extremes_kernel", "assemble_kernel", "quadruplets_kernel", "rows_kernel"}
 BOOSTED = {"classes_kernel", "pack_kernel", "table_kernel", "weights_kernel"}
 BOOSTED |= {"product_kernel", "through_norm_kernel"}
 TRIPLETS = {"distances_kernel", "anchors_kernel", "weigh_kernel", "product_kernel", "apart_kernel"}
@@ -58,7 +61,9 @@ def check(capability, dtype, widths, form, record_property, stack=STACK, expecte
     for kernel in kernels:
         assert kernel["stack"] <= stack, f"spills: {kernel}"
         assert kernel["shared"] <= SHARED[capability], f"too much shared memory: {kernel}"
-        if dtype != FLOAT32 and kernel["kernel"] not in NO_PRODUCTS:
+        if kernel["kernel"] in FULL_PRODUCTS:
+            assert MATRIX[80] in kernel["instructions"], f"no matrix unit: {kernel}"
+        elif dtype != FLOAT32 and kernel["kernel"] not in NO_PRODUCTS:
             assert MATRIX[capability] in kernel["instructions"], f"no matrix unit: {kernel}"
     return kernels
 
@@ -106,12 +111,24 @@ def test_a_metric_unit_on_pairs(capability, dtype, record_property):
     }
 
 
+@shortly((90, "bfloat16"))
+def test_quadruplets_of_a_metric_unit(capability, dtype, record_property):
+    kernels = check(capability, dtype, "128", "quadruplets", record_property, expected=QUADRUPLETS)
+    times = Counter(kernel["kernel"] for kernel in kernels)  # whatever the number of rows
+    assert times["extremes_kernel"] == 2  # of a block, and of one that is turned
+    assert times["assemble_kernel"] == 3  # of a batch, classes and anchors
+    assert times["quadruplets_kernel"] == 4  # normalised inputs or not, gradients or not
+    assert times["rows_kernel"] == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [FLOAT32, *HALVES])
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_other_widths_of_a_unit(capability, dtype, record_property):
     check(capability, dtype, "3,64,512", "unit", record_property, expected=UNIT)
     check(capability, dtype, "16,512", "uneven unit", record_property, expected=UNIT)
+    check(capability, dtype, "3,64,512", "quadruplets", record_property, expected=QUADRUPLETS)
+    check(capability, dtype, "16,512", "other quadruplets", record_property, expected=set())
 
 
 @shortly((90, "bfloat16"))

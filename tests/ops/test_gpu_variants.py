@@ -18,8 +18,8 @@ from dmlfast import ops
 from dmlfast.losses import PDDMLoss
 from dmlfast.ops.pairs.op import grad_block, reduce_block
 from dmlfast.ops.pairs.term import PairTerm
-from dmlfast.ops.pddm import mining
 from dmlfast.ops.pddm.reference import quadruplets
+from dmlfast.ops.pddm.triton import mining
 
 from . import test_blocks, test_boosted_triton, test_norm_softmax, test_pddm
 from .helpers import (
@@ -140,8 +140,7 @@ def decided_scores(n: int, d: int, per: str, unit, wide, dtype=FULL, normalize=F
 def test_hard_quadruplets_are_those_of_the_reference(per, normalize, monkeypatch):
     """In several blocks of scores."""
     n = 150 if ON_CUDA else 32
-    for name in ("GPU_BLOCK_ENTRIES", "BLOCK_ENTRIES"):
-        monkeypatch.setattr(mining, name, n * n // 3)
+    monkeypatch.setattr(mining, "BLOCK_ENTRIES", n * n // 3)
     unit, wide = metric_unit(24, normalize)
     rows, labels, expected = decided_scores(n, 24, per, unit, wide)
     assert (expected >= 0).any()
@@ -157,7 +156,7 @@ def test_hard_quadruplets_are_those_of_the_reference(per, normalize, monkeypatch
 @pytest.mark.parametrize("dtype", [BRAIN, HALF])
 def test_hard_quadruplets_are_those_of_the_scores(per, dtype, monkeypatch):
     """To the bit, however the scores are cut into blocks."""
-    monkeypatch.setattr(mining, "GPU_BLOCK_ENTRIES", 10_000)
+    monkeypatch.setattr(mining, "BLOCK_ENTRIES", 10_000)
     unit, _ = metric_unit(24)
     rows = torch.randn(150, 24, generator=generator(1)).to(DEVICE, dtype)
     labels = torch.arange(150, device=DEVICE) // 3

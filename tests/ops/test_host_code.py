@@ -42,6 +42,15 @@ def test_nothing_waits_for_the_gpu(case):
     assert found("waits")[case]["launches"] > 0
 
 
+@pytest.mark.parametrize("per", ["batch", "class", "anchor"])
+@pytest.mark.parametrize(("mining", "launches", "most"), [("score", 6, 27), ("distance", 4, 27)])
+def test_a_step_of_the_pddm_loss_takes_few_launches(mining, launches, most, per):
+    """Half of torch's are the norms of embeddings and the way back through them."""
+    case = found("waits")[f"PDDMLoss {per} {mining}"]
+    assert case["launches"] == launches
+    assert len(case["others"]) <= most, case["others"]
+
+
 @pytest.mark.parametrize("case", MEMORY)
 def test_memory_beyond_inputs_and_gradients(case):
     assert 0 < found("memory")[case]["MiB"] <= MOST.get(case, 64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmlfast.losses import PDDMUnit
+from dmlfast.losses import PDDMLoss, PDDMUnit
 from dmlfast.ops import boosted_deviance_loss, lifted_structured_loss, pair_reduce, pddm_scores
 
 pytest.importorskip("triton")
@@ -74,6 +74,22 @@ def test_a_metric_unit_takes_projections_of_each_side_and_one_more(launches):
     assert len(launches) == 5
     pddm_scores(rows, unit, pairs=(torch.arange(9), torch.arange(9)), impl="triton")
     assert len(launches) == 7
+
+
+@pytest.mark.parametrize("per", ["batch", "class", "anchor"])
+def test_a_step_of_the_pddm_loss_takes_six(launches, per):
+    loss, rows, labels = (
+        PDDMLoss(4, per=per, impl="triton"),
+        torch.randn(9, 4),
+        torch.arange(9) // 3,
+    )
+    mined = ["projections_kernel", "pair_scores_kernel", "extremes_kernel", "assemble_kernel"]
+    loss(rows.requires_grad_(), labels).backward()
+    assert launches == [*mined, "quadruplets_kernel", "rows_kernel"]
+    launches.clear()
+    with torch.no_grad():
+        loss(rows, labels)
+    assert launches == [*mined, "quadruplets_kernel"]
 
 
 def test_a_boosted_loss_takes_two_for_a_block_and_four_around_them(launches):

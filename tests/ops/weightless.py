@@ -102,6 +102,20 @@ class Copies(TorchDispatchMode):
         return found
 
 
+class Launches(TorchDispatchMode):
+    """Ops of torch that start a kernel, or more, on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty")):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
 def leaf(*shape: int, dtype: torch.dtype = BRAIN) -> torch.Tensor:
     return torch.empty(*shape, device=DEVICE, dtype=dtype, requires_grad=True)
 
@@ -193,13 +207,13 @@ WAITS: dict[str, Callable[[], Step]] = {
 
 
 def waits(name: str, launches: list[str]) -> dict[str, object]:
-    """Why a case would wait, or None, and how many kernels it launched."""
+    """Why a case would wait, or None; how many kernels it launched, and how many ops of torch."""
     launches.clear()
-    copies = Copies()
+    copies, others = Copies(), Launches()
     reason = None
     try:
         run = WAITS[name]()
-        with copies:
+        with copies, others:
             run()
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "dmlfast" in f.filename]
@@ -207,7 +221,7 @@ def waits(name: str, launches: list[str]) -> dict[str, object]:
         reason = f"{type(error).__name__} at {place}: {error}"
     if reason is None and copies.found:
         reason = f"copies by {', '.join(copies.found)}"
-    return {"case": name, "reason": reason, "launches": len(launches)}
+    return {"case": name, "reason": reason, "launches": len(launches), "others": others.found}
 
 
 def lifted_memory() -> tuple[Step, tuple[torch.Tensor, ...]]:

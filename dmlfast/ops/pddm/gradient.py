@@ -1,7 +1,6 @@
 """Gradients of scores, a block of pairs at a time, computed again in plain PyTorch.
 
-What they cost is products of matrices, which PyTorch takes as fast as a kernel of our own would;
-training needs them for a handful of pairs.
+What they cost is products of matrices, which PyTorch takes as fast as a kernel of our own would.
 """
 
 from collections.abc import Iterator

@@ -11,8 +11,7 @@ import torch
 
 from dmlfast.ops.pairs.reference import computed
 
-BLOCK_ENTRIES = 2**18  # scores of a block, 1 MiB;
-GPU_BLOCK_ENTRIES = 2**24  # a GPU wants more work a launch
+BLOCK_ENTRIES = 2**18  # scores of a block, 1 MiB
 
 
 class Scorer(Protocol):
@@ -65,12 +64,12 @@ class Extremes:
 
 
 def hard_quadruplets(
-    scorer: Scorer, rows: torch.Tensor, labels: torch.Tensor, per: str
+    rows: torch.Tensor, labels: torch.Tensor, per: str, scorer: Scorer
 ) -> torch.Tensor:
     """(Q, 4) rows i, j, k, l, see :func:`dmlfast.ops.pddm_hard_quadruplets`."""
     if not len(rows):
         return torch.full((1 if per == "batch" else 0, 4), -1, device=rows.device)
-    if per == "anchor" or rows.is_cuda:  # where how many positive pairs there are is not known
+    if per == "anchor":
         positives, negatives = _sweep(scorer, rows, labels)
         return _assemble(positives, labels, per, lambda ends: negatives.column[ends])
     return _assemble(
@@ -97,11 +96,8 @@ def _assemble(
     if per == "class":
         some &= _first_of_class(positives.score, labels)
     pair = torch.stack([i, j.clamp_min(0)], dim=1)
-    if labels.is_cuda:  # where picking out some would wait for their number
-        negatives = negatives_of(pair.flatten()).view(-1, 2)
-    else:
-        negatives = torch.full_like(pair, -1)
-        negatives[some] = negatives_of(pair[some].flatten()).view(-1, 2)
+    negatives = torch.full_like(pair, -1)
+    negatives[some] = negatives_of(pair[some].flatten()).view(-1, 2)
     some &= negatives[:, 0] >= 0
     return torch.cat([pair, negatives], dim=1).masked_fill(~some[:, None], -1)
 
@@ -124,7 +120,7 @@ def _sweep(scorer: Scorer, rows: torch.Tensor, labels: torch.Tensor) -> tuple[Ex
     negative with the largest; each unordered pair is scored once.
     """
     N = len(rows)
-    block = max(1, (GPU_BLOCK_ENTRIES if rows.is_cuda else BLOCK_ENTRIES) // N)
+    block = max(1, BLOCK_ENTRIES // N)
     positives, negatives = Extremes(rows), Extremes(rows)
 
     def show(a: slice, b: slice, scores: torch.Tensor, same: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 from dmlfast.ops.pddm import reference
 from dmlfast.ops.pddm.gradient import gradients
-from dmlfast.ops.pddm.mining import Nearness, hard_quadruplets
+from dmlfast.ops.pddm.mining import Nearness, Scorer
 from dmlfast.ops.pddm.unit import PairUnit, Weights, weights_of
 
 PER = ("batch", "class", "anchor")
@@ -226,10 +226,12 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 
 def _quadruplets(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> torch.Tensor:
     *weights, normalize_inputs, per, impl = rest
-    if weights[0] is None:
-        return hard_quadruplets(Nearness(), rows, labels, per)
-    kernels = _Kernels(impl, rows, Weights(*weights), normalize_inputs)
-    return hard_quadruplets(kernels, rows, labels, per)
+    scorer: Scorer = Nearness()
+    if weights[0] is not None:
+        scorer = _Kernels(impl, rows, Weights(*weights), normalize_inputs)
+    module = dispatch.module(__package__, impl, "pddm", rows)
+    found: torch.Tensor = module.hard_quadruplets(rows, labels, per, scorer)
+    return found
 
 
 def _fake_quadruplets(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> torch.Tensor:

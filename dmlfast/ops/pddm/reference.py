@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.ops.pairs.reference import computed, nan_unless_finite, pair_distances
+from dmlfast.ops.pddm.settings import Hinges
 from dmlfast.ops.pddm.unit import Weights
 
 
@@ -43,6 +44,29 @@ def pddm_scores(
         scores = pair_scores(x, y, weights.computed(), normalize_inputs)
     broken = (0 * (x + y).detach()).sum(-1)  # NaN where a row is not finite
     return scores + broken + nan_unless_finite(*weights)
+
+
+def quadruplet_loss(
+    rows: torch.Tensor,
+    quadruplets: torch.Tensor,
+    weights: Weights,
+    normalize_inputs: bool,
+    hinges: Hinges,
+) -> torch.Tensor:
+    """See :func:`dmlfast.ops.pddm.hinges.quadruplet_loss`."""
+    some = quadruplets[:, 0] >= 0
+    i, j, k, l = quadruplets.clamp_min(0).unbind(1)  # noqa: E741
+    pairs = torch.cat([i, i, j][: 1 + hinges.ends]), torch.cat([j, k, l][: 1 + hinges.ends])
+    shape = 1 + hinges.ends, len(quadruplets)
+    S = pddm_scores(rows, None, pairs, weights, normalize_inputs).view(shape)
+    x = computed(rows)
+    difference = x[pairs[0]] - x[pairs[1]]
+    D = difference.square().sum(1) if hinges.squared else difference.norm(dim=1)
+    D = D.view(shape)
+    on_scores = (hinges.score_margin + S[1:] - S[0]).relu().sum(0)
+    on_distances = (hinges.embedding_margin + D[0] - D[1:]).relu().sum(0)
+    losses = torch.where(some, on_scores + hinges.embedding_weight * on_distances, 0)
+    return losses.sum() / some.sum().clamp_min(1) + nan_unless_finite(rows, *weights)
 
 
 def pddm_hard_quadruplets(

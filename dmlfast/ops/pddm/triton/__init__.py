@@ -6,11 +6,15 @@
 import torch
 
 from dmlfast.ops.gpu import multiprocessors, on_its_device
+from dmlfast.ops.pddm.triton.loss import quadruplet_loss
+from dmlfast.ops.pddm.triton.mining import hard_quadruplets
 from dmlfast.ops.pddm.triton.projections import projections
 from dmlfast.ops.pddm.triton.scores import ALL, LISTED, UPPER, pair_scores_kernel
 from dmlfast.ops.pddm.triton.unit import in_blocks, packed, plan_of
 from dmlfast.ops.pddm.unit import Weights
 from dmlfast.ops.triton import configs
+
+__all__ = ["hard_quadruplets", "matrix", "pairs", "quadruplet_loss"]
 
 MULTIPROCESSORS = 1  # where kernels are interpreted
 

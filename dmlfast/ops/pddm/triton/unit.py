@@ -112,11 +112,16 @@ def packed(weights: Weights, plan: Plan) -> Packed:
 def in_blocks(given: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """(rows, columns) contiguous and aligned, zero beyond what is given."""
     if given.shape == (rows, columns):
-        given = given.contiguous()
-        return given if given.data_ptr() % ALIGNED == 0 else given.clone()
+        return aligned(given)
     found = given.new_zeros(rows, columns)
     found[: given.shape[0], : given.shape[1]] = given
     return found
+
+
+def aligned(given: torch.Tensor) -> torch.Tensor:
+    """Contiguous and aligned, itself where it is."""
+    given = given.contiguous()
+    return given if given.data_ptr() % ALIGNED == 0 else given.clone()
 
 
 def rounded_to_tf32(given: torch.Tensor) -> torch.Tensor:
@@ -124,4 +129,4 @@ def rounded_to_tf32(given: torch.Tensor) -> torch.Tensor:
     given = given.float().contiguous()
     bits = given.view(torch.int32)
     rounded = (bits + 0xFFF + ((bits >> 13) & 1)) & -8192
-    return torch.where(given.isfinite(), rounded.view(torch.float32), given)
+    return torch.where(given == given, rounded.view(torch.float32), given)
