@@ -7,14 +7,18 @@
 
 namespace dml {
 
-constexpr int GROUPS = BAND / TILE, STAGES = 4;
+// Chunks of a row that registers hold, and beside its gradient.
+constexpr int MOST_CHUNKS = 8, CHUNKS_WITH_GRADIENT = 2;
+constexpr int GROUPS = BAND / TILE;
 constexpr int BLOCK = (GROUPS + 1) * GROUP * WARP;
 
 // Shared memory: tiles of columns with the barriers of each stage, full and empty ones.
 template <int CHUNKS>
 struct Stages {
-  char tiles[STAGES][CHUNKS * TILE_CHUNK];
-  Phases full[STAGES], empty[STAGES];
+  static constexpr int COUNT = CHUNKS > 6 ? 3 : 4;  // as many as a multiprocessor has room for, four at most
+
+  char tiles[COUNT][CHUNKS * TILE_CHUNK];
+  Phases full[COUNT], empty[COUNT];
 };
 
 #ifdef DML_HOPPER
@@ -31,6 +35,7 @@ template <int CHUNKS>
 class HopperColumns {
  public:
   static constexpr bool HAS_ROOM = true;
+  static constexpr int STAGES = Stages<CHUNKS>::COUNT;
 
   // tiles: how many there will be.
   __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, int tiles)
@@ -78,7 +83,7 @@ class HopperColumns {
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         const float* const w = scores[step * 2 + k / 2] + k % 2 * 2;
-        weights[step][k] = float_to_bits(w[0]) >> 16 | (float_to_bits(w[1]) & 0xffff0000u);
+        weights[step][k] = packed(w[0], w[1]);
       }
     const int stage = tile_ % STAGES, later = (tile_ + 1) % STAGES;
     const bool more = tile_ + 1 < tiles_;
@@ -138,7 +143,7 @@ class Fetcher {
   __device__ __forceinline__ Fetcher(Stages<CHUNKS>& stages, const dml_side& r) : stages_(stages), r_(r) {}
 
   __device__ __forceinline__ void operator()(const Tiles& tiles) {
-    constexpr int BYTES = CHUNKS * TILE_CHUNK;
+    constexpr int BYTES = CHUNKS * TILE_CHUNK, STAGES = Stages<CHUNKS>::COUNT;
     for (int tile = tiles.first; tile < tiles.end; tile++, count_++) {
       const int stage = count_ % STAGES;
       await(stages_.empty[stage], count_ / STAGES % 2 ^ 1);
@@ -161,7 +166,8 @@ __device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, cons
                                              const Work& work) {
   auto& stages = *reinterpret_cast<Stages<CHUNKS>*>(shared_memory());
   if (threadIdx.x == 0) {
-    for (int k = 0; k < STAGES; k++) begin(stages.full[k], 1), begin(stages.empty[k], GROUPS * GROUP);
+    for (int k = 0; k < Stages<CHUNKS>::COUNT; k++)
+      begin(stages.full[k], 1), begin(stages.empty[k], GROUPS * GROUP);
     publish_phases();
   }
   __syncthreads();
@@ -177,13 +183,14 @@ __device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, cons
   }
 }
 
-// The same for a band, which the block has its number of.
+// The same for a band.
 template <int CHUNKS, class Work>
-__device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& tiles, const Work& work) {
+__device__ __forceinline__ void with_columns(const Pairs& pairs, int band, const Tiles& tiles,
+                                             const Work& work) {
   with_columns<CHUNKS>(
       pairs, tiles.end - tiles.first, [&](auto& fetch) { fetch(tiles); },
       [&](auto& columns) {
-        columns.take(pairs.x, blockIdx.x);
+        columns.take(pairs.x, band);
         work(columns);
       });
 }
@@ -196,11 +203,21 @@ constexpr bool HAS_SM90A = true;
 constexpr bool HAS_SM90A = false;
 #endif
 
-// Whether kernels for sm_90a serve these pairs on the GPU at hand.
+// Whether kernels for sm_90a serve these pairs on the GPU at hand. The gradient of wide rows comes of blocks
+// of weights, all of them: where few are selected, it takes less of the rows that are not.
 inline bool fits_sm90(const Pairs& pairs) {
+  const int most = pairs.task.select == DML_POSITIVE ? CHUNKS_WITH_GRADIENT : MOST_CHUNKS;
   Gpu gpu;
-  return HAS_SM90A && pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 &&
+  return HAS_SM90A && pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= most && find_gpu(gpu) == 0 &&
          gpu.major == 9;
+}
+
+// Calls f with a number of chunks from FIRST to LAST, which the argument's type has.
+template <int FIRST, int LAST, class F>
+Status by_chunks(int chunks, const F& f) {
+  if (chunks == FIRST) return f(std::integral_constant<int, FIRST>());
+  if constexpr (FIRST < LAST) return by_chunks<FIRST + 1, LAST>(chunks, f);
+  return INVALID;
 }
 
 template <int CHUNKS>

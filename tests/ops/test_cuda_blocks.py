@@ -1,0 +1,128 @@
+"""The gradient of wide bfloat16 rows on an emulated sm_90 GPU, which comes of blocks of weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dmlfast.ops.cuda import blocks, library
+from dmlfast.ops.matmul import add_product
+
+from . import sanitize
+from .helpers import (
+    CAPABILITY,
+    PairCase,
+    assert_kernels_accurate,
+    careful_distances,
+    direct_distances,
+    generator,
+    gram_distances,
+    lifted,
+    pair_reduce,
+    plain_lifted,
+    plain_pair_reduce,
+    problem,
+    results,
+    with_duplicates,
+)
+
+pytestmark = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
+BRAIN = torch.bfloat16
+CUDA = {"kernels": ("cuda",)}
+WIDTHS = 130, 192, 200, 320, 384, 448, 511, 512  # three to eight chunks
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch) -> set[str]:
+    """Wide rows come in several blocks. The functions that launch kernels, as they are called."""
+    monkeypatch.setenv(CAPABILITY, "9")
+    monkeypatch.setattr(blocks, "ROWS", 128)
+    monkeypatch.setattr(blocks, "WEIGHTS", 128 * 128)
+    found = library.library()
+    monkeypatch.setattr(found, "dml_cuda_one_pass_fits", lambda n, d: 0)
+    names: set[str] = set()
+    for name in library.KERNELS:
+        monkeypatch.setattr(found, name, sanitize.named(getattr(found, name), names, name))
+    return names
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_lifted(d, launched):
+    p = problem(270, d=d, per_class=40, scale=3 * d**-0.5).to(BRAIN)
+    assert_kernels_accurate(lifted, plain_lifted, p, **CUDA)
+    assert {f"dml_cuda_{name}" for name in ("columns", "weights", "finish", "near")} < launched
+
+
+@pytest.mark.parametrize("d", [200, 512])
+def test_lifted_over_columns_of_their_own(d):
+    p = problem(140, 270, d, selves=True, per_class=20, scale=3 * d**-0.5).to(BRAIN)
+    assert_kernels_accurate(lifted, plain_lifted, p, **CUDA)
+
+
+@pytest.mark.parametrize("select", ["negative", "other", "all", "positive"])
+@pytest.mark.parametrize("columns", ["themselves", "themselves, biased", "others", "gathered"])
+@pytest.mark.parametrize("score", ["dot", "distance"])
+@pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+def test_pairs(select, columns, score, reduce, launched):
+    case = PairCase(select, columns, score, reduce, BRAIN, 200)
+    coincide = careful_distances if case.coincide else gram_distances
+    options = {**CUDA, "distances": coincide, **case.options}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, case.problem(135, 150), **options)
+    # of few pairs that are selected, the general kernels take less of the others
+    served = launched & {"dml_cuda_weights", "dml_cuda_gradient"}
+    assert served == {"dml_cuda_gradient", *["dml_cuda_weights"] * (select != "positive")}
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-2])
+@pytest.mark.parametrize("d", [140, 512])
+def test_near_rows(d, noise):
+    p = with_duplicates(problem(270, d=d, per_class=4, seed=3), noise=noise).to(BRAIN)
+    options = {**CUDA, "distances": direct_distances}
+    assert_kernels_accurate(lifted, plain_lifted, p, **options)
+    p = with_duplicates(problem(150, 140, d, selves=True, per_class=4), noise=noise).to(BRAIN)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, select="all", **options)
+
+
+@pytest.mark.parametrize("scale", [0.02, 8.0, 30.0])
+def test_statistics_of_any_span(scale):
+    """One exponential a pair where statistics are alike, two where they are not."""
+    p = problem(200, d=160, scale=scale / 3)
+    p.rows[:20] *= 8
+    p = p.to(BRAIN)
+    options = {**CUDA, "distances": careful_distances}
+    assert_kernels_accurate(lifted, plain_lifted, p, **options)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, **options)
+
+
+def test_blocks_in_several_parts(monkeypatch):
+    """Near rows in one of them, sums of many weights, and rings of tiles that go round."""
+    monkeypatch.setattr(blocks, "WEIGHTS", 128 * 64 * 21)
+    p = problem(100, 4000, 140, per_class=200)
+    p.columns[1500] = p.rows[5]
+    options = {**CUDA, "scale": -1.0, "distances": careful_distances}
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p.to(BRAIN), **options)
+
+
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf])
+def test_what_is_not_finite_poisons_everything(strange):
+    p = problem(140, 150, 200).to(BRAIN)
+    p.columns[77, 3] = strange
+    for found in results(pair_reduce, p, impl="cuda"):
+        assert found.isnan().all()
+
+
+def test_strides_of_any_kind():
+    p = problem(140, d=320).to(BRAIN)
+    turned = replace(p, rows=p.rows.T.contiguous().T)
+    for found, expected in zip(
+        results(lifted, turned, impl="cuda"), results(lifted, p, impl="cuda"), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_product_is_added_or_takes_the_place(again):
+    a, b = (torch.randn(*shape, generator=generator(1)).to(BRAIN) for shape in ((9, 20), (20, 7)))
+    out = torch.ones(9, 7) if again else torch.full((9, 7), torch.nan)
+    add_product(out, a, b, again=again)
+    torch.testing.assert_close(out, a.float() @ b.float() + float(again))
