@@ -1,4 +1,7 @@
-"""The gradient of wide bfloat16 rows on an emulated sm_90 GPU, which comes of blocks of weights."""
+"""The gradient of wide bfloat16 rows, which comes of blocks of weights, on an emulated sm_90 GPU.
+
+tests/ops/test_gpu_wide.py runs these on a real one.
+"""
 
 from dataclasses import replace
 
@@ -12,6 +15,7 @@ from . import sanitize
 from .helpers import (
     CAPABILITY,
     PairCase,
+    Problem,
     assert_kernels_accurate,
     careful_distances,
     direct_distances,
@@ -27,7 +31,7 @@ from .helpers import (
 )
 
 pytestmark = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
-BRAIN = torch.bfloat16
+DEVICE = "cpu" if library.emulated() else "cuda"
 CUDA = {"kernels": ("cuda",)}
 WIDTHS = 130, 192, 200, 320, 384, 448, 511, 512  # three to eight chunks
 
@@ -46,16 +50,20 @@ def launched(monkeypatch) -> set[str]:
     return names
 
 
+def brain(p: Problem) -> Problem:
+    return p.to(torch.bfloat16).on(DEVICE)
+
+
 @pytest.mark.parametrize("d", WIDTHS)
 def test_lifted(d, launched):
-    p = problem(270, d=d, per_class=40, scale=3 * d**-0.5).to(BRAIN)
+    p = brain(problem(270, d=d, per_class=40, scale=3 * d**-0.5))
     assert_kernels_accurate(lifted, plain_lifted, p, **CUDA)
     assert {f"dml_cuda_{name}" for name in ("columns", "weights", "finish", "near")} < launched
 
 
 @pytest.mark.parametrize("d", [200, 512])
 def test_lifted_over_columns_of_their_own(d):
-    p = problem(140, 270, d, selves=True, per_class=20, scale=3 * d**-0.5).to(BRAIN)
+    p = brain(problem(140, 270, d, selves=True, per_class=20, scale=3 * d**-0.5))
     assert_kernels_accurate(lifted, plain_lifted, p, **CUDA)
 
 
@@ -64,22 +72,22 @@ def test_lifted_over_columns_of_their_own(d):
 @pytest.mark.parametrize("score", ["dot", "distance"])
 @pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
 def test_pairs(select, columns, score, reduce, launched):
-    case = PairCase(select, columns, score, reduce, BRAIN, 200)
+    case = PairCase(select, columns, score, reduce, torch.bfloat16, 200)
     coincide = careful_distances if case.coincide else gram_distances
     options = {**CUDA, "distances": coincide, **case.options}
-    assert_kernels_accurate(pair_reduce, plain_pair_reduce, case.problem(135, 150), **options)
+    p = case.problem(135, 150).on(DEVICE)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options)
     # of few pairs that are selected, the general kernels take less of the others
-    served = launched & {"dml_cuda_weights", "dml_cuda_gradient"}
-    assert served == {"dml_cuda_gradient", *["dml_cuda_weights"] * (select != "positive")}
+    assert ("dml_cuda_weights" in launched) == (select != "positive")
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-2])
 @pytest.mark.parametrize("d", [140, 512])
 def test_near_rows(d, noise):
-    p = with_duplicates(problem(270, d=d, per_class=4, seed=3), noise=noise).to(BRAIN)
+    p = brain(with_duplicates(problem(270, d=d, per_class=4, seed=3), noise=noise))
     options = {**CUDA, "distances": direct_distances}
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
-    p = with_duplicates(problem(150, 140, d, selves=True, per_class=4), noise=noise).to(BRAIN)
+    p = brain(with_duplicates(problem(150, 140, d, selves=True, per_class=4), noise=noise))
     assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, select="all", **options)
 
 
@@ -88,7 +96,7 @@ def test_statistics_of_any_span(scale):
     """One exponential a pair where statistics are alike, two where they are not."""
     p = problem(200, d=160, scale=scale / 3)
     p.rows[:20] *= 8
-    p = p.to(BRAIN)
+    p = brain(p)
     options = {**CUDA, "distances": careful_distances}
     assert_kernels_accurate(lifted, plain_lifted, p, **options)
     assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, scale=-1.0, **options)
@@ -97,22 +105,22 @@ def test_statistics_of_any_span(scale):
 def test_blocks_in_several_parts(monkeypatch):
     """Near rows in one of them, sums of many weights, and rings of tiles that go round."""
     monkeypatch.setattr(blocks, "WEIGHTS", 128 * 64 * 21)
-    p = problem(100, 4000, 140, per_class=200)
+    p = problem(24, 4000, 140, per_class=200)
     p.columns[1500] = p.rows[5]
     options = {**CUDA, "scale": -1.0, "distances": careful_distances}
-    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p.to(BRAIN), **options)
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, brain(p), **options)
 
 
 @pytest.mark.parametrize("strange", [torch.nan, torch.inf])
 def test_what_is_not_finite_poisons_everything(strange):
-    p = problem(140, 150, 200).to(BRAIN)
+    p = brain(problem(140, 150, 200))
     p.columns[77, 3] = strange
     for found in results(pair_reduce, p, impl="cuda"):
         assert found.isnan().all()
 
 
 def test_strides_of_any_kind():
-    p = problem(140, d=320).to(BRAIN)
+    p = brain(problem(140, d=320))
     turned = replace(p, rows=p.rows.T.contiguous().T)
     for found, expected in zip(
         results(lifted, turned, impl="cuda"), results(lifted, p, impl="cuda"), strict=True
@@ -122,7 +130,9 @@ def test_strides_of_any_kind():
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_product_is_added_or_takes_the_place(again):
-    a, b = (torch.randn(*shape, generator=generator(1)).to(BRAIN) for shape in ((9, 20), (20, 7)))
-    out = torch.ones(9, 7) if again else torch.full((9, 7), torch.nan)
+    shapes = (24, 40), (40, 16)
+    a, b = (torch.randn(*shape, generator=generator(1)).to(DEVICE) for shape in shapes)
+    a, b = a.bfloat16()[:, 8:], b.bfloat16()[8:]
+    out = torch.full((24, 16), 1.0 if again else torch.nan, device=DEVICE)
     add_product(out, a, b, again=again)
     torch.testing.assert_close(out, a.float() @ b.float() + float(again))
