@@ -31,7 +31,8 @@ __device__ __forceinline__ void let_in(int group) {
   pass(1 + group, GROUPS * GROUP * WARP);
 }
 
-template <int CHUNKS>
+// SHARING: blocks of a cluster whose tiles are the same.
+template <int CHUNKS, int SHARING>
 class HopperColumns {
  public:
   static constexpr bool HAS_ROOM = true;
@@ -116,7 +117,11 @@ class HopperColumns {
   }
 
   __device__ __forceinline__ void release(int stage) {
-    if (lane_of() == 0) arrive(stages_.empty[stage]);
+    if constexpr (SHARING > 1) {
+      if (lane_of() < SHARING) arrive_at(stages_.empty[stage], lane_of());
+    } else {
+      if (lane_of() == 0) arrive(stages_.empty[stage]);
+    }
     tile_++;
   }
 
@@ -136,21 +141,33 @@ class HopperColumns {
   uint32_t rows_[CHUNKS * 4][4];
 };
 
-// Has the copy engine fetch tiles, each when the stage that it goes to is empty.
-template <int CHUNKS>
+// Has the copy engine fetch tiles, each when the stage that it goes to is empty; of tiles that blocks share
+// each block a part, for all of them.
+template <int CHUNKS, int SHARING>
 class Fetcher {
  public:
   __device__ __forceinline__ Fetcher(Stages<CHUNKS>& stages, const dml_side& r) : stages_(stages), r_(r) {}
 
   __device__ __forceinline__ void operator()(const Tiles& tiles) {
-    constexpr int BYTES = CHUNKS * TILE_CHUNK, STAGES = Stages<CHUNKS>::COUNT;
+    constexpr int BYTES = CHUNKS * TILE_CHUNK, PART = BYTES / SHARING, STAGES = Stages<CHUNKS>::COUNT;
+    const int part = int(blockIdx.x) % SHARING * PART;
     for (int tile = tiles.first; tile < tiles.end; tile++, count_++) {
       const int stage = count_ % STAGES;
       await(stages_.empty[stage], count_ / STAGES % 2 ^ 1);
       arrive_expecting(stages_.full[stage], BYTES);
-      copy(stages_.tiles[stage], static_cast<const char*>(r_.rows) + int64_t(tile) * BYTES, BYTES,
-           stages_.full[stage]);
+      char* const to = stages_.tiles[stage] + part;
+      const char* const from = static_cast<const char*>(r_.rows) + int64_t(tile) * BYTES + part;
+      if constexpr (SHARING > 1)
+        copy_to_all(to, from, PART, stages_.full[stage], SHARING);
+      else
+        copy(to, from, PART, stages_.full[stage]);
     }
+  }
+
+  // Waits for the last arrivals of other blocks, which need the shared memory of this one for them.
+  __device__ __forceinline__ void end() const {
+    constexpr int STAGES = Stages<CHUNKS>::COUNT;
+    for (int k = max(count_ - STAGES, 0); k < count_; k++) await(stages_.empty[k % STAGES], k / STAGES % 2);
   }
 
  private:
@@ -161,33 +178,35 @@ class Fetcher {
 
 // Calls work(columns) in the threads of the groups, and fetch(fetcher) in one of the other warps, which
 // fetches the tiles.
-template <int CHUNKS, class Fetch, class Work>
+template <int CHUNKS, int SHARING = 1, class Fetch, class Work>
 __device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, const Fetch& fetch,
                                              const Work& work) {
   auto& stages = *reinterpret_cast<Stages<CHUNKS>*>(shared_memory());
   if (threadIdx.x == 0) {
     for (int k = 0; k < Stages<CHUNKS>::COUNT; k++)
-      begin(stages.full[k], 1), begin(stages.empty[k], GROUPS * GROUP);
+      begin(stages.full[k], 1), begin(stages.empty[k], SHARING * GROUPS * GROUP);
     publish_phases();
   }
-  __syncthreads();
+  __syncwarp();
+  SHARING > 1 ? cluster_barrier() : __syncthreads();
   if (warp_of() >= GROUPS * GROUP) {
     leave_registers<24>();
     if (threadIdx.x != GROUPS * GROUP * WARP) return;
-    Fetcher<CHUNKS> fetcher(stages, pairs.r);
+    Fetcher<CHUNKS, SHARING> fetcher(stages, pairs.r);
     fetch(fetcher);
+    if constexpr (SHARING > 1) fetcher.end();
   } else {
     take_registers<240>();
-    HopperColumns<CHUNKS> columns(stages, tiles);
+    HopperColumns<CHUNKS, SHARING> columns(stages, tiles);
     work(columns);
   }
 }
 
 // The same for a band.
-template <int CHUNKS, class Work>
+template <int CHUNKS, int SHARING = 1, class Work>
 __device__ __forceinline__ void with_columns(const Pairs& pairs, int band, const Tiles& tiles,
                                              const Work& work) {
-  with_columns<CHUNKS>(
+  with_columns<CHUNKS, SHARING>(
       pairs, tiles.end - tiles.first, [&](auto& fetch) { fetch(tiles); },
       [&](auto& columns) {
         columns.take(pairs.x, band);

@@ -6,6 +6,10 @@
 namespace dml {
 namespace {
 
+// Blocks that share columns: a tile is of more bytes than the second-level cache has for each multiprocessor
+// while it is multiplied with a band.
+constexpr int SHARING = 2;
+
 // Takes what near pairs weigh away; whether they weighed anything.
 __device__ __forceinline__ bool drop(Scores& weights, uint32_t near) {
   bool any = false;
@@ -36,12 +40,14 @@ __global__ void __launch_bounds__(BLOCK, 1)
     weights_sm90_kernel(DML_ARGUMENT Pairs pairs, DML_ARGUMENT Weights weights, DML_ARGUMENT dml_block block,
                         bfloat16* out, int stride, float* sums, uint8_t* nears) {
 #ifdef DML_HOPPER
-  const int band = block.band + blockIdx.x, part = block.part + blockIdx.y, splits = pairs.task.splits;
+  // of an odd number of bands the last one is looked at twice, with the same result
+  const int of_block = min(int(blockIdx.x), block.bands - 1);
+  const int band = block.band + of_block, part = block.part + blockIdx.y, splits = pairs.task.splits;
   const int first = Tiles(pairs, DML_ALL, band, block.part, splits).first;
   const Tiles tiles(pairs, DML_ALL, band, part, splits);
-  with_columns<CHUNKS>(pairs, band, tiles, [&](auto& columns) {
+  with_columns<CHUNKS, SHARING>(pairs, band, tiles, [&](auto& columns) {
     RowWeights<false> rows(pairs, weights, band);
-    const int row = blockIdx.x * BAND + warp_of() * WARP_ROWS;
+    const int row = of_block * BAND + warp_of() * WARP_ROWS;
     bool near = false;
     for (int tile = tiles.first; tile < tiles.end; tile++) {
       Scores scores;
@@ -119,7 +125,8 @@ int dml_cuda_weights(const dml_side* x, const dml_side* r, const dml_task* task,
   const Pairs pairs{*x, *r, *task};
   return by_wide_chunks(pairs, [&](auto chunks) {
     Launch how = how_sm90<chunks.value>(pairs, stream);
-    how.grid = dim3{unsigned(block->bands), unsigned(block->parts), 1};
+    how.cluster = SHARING;
+    how.grid = dim3{unsigned((block->bands + SHARING - 1) / SHARING * SHARING), unsigned(block->parts), 1};
     return launch(weights_sm90_kernel<chunks.value>, how, pairs,
                   Weights{Weigher{*xs, *rs, lifted != 0}, middle, near}, *block,
                   static_cast<bfloat16*>(weights), stride, sums, nears);

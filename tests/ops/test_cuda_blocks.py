@@ -3,6 +3,10 @@
 tests/ops/test_gpu_wide.py runs these on a real one.
 """
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +16,7 @@ from dmlfast.ops.cuda import blocks, library
 from dmlfast.ops.matmul import add_product
 
 from . import sanitize
+from .emulated import ROOT
 from .helpers import (
     CAPABILITY,
     PairCase,
@@ -29,8 +34,9 @@ from .helpers import (
     results,
     with_duplicates,
 )
+from .test_cuda import EMULATED, REVERSE
 
-pytestmark = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
+pytestmark = EMULATED
 DEVICE = "cpu" if library.emulated() else "cuda"
 CUDA = {"kernels": ("cuda",)}
 WIDTHS = 130, 192, 200, 320, 384, 448, 511, 512  # three to eight chunks
@@ -126,6 +132,26 @@ def test_strides_of_any_kind():
         results(lifted, turned, impl="cuda"), results(lifted, p, impl="cuda"), strict=True
     ):
         assert torch.equal(found, expected)
+
+
+def digest(**environment: str) -> str:
+    """Of the loss and its gradient in a process of its own."""
+    given = ["--device", "cpu", "--rows", "500", "--cases", "cuda lifted 500x500x200 bfloat16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.sanitize", *given],
+        cwd=ROOT,
+        env=os.environ | environment,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert "dml_cuda_weights" in done.stdout
+    return re.search("digest .*", done.stdout).group()
+
+
+@EMULATED
+def test_bands_that_share_columns_come_to_the_same_bits_in_both_orders_of_threads():
+    assert digest() == digest(**REVERSE)
 
 
 @pytest.mark.parametrize("again", [False, True])
