@@ -128,15 +128,15 @@ DML_API int dml_cuda_weights_fit(const struct dml_side* x, const struct dml_side
 DML_API int dml_cuda_columns(const struct dml_side* r, void* columns, int64_t width, void* stream);
 
 // The weights of a block of pairs, bfloat16, (bands * 128, stride), but 0 where a pair is too near for a
-// product: see dml_cuda_gradient. sums: (splits, bands * 128), of each part. near: (all bands, splits), where
-// there were zeros, 1 where such pairs are.
+// product: see dml_cuda_gradient. sums: (splits, bands * 128), of each part. nears: (bands of all rows,
+// splits), where there were zeros, 1 where such pairs are.
 DML_API int dml_cuda_weights(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
                              const struct dml_stats* xs, const struct dml_stats* rs, const float* middle,
                              float near, int lifted, const struct dml_block*, void* weights, int32_t stride,
                              float* sums, uint8_t* nears, void* stream);
 
-// The gradient (n, d) of the rows of some bands, times factor * *share, of the products of their weights,
-// (bands * 128, width). Those that belong to a block are looked at, of all parts.
+// The gradient (n, d) of the rows of a block's bands, times factor * *share; products: of their weights with
+// all columns, (bands * 128, width).
 DML_API int dml_cuda_finish(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
                             const struct dml_block*, const float* sums, const float* products, int64_t width,
                             float factor, const float* share, float* out, void* stream);
