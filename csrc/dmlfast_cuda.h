@@ -114,6 +114,39 @@ DML_API int dml_cuda_gradient(const struct dml_side* x, const struct dml_side* r
                               float near, int lifted, float factor, const float* share, float* out,
                               void* stream);
 
+// A block of pairs: bands of 128 rows of x, and parts of the columns, of task.splits.
+struct dml_block {
+  int32_t band, bands, part, parts;
+};
+
+// Whether the gradient of the rows of x is to come of blocks of weights, 1 or 0. It is then the sum of each
+// row's weights times the row, for distances, less the product of the weights with the columns.
+DML_API int dml_cuda_weights_fit(const struct dml_side* x, const struct dml_side* r, const struct dml_task*);
+
+// The columns r as weights are multiplied with them: bfloat16, (tiles * 64, width), zeros where there are
+// none.
+DML_API int dml_cuda_columns(const struct dml_side* r, void* columns, int64_t width, void* stream);
+
+// The weights of a block of pairs, bfloat16, (bands * 128, stride), but 0 where a pair is too near for a
+// product: see dml_cuda_gradient. sums: (splits, bands * 128), of each part. nears: (bands of all rows,
+// splits), where there were zeros, 1 where such pairs are.
+DML_API int dml_cuda_weights(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                             const struct dml_stats* xs, const struct dml_stats* rs, const float* middle,
+                             float near, int lifted, const struct dml_block*, void* weights, int32_t stride,
+                             float* sums, uint8_t* nears, void* stream);
+
+// The gradient (n, d) of the rows of a block's bands, times factor * *share; products: of their weights with
+// all columns, (bands * 128, width).
+DML_API int dml_cuda_finish(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                            const struct dml_block*, const float* sums, const float* products, int64_t width,
+                            float factor, const float* share, float* out, void* stream);
+
+// Adds to the gradient (n, d) of all rows what their near pairs give.
+DML_API int dml_cuda_near(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
+                          const struct dml_stats* xs, const struct dml_stats* rs, const float* middle,
+                          float near, int lifted, const uint8_t* nears, float factor, const float* share,
+                          float* out, void* stream);
+
 // The weights of the pairs of each row of x, added up, (padded,): the gradient of its bias.
 DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_side* r, const struct dml_task*,
                                    const struct dml_stats* xs, const struct dml_stats* rs, float* out,

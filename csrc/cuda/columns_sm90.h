@@ -7,14 +7,18 @@
 
 namespace dml {
 
-constexpr int GROUPS = BAND / TILE, STAGES = 4;
+// Chunks of a row that registers hold, and beside its gradient.
+constexpr int MOST_CHUNKS = 8, CHUNKS_WITH_GRADIENT = 2;
+constexpr int GROUPS = BAND / TILE;
 constexpr int BLOCK = (GROUPS + 1) * GROUP * WARP;
 
 // Shared memory: tiles of columns with the barriers of each stage, full and empty ones.
 template <int CHUNKS>
 struct Stages {
-  char tiles[STAGES][CHUNKS * TILE_CHUNK];
-  Phases full[STAGES], empty[STAGES];
+  static constexpr int COUNT = CHUNKS > 6 ? 3 : 4;  // as many as a multiprocessor has room for, four at most
+
+  char tiles[COUNT][CHUNKS * TILE_CHUNK];
+  Phases full[COUNT], empty[COUNT];
 };
 
 #ifdef DML_HOPPER
@@ -27,10 +31,12 @@ __device__ __forceinline__ void let_in(int group) {
   pass(1 + group, GROUPS * GROUP * WARP);
 }
 
-template <int CHUNKS>
+// SHARING: blocks of a cluster whose tiles are the same.
+template <int CHUNKS, int SHARING>
 class HopperColumns {
  public:
   static constexpr bool HAS_ROOM = true;
+  static constexpr int STAGES = Stages<CHUNKS>::COUNT;
 
   // tiles: how many there will be.
   __device__ __forceinline__ HopperColumns(Stages<CHUNKS>& stages, int tiles)
@@ -78,7 +84,7 @@ class HopperColumns {
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         const float* const w = scores[step * 2 + k / 2] + k % 2 * 2;
-        weights[step][k] = float_to_bits(w[0]) >> 16 | (float_to_bits(w[1]) & 0xffff0000u);
+        weights[step][k] = packed(w[0], w[1]);
       }
     const int stage = tile_ % STAGES, later = (tile_ + 1) % STAGES;
     const bool more = tile_ + 1 < tiles_;
@@ -111,7 +117,11 @@ class HopperColumns {
   }
 
   __device__ __forceinline__ void release(int stage) {
-    if (lane_of() == 0) arrive(stages_.empty[stage]);
+    if constexpr (SHARING > 1) {
+      if (lane_of() < SHARING) arrive_at(stages_.empty[stage], lane_of());
+    } else {
+      if (lane_of() == 0) arrive(stages_.empty[stage]);
+    }
     tile_++;
   }
 
@@ -131,21 +141,33 @@ class HopperColumns {
   uint32_t rows_[CHUNKS * 4][4];
 };
 
-// Has the copy engine fetch tiles, each when the stage that it goes to is empty.
-template <int CHUNKS>
+// Has the copy engine fetch tiles, each when the stage that it goes to is empty; of tiles that blocks share
+// each block a part, for all of them.
+template <int CHUNKS, int SHARING>
 class Fetcher {
  public:
   __device__ __forceinline__ Fetcher(Stages<CHUNKS>& stages, const dml_side& r) : stages_(stages), r_(r) {}
 
   __device__ __forceinline__ void operator()(const Tiles& tiles) {
-    constexpr int BYTES = CHUNKS * TILE_CHUNK;
+    constexpr int BYTES = CHUNKS * TILE_CHUNK, PART = BYTES / SHARING, STAGES = Stages<CHUNKS>::COUNT;
+    const int part = int(blockIdx.x) % SHARING * PART;
     for (int tile = tiles.first; tile < tiles.end; tile++, count_++) {
       const int stage = count_ % STAGES;
       await(stages_.empty[stage], count_ / STAGES % 2 ^ 1);
       arrive_expecting(stages_.full[stage], BYTES);
-      copy(stages_.tiles[stage], static_cast<const char*>(r_.rows) + int64_t(tile) * BYTES, BYTES,
-           stages_.full[stage]);
+      char* const to = stages_.tiles[stage] + part;
+      const char* const from = static_cast<const char*>(r_.rows) + int64_t(tile) * BYTES + part;
+      if constexpr (SHARING > 1)
+        copy_to_all(to, from, PART, stages_.full[stage], SHARING);
+      else
+        copy(to, from, PART, stages_.full[stage]);
     }
+  }
+
+  // Waits for the last arrivals of other blocks, which need the shared memory of this one for them.
+  __device__ __forceinline__ void end() const {
+    constexpr int STAGES = Stages<CHUNKS>::COUNT;
+    for (int k = max(count_ - STAGES, 0); k < count_; k++) await(stages_.empty[k % STAGES], k / STAGES % 2);
   }
 
  private:
@@ -156,34 +178,38 @@ class Fetcher {
 
 // Calls work(columns) in the threads of the groups, and fetch(fetcher) in one of the other warps, which
 // fetches the tiles.
-template <int CHUNKS, class Fetch, class Work>
+template <int CHUNKS, int SHARING = 1, class Fetch, class Work>
 __device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, const Fetch& fetch,
                                              const Work& work) {
   auto& stages = *reinterpret_cast<Stages<CHUNKS>*>(shared_memory());
   if (threadIdx.x == 0) {
-    for (int k = 0; k < STAGES; k++) begin(stages.full[k], 1), begin(stages.empty[k], GROUPS * GROUP);
+    for (int k = 0; k < Stages<CHUNKS>::COUNT; k++)
+      begin(stages.full[k], 1), begin(stages.empty[k], SHARING * GROUPS * GROUP);
     publish_phases();
   }
-  __syncthreads();
+  __syncwarp();
+  SHARING > 1 ? cluster_barrier() : __syncthreads();
   if (warp_of() >= GROUPS * GROUP) {
     leave_registers<24>();
     if (threadIdx.x != GROUPS * GROUP * WARP) return;
-    Fetcher<CHUNKS> fetcher(stages, pairs.r);
+    Fetcher<CHUNKS, SHARING> fetcher(stages, pairs.r);
     fetch(fetcher);
+    if constexpr (SHARING > 1) fetcher.end();
   } else {
     take_registers<240>();
-    HopperColumns<CHUNKS> columns(stages, tiles);
+    HopperColumns<CHUNKS, SHARING> columns(stages, tiles);
     work(columns);
   }
 }
 
-// The same for a band, which the block has its number of.
-template <int CHUNKS, class Work>
-__device__ __forceinline__ void with_columns(const Pairs& pairs, const Tiles& tiles, const Work& work) {
-  with_columns<CHUNKS>(
+// The same for a band.
+template <int CHUNKS, int SHARING = 1, class Work>
+__device__ __forceinline__ void with_columns(const Pairs& pairs, int band, const Tiles& tiles,
+                                             const Work& work) {
+  with_columns<CHUNKS, SHARING>(
       pairs, tiles.end - tiles.first, [&](auto& fetch) { fetch(tiles); },
       [&](auto& columns) {
-        columns.take(pairs.x, blockIdx.x);
+        columns.take(pairs.x, band);
         work(columns);
       });
 }
@@ -196,11 +222,21 @@ constexpr bool HAS_SM90A = true;
 constexpr bool HAS_SM90A = false;
 #endif
 
-// Whether kernels for sm_90a serve these pairs on the GPU at hand.
+// Whether kernels for sm_90a serve these pairs on the GPU at hand. The gradient of wide rows comes of blocks
+// of weights, all of them: where few are selected, it takes less of the rows that are not.
 inline bool fits_sm90(const Pairs& pairs) {
+  const int most = pairs.task.select == DML_POSITIVE ? CHUNKS_WITH_GRADIENT : MOST_CHUNKS;
   Gpu gpu;
-  return HAS_SM90A && pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= 2 && find_gpu(gpu) == 0 &&
+  return HAS_SM90A && pairs.task.dtype == DML_BFLOAT16 && pairs.x.chunks <= most && find_gpu(gpu) == 0 &&
          gpu.major == 9;
+}
+
+// Calls f with a number of chunks from FIRST to LAST, which the argument's type has.
+template <int FIRST, int LAST, class F>
+Status by_chunks(int chunks, const F& f) {
+  if (chunks == FIRST) return f(std::integral_constant<int, FIRST>());
+  if constexpr (FIRST < LAST) return by_chunks<FIRST + 1, LAST>(chunks, f);
+  return INVALID;
 }
 
 template <int CHUNKS>

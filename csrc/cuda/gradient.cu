@@ -39,7 +39,8 @@ int dml_cuda_gradient(const dml_side* x, const dml_side* r, const dml_task* task
   const Weights weights{Weigher{*xs, *rs, lifted != 0}, middle, near};
   const Scale scale{factor, share};
   const Pairs pairs{*x, *r, *task};
-  if (fits_sm90(pairs)) return gradient_sm90(pairs, weights, scale, out, stream);
+  if (fits_sm90(pairs) && x->chunks <= CHUNKS_WITH_GRADIENT)
+    return gradient_sm90(pairs, weights, scale, out, stream);
   return by_dtype(task->dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto chosen = x->chunks == 1   ? gradient<T, 1, 1>

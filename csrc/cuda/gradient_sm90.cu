@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
 #ifdef DML_HOPPER
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   out += int64_t(blockIdx.y) * pairs.x.given.n * pairs.x.given.d;
-  with_columns<CHUNKS>(pairs, tiles, [&](auto& columns) {
+  with_columns<CHUNKS>(pairs, blockIdx.x, tiles, [&](auto& columns) {
     Gradient<bfloat16, CHUNKS> gradient(pairs, weights);
     gradient.run(columns, tiles, out);
     gradient.write(out, scale);
@@ -31,7 +31,9 @@ Status gradient(const Pairs& pairs, const Weights& weights, const Scale& scale, 
 
 Status gradient_sm90(const Pairs& pairs, const Weights& weights, const Scale& scale, float* out,
                      void* stream) {
-  return (pairs.x.chunks == 1 ? gradient<1> : gradient<2>)(pairs, weights, scale, out, stream);
+  return by_chunks<1, CHUNKS_WITH_GRADIENT>(pairs.x.chunks, [&](auto chunks) {
+    return gradient<chunks.value>(pairs, weights, scale, out, stream);
+  });
 }
 
 }  // namespace dml

@@ -47,8 +47,16 @@ inline void arrive_expecting(Phases& phases, int bytes) {
 inline void await(Phases& phases, int parity) {
   emulation::await(phases.phases, parity);
 }
+inline void arrive_at(Phases& phases, int rank) {
+  emulation::arrive(emulation::in_block(&phases, rank)->phases, 1, 0);
+}
 inline void copy(char* shared, const char* global, int bytes, Phases& phases) {
-  emulation::copy(shared, global, bytes, phases.phases);
+  emulation::copy(shared, global, bytes, phases.phases, *emulation::me().block);
+}
+inline void copy_to_all(char* shared, const char* global, int bytes, Phases& phases, int blocks) {
+  for (int rank = 0; rank < blocks; rank++)
+    emulation::copy(emulation::in_block(shared, rank), global, bytes,
+                    emulation::in_block(&phases, rank)->phases, emulation::of_cluster(rank));
 }
 inline void meet(int barrier, int threads) {
   emulation::wait(emulation::named(barrier, threads));
@@ -72,6 +80,18 @@ __device__ __forceinline__ void publish_phases() {
 
 __device__ __forceinline__ void arrive(Phases& phases) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&phases)) : "memory");
+}
+
+// At that of another block of the cluster.
+__device__ __forceinline__ void arrive_at(Phases& phases, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(&phases)),
+      "r"(rank)
+      : "memory");
 }
 
 __device__ __forceinline__ void arrive_expecting(Phases& phases, int bytes) {
@@ -99,6 +119,16 @@ __device__ __forceinline__ void copy(char* shared, const char* global, int bytes
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
           shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(&phases))
+      : "memory");
+}
+
+// The same to this place of all blocks of the cluster, in each of which its phase at hand waits.
+__device__ __forceinline__ void copy_to_all(char* shared, const char* global, int bytes, Phases& phases,
+                                            int blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(&phases)), "h"(uint16_t((1 << blocks) - 1))
       : "memory");
 }
 

@@ -32,6 +32,14 @@ __device__ __forceinline__ int64_t given_row(const dml_side& side, int position)
   return side.order ? side.order[position] : position;
 }
 
+// A component of a row as it was prepared.
+template <class T>
+__device__ __forceinline__ float prepared(const dml_side& side, int64_t position, int64_t k) {
+  constexpr int IN_CHUNK = components_of_chunk<T>;
+  const char* const tile = static_cast<const char*>(side.rows) + position / TILE * side.chunks * TILE_CHUNK;
+  return to_float(element<T>(tile + k / IN_CHUNK * TILE_CHUNK, int(position % TILE), int(k % IN_CHUNK)));
+}
+
 // By a whole warp, in one order wherever it is computed.
 __device__ __forceinline__ float squared_difference(const dml_side& x, int i, const dml_side& r, int j) {
   const int64_t row = given_row(x, i), column = given_row(r, j);
@@ -170,6 +178,13 @@ class OfColumns {
   };
   Both both_[FRAGMENTS];
 };
+
+// Adds up what the four threads of a row have.
+template <class N>
+__device__ __forceinline__ N over_row(N value) {
+  value += __shfl_xor_sync(ALL_LANES, value, 1);
+  return value + __shfl_xor_sync(ALL_LANES, value, 2);
+}
 
 // The score of a pair of a thread, which gets another value.
 __device__ __forceinline__ float exchange(Scores& scores, int pair, float value) {

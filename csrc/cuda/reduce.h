@@ -43,13 +43,6 @@ __device__ __forceinline__ void each_pair(Scores& scores, int tile, const F& f) 
     for (int e = 0; e < 4; e++) f(scores[n][e], e / 2, tile * TILE + column_of(n, e));
 }
 
-// Adds up what the four threads of a row have.
-template <class N>
-__device__ __forceinline__ N over_row(N value) {
-  value += __shfl_xor_sync(ALL_LANES, value, 1);
-  return value + __shfl_xor_sync(ALL_LANES, value, 2);
-}
-
 // Partial statistics exp2(top) total of the rows of a band.
 template <class Columns>
 __device__ __forceinline__ void reduce_band(const Pairs& pairs, Columns& columns, const Tiles& tiles,

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
 #ifdef DML_HOPPER
   if (far_only && Reach(pairs).is_short()) return;
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
-  with_columns<CHUNKS>(pairs, tiles,
+  with_columns<CHUNKS>(pairs, blockIdx.x, tiles,
                        [&](auto& columns) { reduce_band(pairs, columns, tiles, tops, totals); });
 #else
   __trap();
@@ -58,11 +58,14 @@ Status triangle(const Pairs& pairs, float* slots, int blocks, void* stream) {
 }  // namespace
 
 Status reduce_sm90(const Pairs& pairs, bool far_only, float* tops, float* totals, void* stream) {
-  return (pairs.x.chunks == 1 ? reduce<1> : reduce<2>)(pairs, far_only, tops, totals, stream);
+  return by_chunks<1, MOST_CHUNKS>(pairs.x.chunks, [&](auto chunks) {
+    return reduce<chunks.value>(pairs, far_only, tops, totals, stream);
+  });
 }
 
 Status triangle_sm90(const Pairs& pairs, float* slots, int blocks, void* stream) {
-  return (pairs.x.chunks == 1 ? triangle<1> : triangle<2>)(pairs, slots, blocks, stream);
+  return by_chunks<1, MOST_CHUNKS>(
+      pairs.x.chunks, [&](auto chunks) { return triangle<chunks.value>(pairs, slots, blocks, stream); });
 }
 
 }  // namespace dml

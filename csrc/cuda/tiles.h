@@ -146,6 +146,11 @@ __device__ __forceinline__ void weights_of_eight(uint32_t (&a)[4], const float (
   for (int k = 0; k < 4; k++) a[k] = float_to_bits(weights[k % 2 * 2 + k / 2]);
 }
 
+// Two floats that are bfloat16, the first one in the lower half.
+__device__ __forceinline__ uint32_t packed(float low, float high) {
+  return float_to_bits(low) >> 16 | (float_to_bits(high) & 0xffff0000u);
+}
+
 // Adds the product of the weights of sixteen columns, rounded, with eight components of these: b0 has the
 // columns 2k and 2k + 1 of the first eight, b1 of the others.
 __device__ __forceinline__ void multiply_add_weighted(float (&c)[4], const float (*weights)[4], uint32_t b0,
@@ -154,7 +159,7 @@ __device__ __forceinline__ void multiply_add_weighted(float (&c)[4], const float
 #pragma unroll
   for (int k = 0; k < 4; k++) {
     const float* const w = weights[k / 2] + k % 2 * 2;
-    a[k] = float_to_bits(w[0]) >> 16 | (float_to_bits(w[1]) & 0xffff0000u);
+    a[k] = packed(w[0], w[1]);
   }
   multiply_add(c, a, b0, b1, bfloat16());
 }

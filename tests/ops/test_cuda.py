@@ -92,9 +92,12 @@ def test_no_kernel_spills():
         ("sm_80", "HMMA", "reduce_kernel"),
         ("sm_80", "TRAP", "gradient_sm90_kernel"),  # rather than nothing
         ("sm_80", "TRAP", "reduce_sm90_kernel"),
+        ("sm_80", "TRAP", "weights_sm90_kernel"),
         ("sm_90a", "HGMMA", "gradient_sm90_kernel"),
+        ("sm_90a", "HGMMA", "weights_sm90_kernel"),
         ("sm_90a", "HGMMA", "reduce_sm90_kernel"),
         ("sm_90a", "UBLKCP", "gradient_sm90_kernel"),
+        ("sm_90a", "UBLKCP.S.G.MULTICAST", "weights_sm90_kernel"),
         ("sm_90a", "USETMAXREG", "gradient_sm90_kernel"),
         ("sm_100", "HMMA", "gradient_kernel"),
     ],

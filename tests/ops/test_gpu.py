@@ -121,7 +121,7 @@ BLOCKS = [
     *[(1000, 1000, FULL), (1000, 4096, BRAIN), (4097, 512, FULL), (4097, 512, BRAIN)],
 ]
 LARGE = [
-    *[(20011, 64, FULL), (20011, 128, BRAIN), (20011, 512, HALF)],
+    *[(20011, 64, FULL), (20011, 128, BRAIN), (20011, 512, BRAIN), (20011, 512, HALF)],
     *[(65536, 128, BRAIN), (65536, 128, FULL)],
 ]
 
@@ -404,7 +404,10 @@ def test_gradients_accumulate(op, impl):
     torch.testing.assert_close(weight.grad, parts[0] + parts[1])
 
 
-SIZES = [(100, 64, FULL), (2000, 64, FULL), (2000, 64, BRAIN), (5000, 512, FULL)]
+SIZES = [
+    *[(100, 64, FULL), (2000, 64, FULL), (2000, 64, BRAIN), (5000, 512, FULL)],
+    (5000, 512, BRAIN),
+]
 
 
 @NEEDS_CUDA
@@ -439,10 +442,13 @@ def test_the_pair_primitive_does_not_wait_for_the_gpu(impl):
 
 @NEEDS_CUDA
 @EVERY_IMPL
-@pytest.mark.parametrize("n", [100, 2000, 5000])
-def test_work_goes_to_the_current_stream(n, impl):
+@pytest.mark.parametrize(
+    ("n", "d", "dtype"),
+    [(100, 64, FULL), (2000, 64, FULL), (5000, 64, FULL), (5000, 512, BRAIN)],
+)
+def test_work_goes_to_the_current_stream(n, d, dtype, impl):
     """Which gets its rows late: kernels on another stream would find zeros."""
-    p = problem(n, d=64).on(DEVICE)
+    p = problem(n, d=d).to(dtype).on(DEVICE)
     expected = results(lifted, p, torch.ones_like, impl=impl)
     x = torch.zeros_like(p.rows, requires_grad=True)
     stream = torch.cuda.Stream()

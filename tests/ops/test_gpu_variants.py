@@ -534,7 +534,11 @@ def test_scores_and_their_gradients_repeat_to_the_bit(form, dtype):
 @pytest.mark.parametrize(
     ("loss", "d"),
     [
-        *[(partial(ops.lifted_structured_loss, impl=impl), 128) for impl in ("triton", "cuda")],
+        *[
+            (partial(ops.lifted_structured_loss, impl=impl), d)
+            for impl in ("triton", "cuda")
+            for d in (128, 512)
+        ],
         (boosted_of, 512),
     ],
 )
@@ -587,6 +591,19 @@ def test_memory_of_pair_and_triplet_losses(loss, mebibytes, dtype):
     bound = n * row + mebibytes[dtype] * 2**20
     assert n * 4 * d < peak_of(loss, batch(n, d, dtype)) < 1.05 * bound
     assert bound < 4 * n**2 / 5
+
+
+@NEEDS_CUDA
+def test_memory_of_wide_rows():
+    """Of a row: its gradient in float32, the same times what arrives, and that in the dtype; or
+    prepared, once more as a product takes it, and its gradient. Beside it 32 MiB of weights, and
+    products of 8,192 rows.
+    """
+    n, d = 32768, 512
+    loss = partial(ops.lifted_structured_loss, impl="cuda")
+    bound = n * (2 * 4 * d + 2 * d + 32 * 8 + 128) + 2**25 + 8192 * 4 * d
+    assert n * 4 * d < peak_of(loss, batch(n, d, BRAIN)) < 1.05 * bound
+    assert bound < 4 * n**2 / 15
 
 
 @NEEDS_CUDA

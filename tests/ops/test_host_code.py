@@ -13,6 +13,8 @@ from .weightless import MEMORY, WAITS
 
 MOST = {
     "lifted": 2048,
+    "lifted on cuda": 2048,
+    "lifted on cuda, wide": 160,
     "boosted": 64,
     # exponentials that are kept, and what gradients in float32 take beyond rounded ones
     "softmax bfloat16 fast": 3072,

@@ -8,6 +8,7 @@ launch does nothing. Whoever looks at a value, which would wait for the GPU, get
 is allocated is what would be on a GPU.
 """
 
+import ctypes
 import dataclasses
 import json
 import sys
@@ -25,6 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlfast import losses, ops
+from dmlfast.ops.cuda.library import KERNELS
 from dmlfast.ops.dispatch import BACKENDS
 
 from .driver import Driver
@@ -37,6 +39,20 @@ MILLION = 1_000_000
 Step = Callable[[], object]
 
 
+def cuda_library(launched: Callable[[str], None]) -> SimpleNamespace:
+    """The CUDA kernels' on an H200, which takes no batch at once."""
+    answers = {
+        "one_pass_fits": lambda n, d: 0,
+        "one_pass_scratch": lambda n: 0,
+        "reduce_slots": lambda x, r, task: 2 * 132,
+        "weights_fit": lambda x, r, task: int(x._obj.chunks > 2),
+        "find_code": lambda: 0,
+        "error": lambda status: b"",
+    }
+    kernels = {name: lambda *_, name=name: launched(name) or 0 for name in KERNELS}
+    return SimpleNamespace(**kernels, **{f"dml_cuda_{name}": answers[name] for name in answers})
+
+
 def stand_in(launched: Callable[[str], None]) -> None:
     """Patches this process. ``launched`` hears the names of kernels in the place of launches."""
 
@@ -45,9 +61,12 @@ def stand_in(launched: Callable[[str], None]) -> None:
 
     driver.set_active(Driver(90))
     JITFunction.run = launch
-    BACKENDS["triton"] = dataclasses.replace(
-        BACKENDS["triton"], why_not=lambda: None, declines=lambda *_: None
-    )
+    for name in ("triton", "cuda"):
+        BACKENDS[name] = dataclasses.replace(
+            BACKENDS[name], why_not=lambda: None, declines=lambda *_: None
+        )
+    ctypes.CDLL = lambda path: cuda_library(launched)
+    torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=0)
     torch.Tensor.is_cuda = property(lambda tensor: tensor.device.type == DEVICE)
     torch.autocast = lambda *_, **__: nullcontext()  # knows no such device
     multiply = torch.addmm  # whose form of `dmlfast.ops.matmul` torch 2.11 takes on a GPU alone
@@ -134,13 +153,17 @@ def step(loss: Callable[..., torch.Tensor], *given: torch.Tensor) -> Step:
     return run
 
 
-def pairs(loss: Callable[..., torch.Tensor], n: int, d: int, **options: object) -> Step:
-    return step(partial(loss, impl="triton", **options), leaf(n, d), labels(n))
+def pairs(
+    loss: Callable[..., torch.Tensor], n: int, d: int, impl: str = "triton", **options: object
+) -> Step:
+    return step(partial(loss, impl=impl, **options), leaf(n, d), labels(n))
 
 
-def columns(loss: Callable[..., torch.Tensor], n: int, m: int, d: int) -> Step:
+def columns(
+    loss: Callable[..., torch.Tensor], n: int, m: int, d: int, impl: str = "triton"
+) -> Step:
     given = leaf(n, d), labels(n), leaf(m, d), labels(m)
-    return step(partial(loss, impl="triton", self_index=labels(n)), *given)
+    return step(partial(loss, impl=impl, self_index=labels(n)), *given)
 
 
 def softmax_given(
@@ -174,6 +197,15 @@ WAITS: dict[str, Callable[[], Step]] = {
     **{
         f"{loss.__name__} of columns": partial(columns, loss, 300, 500, 200)
         for loss in (ops.lifted_structured_loss, ops.pair_reduce, ops.contrastive_loss)
+    },
+    **{
+        f"{loss.__name__} on cuda {n} x {d}": partial(pairs, loss, n, d, "cuda")
+        for loss in (ops.lifted_structured_loss, ops.pair_reduce)
+        for n, d in ((2000, 64), (20_000, 64), (20_000, 500))
+    },
+    **{
+        f"{loss.__name__} on cuda of columns": partial(columns, loss, 300, 500, 200, "cuda")
+        for loss in (ops.lifted_structured_loss, ops.pair_reduce)
     },
     **{
         f"triplet_loss {mining} {n} x {d}": partial(pairs, ops.triplet_loss, n, d, mining=mining)
@@ -224,9 +256,9 @@ def waits(name: str, launches: list[str]) -> dict[str, object]:
     return {"case": name, "reason": reason, "launches": len(launches), "others": others.found}
 
 
-def lifted_memory() -> tuple[Step, tuple[torch.Tensor, ...]]:
-    given = leaf(2**20, 128), labels(2**20)
-    return step(partial(ops.lifted_structured_loss, impl="triton"), *given), given
+def lifted_memory(n: int, d: int, impl: str) -> tuple[Step, tuple[torch.Tensor, ...]]:
+    given = leaf(n, d), labels(n)
+    return step(partial(ops.lifted_structured_loss, impl=impl), *given), given
 
 
 def boosted_memory() -> tuple[Step, tuple[torch.Tensor, ...]]:
@@ -241,7 +273,9 @@ def softmax_memory(dtype: torch.dtype, **options: object) -> tuple[Step, tuple[t
 
 
 MEMORY: dict[str, Callable[[], tuple[Step, tuple[torch.Tensor, ...]]]] = {
-    "lifted": lifted_memory,
+    "lifted": partial(lifted_memory, 2**20, 128, "triton"),
+    "lifted on cuda": partial(lifted_memory, 2**20, 128, "cuda"),
+    "lifted on cuda, wide": partial(lifted_memory, 2**15, 512, "cuda"),
     "boosted": boosted_memory,
     **{
         f"softmax {name} {mode}": partial(softmax_memory, dtype, **options)

@@ -22,6 +22,10 @@ KERNELS: dict[str, list[Any]] = {
     "dml_cuda_mean": [_P] * 6,
     "dml_cuda_positives": [_P] * 8,
     "dml_cuda_gradient": [*[_P] * 6, _FLOAT, _INT, _FLOAT, *[_P] * 2],
+    "dml_cuda_columns": [*[_P] * 2, _LONG],
+    "dml_cuda_weights": [*[_P] * 6, _FLOAT, _INT, *[_P] * 2, _INT, *[_P] * 2],
+    "dml_cuda_finish": [*[_P] * 6, _LONG, _FLOAT, *[_P] * 2],
+    "dml_cuda_near": [*[_P] * 6, _FLOAT, _INT, _P, _FLOAT, *[_P] * 2],
     "dml_cuda_bias_gradient": [_P] * 6,
     "dml_cuda_lifted_one_pass": [*[_P] * 2, _FLOAT, *[_P] * 3],
 }
@@ -75,6 +79,7 @@ def library() -> ctypes.CDLL:
     found.dml_cuda_one_pass_scratch.argtypes = [_LONG]
     found.dml_cuda_one_pass_scratch.restype = _LONG
     found.dml_cuda_reduce_slots.argtypes = [_P] * 3
+    found.dml_cuda_weights_fit.argtypes = [_P] * 3
     found.dml_cuda_find_code.argtypes = []
     found.dml_cuda_error.argtypes = [ctypes.c_int]
     found.dml_cuda_error.restype = ctypes.c_char_p

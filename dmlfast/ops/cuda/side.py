@@ -126,10 +126,12 @@ class Pairs(NamedTuple):
         """(1,) NaN where anything given is not finite, else 0."""
         return 0.0 * (self.x.largest + self.r.largest)
 
-    def splits(self, programs: int) -> int:
-        """Parts of the columns, as few as have all multiprocessors done the soonest."""
+    def splits(self, programs: int, tiles: int | None = None) -> int:
+        """Parts of the columns, or of so many tiles of them, as few as have all multiprocessors
+        done the soonest.
+        """
         processors = 4 if emulated() else _multiprocessors(self.x.given.device)
-        tiles = -(-self.r.n // TILE)
+        tiles = tiles or -(-self.r.n // TILE)
         most = max(1, min(2 * processors // programs, tiles // 4))
         return min(range(1, most + 1), key=lambda parts: -(-programs * parts // processors) / parts)
 

@@ -4,7 +4,7 @@ from ctypes import byref
 
 import torch
 
-from dmlfast.ops.cuda import stats
+from dmlfast.ops.cuda import blocks, stats
 from dmlfast.ops.cuda.library import address, launch, library
 from dmlfast.ops.cuda.side import BAND, Pairs, Side, near_of, pairs_of
 from dmlfast.ops.cuda.stats import NO_STATS, Stats
@@ -113,8 +113,11 @@ def gradient_of(
 
     ``share``: () a further factor. ``lifted``: pairs of one label weigh their hinge.
     """
+    pairs = pairs._replace(x=x, r=r)
+    if blocks.fit(pairs):
+        return blocks.gradient_of(pairs, xs, rs, middle, factor, share, lifted=lifted)
     slices = -(-x.chunks // KEPT)
-    splits = pairs._replace(x=x, r=r).splits(x.padded // BAND * slices)
+    splits = pairs.splits(x.padded // BAND * slices)
     out = x.norm.new_zeros(splits, *x.given.shape)
     launch(
         "pair_grad",

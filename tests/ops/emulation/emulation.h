@@ -163,9 +163,21 @@ inline void arrive(Phases& phases, int count, int bytes) {
   phases.phase++;
 }
 
-// Copies in the background, which a phase waits for.
-inline void copy(char* to, const char* from, int bytes, Phases& phases) {
-  Background& copies = me().block->copies[&phases];
+// A block of the cluster, and a place of one's own shared memory in that of such a block.
+inline Block& of_cluster(int rank) {
+  Block* const mine = me().block;
+  return mine[rank - int(mine->index.x) % machine().cluster];
+}
+template <class T>
+T* in_block(T* mine, int rank) {
+  if (!of_cluster(rank).all.expected) fail("the shared memory of a block that has ended");
+  char* const memory = of_cluster(rank).shared.get();
+  return reinterpret_cast<T*>(memory + (reinterpret_cast<char*>(mine) - me().block->shared.get()));
+}
+
+// Copies in the background, which a phase of a block waits for.
+inline void copy(char* to, const char* from, int bytes, Phases& phases, Block& block) {
+  Background& copies = block.copies[&phases];
   copies.push([to, from, bytes, &phases] {
     std::memcpy(to, from, size_t(bytes));
     arrive(phases, 0, bytes);
