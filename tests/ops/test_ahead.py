@@ -20,8 +20,8 @@ from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
 FLOAT32, HALVES = "float32", ["float16", "bfloat16"]
 OPS = Path(ops.__file__).parent
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-# bytes of stack that a thread may take: older compilers keep some of what a program computes once
-STACK = 0 if VERSION >= (3, 9) else 128
+# bytes of stack that a thread may take: older compilers keep more in memory
+STACK = 0 if VERSION >= (3, 9) else 352
 # bytes of shared memory that a program may take; where the tables of 80 serve, the least of all
 SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
