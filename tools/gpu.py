@@ -37,6 +37,7 @@ TEST_FILES = {
         "tests/ops/test_gpu_losses.py",
         "tests/ops/test_gpu_variants.py",
         "tests/ops/test_gpu_wide.py",
+        "tests/ops/test_matmul.py",
         "tests/ops/test_one_pass.py",
         "tests/training/test_gpu.py",
     ),
