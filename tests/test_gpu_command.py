@@ -439,7 +439,7 @@ def test_the_script_for_the_sanitizer_launches_every_kernel():
     last = done.stdout.splitlines()[-1]
     sources = (gpu.ROOT / "dmlfast" / "ops").rglob("triton/*.py")
     text = "\n".join(path.read_text() for path in sources)
-    kernels = set(re.findall(r"\b(\w+_kernel|_prepare)\[(?:\(|grid\])", text))
+    kernels = set(re.findall(r"\b(\w+_kernel|_prepare)\[(?:\(|grid\]|shape\])", text))
     assert len(kernels) > 5
     header = (gpu.ROOT / "csrc" / "dmlfast_cuda.h").read_text()
     kernels |= set(re.findall(r"int (dml_cuda_\w+)\([^;]*\bvoid\* stream\);", header))

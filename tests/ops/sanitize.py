@@ -27,6 +27,7 @@ from dmlfast.ops import (
 )
 from dmlfast.ops.cuda import library
 from dmlfast.ops.pddm.triton import mining as pddm_mining
+from dmlfast.ops.triton import configs
 
 from .helpers import (
     ON_GPU,
@@ -41,7 +42,6 @@ from .helpers import (
     triplet,
 )
 
-BLOCK = 4096  # rows of a block of weights, which is smaller where kernels are interpreted
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Case = tuple[str, Callable[[], Tensors]]
 
@@ -65,9 +65,10 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
         for dtype in DTYPES:
             p = problem(rows, columns, d, selves=True, per_class=4).to(dtype)
             yield case(f"lifted {rows}x{columns or rows}x{d} {short(dtype)}", solved, lifted, p)
-    if device == "cuda":  # more than one block of weights
-        p = problem(BLOCK + n, None, 200, selves=True, per_class=4).to(torch.bfloat16)
-        yield case("lifted of several blocks", solved, lifted, p)
+    if impl == "triton":
+        tiles = configs.TILES[90][configs.HALF] if device == "cuda" else configs.INTERPRETED
+        p = problem(tiles.weights.block + n, None, 200, selves=True, per_class=4)
+        yield case("lifted of several blocks of weights", solved, lifted, p.to(torch.bfloat16))
     yield case("lifted without gradient", lambda: [lifted(beside.on(device), impl=impl)])
     for at, each in enumerate(pair_cases()):
         of = f"pair_reduce {at}: {each.select}, {each.columns}, {each.score}, {each.reduce}"
