@@ -325,6 +325,7 @@ def test_the_reference_computes_in_the_dtype_of_the_rows_whatever_the_default_is
     torch.testing.assert_close(found[1], total.float())
 
 
+@pytest.mark.long
 def test_triplets_of_a_large_class_are_added_up_exactly():
     rows, _ = problem(600, (8, 8))
     labels = torch.arange(600) % 2
