@@ -21,7 +21,7 @@ FLOAT32, HALVES = "float32", ["float16", "bfloat16"]
 OPS = Path(ops.__file__).parent
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 # bytes of stack that a thread may take, for what registers do not hold; older compilers need more
-STACK = 16 if VERSION >= (3, 9) else 352
+STACK = 0 if VERSION >= (3, 9) else 352
 # bytes of shared memory that a program may take; where the tables of 80 serve, the least of all
 SHARED = {80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -75,7 +75,7 @@ def shortly(*quick):
     return pytest.mark.parametrize(("capability", "dtype"), marked)
 
 
-@shortly((80, FLOAT32), (90, FLOAT32), (90, "bfloat16"), (100, "bfloat16"))
+@shortly((80, FLOAT32), *((90, each) for each in (FLOAT32, *HALVES)), (100, "bfloat16"))
 def test_the_lifted_loss(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "lifted", record_property)
@@ -188,5 +188,7 @@ def test_no_extreme_is_written_as_one_of_another():
     kernels = [path for path in OPS.rglob("*.py") if "tl." in path.read_text()]
     assert len(kernels) > 20
     for path in kernels:
-        found = re.findall(r"tl\.(?:min|max|sum)\(\s*tl\.(?:min|max|sum)\(", path.read_text())
+        found = re.findall(
+            r"tl\.(?:min|max|sum)\(\s*tl\.(?:min|max|sum)\((?!.*keep_dims)", path.read_text()
+        )
         assert not found, f"{path}: {found}"

@@ -120,7 +120,8 @@ def weights_kernel(
                 w *= tl.load(factors + j)[None, :]
             into = weights + tl.cast(m, tl.int64) * area + own_i * pitch
             tl.store(into[:, None] + own_j[None, :], rounded_weights(w, WEIGHTS))
-        total = tl.sum(loss).to(tl.float64) * sides
+        # of rows first, which takes fewer registers
+        total = tl.sum(tl.sum(loss, 1, keep_dims=True)).to(tl.float64) * sides
         slot = sums + m * slots + program
         tl.store(slot, tl.load(slot) + total)
 

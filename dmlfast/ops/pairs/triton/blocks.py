@@ -72,7 +72,8 @@ def weights_kernel(
             score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
             inverse = 1.0
             if DISTANCE:
-                close = tl.min(excess) <= 0.0
+                # of rows first, which takes fewer registers
+                close = tl.min(tl.min(excess, 1, keep_dims=True)) <= 0.0
                 careful = close
                 # 0 of close pairs, which weigh nothing here
                 inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
