@@ -7,6 +7,7 @@ library that could not be built into an error; without it the package installs a
 says what is missing.
 """
 
+import itertools
 import os
 import platform
 import re
@@ -34,7 +35,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 CUDA_ARCHITECTURES = "80,90a,100"
 CUDA_FLAGS = ["-std=c++17", "-O3", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-CUDA_JOB_BYTES = 2 << 30  # that one run of nvcc may take
+JOB_BYTES = 2 << 30  # that one run of a compiler may take
 LIBRARIES = ("cpu", "cuda")
 
 
@@ -83,8 +84,12 @@ def printed(*command: str) -> str:
 
 def jobs() -> int:
     """How many files to compile at a time, as memory allows."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(os.cpu_count() or 1, free // CUDA_JOB_BYTES))
+    known = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
+    available = re.search(r"MemAvailable: +(\d+) kB", known)  # with what caches would give up
+    processors = os.cpu_count() or 1
+    if not available:
+        return processors
+    return max(1, min(processors, int(available[1]) * 1024 // JOB_BYTES))
 
 
 class BuildNative(build_ext):
@@ -115,15 +120,18 @@ class BuildNative(build_ext):
     def build_cpu(self, ext: Extension, target: Path) -> None:
         """Compiles for every instruction set, and links one library."""
         flags = CPU_FLAGS + os.environ.get("DMLFAST_CXXFLAGS", "").split()
-        objects = []
-        for isa, isa_flags in ISA_FLAGS.items():
-            objects += self.compiler.compile(
+
+        def compiled(isa: str) -> list[str]:
+            return self.compiler.compile(
                 [source for source in ext.sources if "kernels" in source],
                 output_dir=str(Path(self.build_temp) / isa),
                 macros=[("DML_ISA", isa)],
-                extra_postargs=flags + isa_flags,
+                extra_postargs=flags + ISA_FLAGS[isa],
                 depends=ext.depends,
             )
+
+        with ThreadPoolExecutor(jobs()) as pool:
+            objects = [*itertools.chain.from_iterable(pool.map(compiled, ISA_FLAGS))]
         objects += self.compiler.compile(
             [source for source in ext.sources if "kernels" not in source],
             output_dir=self.build_temp,

@@ -10,6 +10,7 @@ namespace {
 // while it is multiplied with a band.
 constexpr int SHARING = 2;
 
+#ifdef DML_HOPPER
 // Takes what near pairs weigh away; whether they weighed anything.
 __device__ __forceinline__ bool drop(Scores& weights, uint32_t near) {
   bool any = false;
@@ -34,6 +35,7 @@ __device__ __forceinline__ void write(const Scores& weights, bfloat16* out, int 
       *reinterpret_cast<Eight*>(out + row_of(h * 2) * stride + half * IN_LINE + lane_of() % 4 * 8) = eight;
     }
 }
+#endif
 
 template <int CHUNKS>
 __global__ void __launch_bounds__(BLOCK, 1)

@@ -7,10 +7,11 @@ import torch
 from dmlfast.ops import native
 
 from ..conftest import ON_GPU
-from . import emulated
+from . import emulated, interpreter
 
 if not ON_GPU:  # before anything asks which backends there are
     os.environ["DMLFAST_CUDA_EMULATED"] = str(emulated.build())
+    interpreter.hasten()
 
 
 def _poison_of(dtype):

@@ -29,6 +29,7 @@ from dmlfast.ops.cuda import library
 from dmlfast.ops.pddm.triton import mining as pddm_mining
 from dmlfast.ops.triton import configs
 
+from . import interpreter
 from .helpers import (
     ON_GPU,
     Problem,
@@ -180,6 +181,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the names of cases")
     parser.add_argument("--cases", nargs="+", help="their names; all of them by default")
     given = parser.parse_args()
+    if gpu.interpreted():
+        interpreter.hasten()
     shape = given.device, given.rows, given.columns
     calls = dict(alternating([*cases(*shape, impl)] for impl in given.impl))
     if given.list:

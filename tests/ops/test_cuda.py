@@ -149,7 +149,7 @@ def test_both_orders_of_threads_come_to_the_same_bits(capability):
 )
 def test_kernels_run_clean(sanitizers):
     """On both kinds of GPU that are emulated, each in one order of threads."""
-    flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    flags = ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     sanitizer = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -29,7 +29,7 @@ def run(command: list[str | Path], **environment: str) -> str:
     ["address,undefined", pytest.param("thread", marks=pytest.mark.long)],
 )
 def test_kernels_run_clean(sanitizers, tmp_path):
-    flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    flags = ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     build = [sys.executable, "setup.py", "-q", "build_ext"]
     folders = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects"]
     environment = {

@@ -103,8 +103,12 @@ struct Machine {
 };
 
 inline Machine& machine() {
-  static thread_local std::unique_ptr<Machine> mine;  // whose memory a library's share of a thread has not
-  if (!mine) mine = std::make_unique<Machine>();
+  static thread_local Machine* mine = nullptr;
+  if (!mine) {
+    static thread_local std::unique_ptr<Machine> owner;  // whose memory a library's share of a thread has not
+    owner = std::make_unique<Machine>();
+    mine = owner.get();
+  }
   return *mine;
 }
 

@@ -41,18 +41,18 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   } mine{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   const auto element = [&](uint32_t packed, int k) { return to_float(packed >> k % PACKED * BITS); };
   together(mine, [&](const auto& of) {
-    float rows[16][K], columns[8][K];
+    float rows[16][K], columns[K][8];
     for (int k = 0; k < K; k++) {
       const int quad = k / PACKED % 4, half = k / (4 * PACKED);
       for (int i = 0; i < 16; i++) rows[i][k] = element(of(i % 8 * 4 + quad).a[half * 2 + i / 8], k);
-      for (int j = 0; j < 8; j++) columns[j][k] = element(of(j * 4 + quad).b[half], k);
+      for (int j = 0; j < 8; j++) columns[k][j] = element(of(j * 4 + quad).b[half], k);
     }
-    for (int i = 0; i < 16; i++)
-      for (int j = 0; j < 8; j++) {
-        float sum = 0.0f;
-        for (int k = 0; k < K; k++) sum += rows[i][k] * columns[j][k];
-        of(i % 8 * 4 + j / 2).c[i / 8 * 2 + j % 2] += sum;
-      }
+    for (int i = 0; i < 16; i++) {
+      float sums[8] = {};
+      for (int k = 0; k < K; k++)
+        for (int j = 0; j < 8; j++) sums[j] += rows[i][k] * columns[k][j];
+      for (int j = 0; j < 8; j++) of(i % 8 * 4 + j / 2).c[i / 8 * 2 + j % 2] += sums[j];
+    }
   });
 }
 
@@ -74,7 +74,7 @@ inline void multiply_add_shared(float (&sums)[8][4], std::array<uint32_t, 4> a, 
     std::array<uint32_t, 4> a;
   } mine{sums, a};
   together(mine, [&](const auto& of) {
-    float rows[16][16], columns[64][16];
+    float rows[16][16], columns[16][64];
     for (int k = 0; k < 16; k++) {
       for (int i = 0; i < 16; i++) {
         const uint32_t both = of(i % 8 * 4 + k % 8 / 2).a[k / 8 * 2 + i / 8];
@@ -86,15 +86,15 @@ inline void multiply_add_shared(float (&sums)[8][4], std::array<uint32_t, 4> a, 
                                                               row % 8 * 128 + component % 64 * 2);
         uint16_t bits;
         std::memcpy(&bits, reinterpret_cast<const char*>(linear ^ (linear >> 7 & 7) << 4), sizeof bits);
-        columns[n][k] = bfloat16_to_float(bits);
+        columns[k][n] = bfloat16_to_float(bits);
       }
     }
-    for (int i = 0; i < 16; i++)
-      for (int n = 0; n < 64; n++) {
-        float sum = 0.0f;
-        for (int k = 0; k < 16; k++) sum += rows[i][k] * columns[n][k];
-        of(i % 8 * 4 + n % 8 / 2).sums[n / 8][i / 8 * 2 + n % 2] += sum;
-      }
+    for (int i = 0; i < 16; i++) {
+      float products[64] = {};
+      for (int k = 0; k < 16; k++)
+        for (int n = 0; n < 64; n++) products[n] += rows[i][k] * columns[k][n];
+      for (int n = 0; n < 64; n++) of(i % 8 * 4 + n % 8 / 2).sums[n / 8][i / 8 * 2 + n % 2] += products[n];
+    }
   });
 }
 
