@@ -183,6 +183,13 @@ def test_accuracy_over_dimensions(d):
     assert_kernels_accurate(lifted, plain_lifted, problem(70, d=d, seed=d))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_accuracy_of_rows_whose_gradient_several_programs_share(dtype):
+    """In Triton: blocks of 128 rows, and of 512 components."""
+    p = problem(150, d=600, scale=600**-0.5).to(dtype)
+    assert_kernels_accurate(lifted, plain_lifted, p)
+
+
 def test_the_widest_rows_without_emulation():
     p = problem(70, d=4096, seed=4096)
     assert_kernels_accurate(lifted, plain_lifted, p, kernels=NOT_CUDA)
