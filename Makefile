@@ -35,7 +35,7 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -m "not gpu"
 
-gpu:  # of this machine, with its own Python; PART=test|sanitize|bench|train|tune
+gpu:  # of this machine, with its own Python; PART=smoke|test|sanitize|bench|train|tune
 	@$(PYTHON) tools/gpu.py $(PART)
 
 demo: setup

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from dmlfast.bench.goals import GOALS
 from dmlfast.bench.report import Row, update_csv
 
 from dmlfast.ops.cuda import library
-from tests.ops import emulated
+from tests.ops import emulated, sanitize
+from tests.ops.helpers import ON_GPU
 from tools import gpu
 
 pytest_plugins = ["pytester"]
@@ -75,7 +77,7 @@ def test_make_passes_the_part_on():
 def test_an_unknown_part_is_refused_in_a_line(capsys):
     assert gpu.main(["tset"]) == 2
     assert capsys.readouterr().err == (
-        "make gpu: PART is one of test, sanitize, bench, train, tune, not 'tset'\n"
+        "make gpu: PART is one of smoke, test, sanitize, bench, train, tune, not 'tset'\n"
     )
 
 
@@ -185,6 +187,33 @@ def test_tests_of_kernels_are_shared_out_and_clocks_come_last_alone(commands, mo
     assert [e.get("OMP_NUM_THREADS") for e in commands.environments] == ["1", "1", "1", None]
 
 
+def test_a_first_look_is_at_one_case_a_process(monkeypatch):
+    codes = dict(zip(gpu.SMOKE, (0, -9, 1, *[0] * 100), strict=False))
+    until = []
+
+    def tee(command, part, deadline, **environment):
+        until.append(deadline)
+        return codes[command[command.index("--cases") + 1]], ""
+
+    monkeypatch.setattr(gpu, "tee", tee)
+    start = time.time()
+    gpu.smoke(NOW, start + 600)
+    assert len(until) == len(gpu.SMOKE)
+    assert max(until) <= time.time() + gpu.SMOKE_SECONDS
+    outcomes = gpu.Table("smoke").outcomes(NOW)
+    first = [outcomes[name] for name in gpu.SMOKE[:4]]
+    assert first == ["passed", "unfinished", "failed", "passed"]
+    assert not gpu.summary(["smoke"], NOW)[1]
+    gpu.smoke("later", start)
+    assert max(until[-len(gpu.SMOKE) :]) == start
+
+
+def test_cases_of_a_first_look_are_those_of_the_script_on_a_gpu():
+    listed = [name for impl in ON_GPU for name, _ in sanitize.cases("cuda", 129, 150, impl)]
+    assert len(set(listed)) == len(listed)
+    assert set(gpu.SMOKE) <= set(listed)
+
+
 def test_an_interruption_stops_all_processes(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     script = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
@@ -275,6 +304,34 @@ class TestTheRecorder:
         run("1", 60, 2, 3)
         run("1", 60, 1, 3)
         assert self.outcomes("1")[2:] == ["c skipped", "b failed"]
+
+
+def test_a_test_that_does_not_end_ends_its_process_and_the_next_one_goes_on(folder, tmp_path):
+    """As one does not in which kernels wait for each other, whatever Python would do."""
+    tests = tmp_path / "test_of_a_hang.py"
+    tests.write_text(
+        "import ctypes\n"
+        "def test_a(): ctypes.PyDLL(None).sleep(60)\n"  # with Python's lock
+        "def test_b(): pass\n"
+    )
+    script = (
+        "import sys, time, pytest; from pathlib import Path; from tools import gpu\n"
+        "gpu.FOLDER, gpu.TEST_SECONDS = Path(sys.argv[1]), 3\n"
+        "recorder = gpu.Recorder(gpu.Table('test'), sys.argv[2], time.time() + 100)\n"
+        "options = ['-p', 'no:cacheprovider', '--noconftest', sys.argv[3]]\n"
+        "sys.exit(pytest.main(options, plugins=[recorder]))"
+    )
+
+    def run(call: str) -> tuple[int, list[str]]:
+        command = [sys.executable, "-c", script, folder, call, tests]
+        code = subprocess.run(command, cwd=gpu.ROOT, capture_output=True).returncode
+        found = gpu.Table("test").outcomes(call)
+        return code, [f"{name[-1]} {outcome}" for name, outcome in found.items()]
+
+    assert run("1") == (-signal.SIGALRM, ["a unfinished"])
+    assert run("1") == (0, ["a unfinished", "b passed"])
+    tests.write_text(tests.read_text() + "def test_c(): pass\n")
+    assert run("2") == (-signal.SIGALRM, ["c passed", "a unfinished"])
 
 
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
@@ -482,7 +539,9 @@ def test_the_bare_command_tests_and_measures_a_little(commands, monkeypatch, cap
     monkeypatch.setattr(gpu, "build", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "No Such GPU")
     assert gpu.main([]) == 1  # no test was run
-    assert commands[0][1:3] == [gpu.__file__, gpu.RUN_TESTS]
+    looks, after = commands[: len(gpu.SMOKE)], commands[len(gpu.SMOKE) :]
+    assert {command[-1] for command in looks} == set(gpu.SMOKE)
+    assert after[0][1:3] == [gpu.__file__, gpu.RUN_TESTS]
     benches = [command for command in commands if "bench" in command]
     assert [command[-1] for command in benches] == ["naive"] * len(gpu.QUICK)
     told = capsys.readouterr().out.splitlines()
@@ -507,11 +566,12 @@ def test_the_seconds_of_a_call_can_be_set(given, seconds, monkeypatch):
         monkeypatch.setenv("DMLFAST_GPU_SECONDS", given)
     left = []
     monkeypatch.setitem(gpu.PARTS, "tune", lambda call, end: left.append(end - time.time()))
+    monkeypatch.setattr(gpu, "smoke", lambda call, end: left.append(end - time.time()))
     monkeypatch.setattr(gpu, "test", lambda call, end: left.append(end - time.time()))
     monkeypatch.setattr(gpu, "bench", lambda call, end, cases: left.append(end - time.time()))
     gpu.main(["tune"])
     gpu.main([])
-    assert left == pytest.approx([seconds, seconds - gpu.QUICK_SECONDS, seconds], abs=5)
+    assert left == pytest.approx([seconds, seconds, seconds - gpu.QUICK_SECONDS, seconds], abs=5)
 
 
 def test_seconds_that_are_none_are_refused_in_a_line(monkeypatch, capsys):

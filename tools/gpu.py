@@ -1,10 +1,10 @@
 """`make gpu`: what only a GPU can tell, in parts that end within minutes and go on next time.
 
-    [DMLFAST_GPU_SECONDS=440] python3 tools/gpu.py [test|sanitize|bench|train|tune]
+    [DMLFAST_GPU_SECONDS=440] python3 tools/gpu.py [smoke|test|sanitize|bench|train|tune]
 
-Without a part: the tests and a short benchmark. Every part leaves a log and a table of outcomes in
-build/gpu/, each line as soon as it is known; measurements go to bench/results/. What does not fit
-in the time is left out, and said; the next call begins with it.
+Without a part: a first look, the tests and a short benchmark. Every part leaves a log and a table
+of outcomes in build/gpu/, each line as soon as it is known; measurements go to bench/results/. What
+does not fit in the time is left out, and said; the next call begins with it.
 """
 
 import csv
@@ -30,6 +30,8 @@ FOLDER = ROOT / "build" / "gpu"
 SECONDS = 440  # of a call, the build included, unless the variable has a number
 SECONDS_VARIABLE = "DMLFAST_GPU_SECONDS"
 QUICK_SECONDS = 110  # of them for the benchmark of a call without a part
+TEST_SECONDS = 200  # after which the process of a test ends: kernels may never do
+SMOKE_SECONDS = 60  # the same of a first look at a case
 GRACE = 35  # seconds after which what has not ended by itself is stopped
 TEST_FILES = {
     "kernels": (
@@ -48,6 +50,18 @@ PROCESSES = 12  # that share the tests of kernels: most of their time Triton com
 RESTARTS = 8  # of a process that breaks
 RUN_TESTS = "run-tests"  # how the command calls itself for a process with the tests
 BROKEN = 3  # exit code of that process where the GPU serves it no longer
+SMOKE = (  # cases of tests/ops/sanitize.py, one for every way in which threads wait for each other
+    "cuda lifted 64x64x24 float32",  # at barriers of a cluster
+    "cuda lifted 129x129x24 float32",  # of a grid
+    "cuda lifted of many rows 64",  # of groups of warps, and of the copy engine
+    "cuda lifted of many rows 200",  # of two blocks that share tiles
+    "cuda pair_reduce of many columns 64",
+    "cuda pair_reduce of many columns 200",
+    "triton lifted 64x64x24 bfloat16",
+    "triton lifted 129x129x24 float32",
+    "triton lifted of several blocks of weights",
+    "triton pddm batch bfloat16",
+)
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZED_SHARES = 8  # of the cases, each in a process
 SANITIZER_GRACE = 70  # of a sanitizer's time, for the case in progress: importing torch is slow too
@@ -129,8 +143,9 @@ class Recorder:
     """A pytest plugin that runs a share of the tests until the time is up, and records each.
 
     Of all tests it takes those whose number leaves ``share`` when divided by ``shares``. Those that
-    passed when they last ran come last. ``broken``: a test left the GPU in a state in which this
-    process can use it no longer.
+    passed when they last ran come last, before them those that did not end. One that does not end
+    within ``TEST_SECONDS`` ends the process, by a signal that needs no help of it. ``broken``: a
+    test left the GPU in a state in which this process can use it no longer.
     """
 
     def __init__(
@@ -148,12 +163,13 @@ class Recorder:
         own = items[self.share :: self.shares]
         items[:] = sorted(
             (item for item in own if item.nodeid not in begun),
-            key=lambda item: before.get(item.nodeid) == "passed",
+            key=lambda item: {"unfinished": 1, "passed": 2}.get(before.get(item.nodeid, ""), 0),
         )
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.outcome, self.start = "passed", time.time()
         self.table.record(self.call, nodeid, "unfinished")
+        signal.alarm(TEST_SECONDS)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -163,12 +179,15 @@ class Recorder:
             self.outcome = "skipped"
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        signal.alarm(0)
         self.table.record(self.call, nodeid, self.outcome, time.time() - self.start)
         if self.outcome == "failed" and not gpu_answers():
             self.broken = True
             self.session.shouldstop = "the GPU serves this process no longer"
         elif time.time() > self.deadline:
             self.session.shouldstop = "the time is up"
+        else:
+            give_memory_back()
 
     def pytest_sessionfinish(self, session: Any) -> None:
         if time.time() > self.deadline:
@@ -188,6 +207,14 @@ def gpu_answers() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def give_memory_back() -> None:
+    """Leaves memory of the GPU that this process does not use any more to the others."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def run_tests(call: str, deadline: float, kind: str, share: int, shares: int) -> int:
@@ -296,6 +323,19 @@ def at_once(calls: Sequence[Callable[[], Any]], stop: threading.Event) -> list[A
             for process in list(RUNNING):
                 os.killpg(process, signal.SIGKILL)
             raise
+
+
+def smoke(call: str, deadline: float) -> None:
+    """A first look: whether kernels come to an end, each case in a process of its own."""
+    script = [sys.executable, "-m", "tests.ops.sanitize", "--cases"]
+
+    def run(name: str) -> None:
+        start = time.time()
+        code, _ = tee([*script, name], "smoke", min(deadline, start + SMOKE_SECONDS))
+        outcome = {0: "passed", -signal.SIGKILL: "unfinished"}.get(code, "failed")
+        Table("smoke").record(call, name, outcome, time.time() - start)
+
+    at_once([partial(run, name) for name in SMOKE], threading.Event())
 
 
 def test(call: str, deadline: float) -> None:
@@ -487,6 +527,7 @@ def tune(call: str, deadline: float) -> None:
 
 
 PARTS: dict[str, Callable[[str, float], None]] = {
+    "smoke": smoke,
     "test": test,
     "sanitize": sanitize,
     "bench": bench,
@@ -568,9 +609,10 @@ def main(arguments: Sequence[str]) -> int:
     if part:
         PARTS[part](call, deadline)
     else:
+        smoke(call, deadline)
         test(call, deadline - QUICK_SECONDS)
         bench(call, deadline, QUICK)
-    parts = [part] if part else ["test", "bench"]
+    parts = [part] if part else ["smoke", "test", "bench"]
     text, well = summary(parts, call)
     print(f"\n{torch.cuda.get_device_name()}, {time.time() - start:.0f} s\n{text}")
     if "bench" in parts:

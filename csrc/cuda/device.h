@@ -60,6 +60,15 @@ __device__ __forceinline__ uint32_t float_to_bits(float value) {
 #endif
 }
 
+// What other multiprocessors write meanwhile: their own first-level caches do not see it.
+__device__ __forceinline__ float latest(const float* at) {
+#ifdef DML_EMULATED
+  return *at;
+#else
+  return __ldcg(at);
+#endif
+}
+
 __device__ __forceinline__ float to_float(float value) {
   return value;
 }

@@ -82,13 +82,14 @@ __device__ __forceinline__ void arrive(Phases& phases) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&phases)) : "memory");
 }
 
-// At that of another block of the cluster.
+// At that of another block of the cluster. It shows that block nothing that was written: to be seen by all of
+// the cluster, stores of this thread to global memory would be waited for.
 __device__ __forceinline__ void arrive_at(Phases& phases, int rank) {
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
       "}" ::"r"(shared_address(&phases)),
       "r"(rank)
       : "memory");

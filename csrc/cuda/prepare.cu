@@ -39,7 +39,7 @@ __global__ void prepare_kernel(DML_ARGUMENT dml_side side, bool fast, const floa
   if (lane_of() != 0) return;
   side.norm[position] = norm;
   // of a number that is not negative the bits are in its order, those of NaN above all
-  if (!(norm <= *side.largest))
+  if (!(norm <= latest(side.largest)))
     atomicMax(reinterpret_cast<int*>(side.largest), int(float_to_bits(norm) & 0x7fffffffu));
 }
 

@@ -358,7 +358,7 @@ def largest_term(
         return 0.0
     bias = 0.0 if p.bias is None else p.bias
     largest = 0.0
-    for rows in p.rows.split(4096):
+    for rows in p.rows.split(1024):
         scores = rows @ r.T if score == "dot" else direct_distances(rows, r)
         largest = max(largest, float((scale * scores + (offset + margin) + bias).abs().max()))
     return largest

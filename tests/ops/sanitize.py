@@ -70,6 +70,14 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
         tiles = configs.TILES[90][configs.HALF] if device == "cuda" else configs.INTERPRETED
         p = problem(tiles.weights.block + n, None, 200, selves=True, per_class=4)
         yield case("lifted of several blocks of weights", solved, lifted, p.to(torch.bfloat16))
+    else:
+        for d in (64, 200) if device == "cuda" else ():  # several passes over the pairs
+            p = problem(2100, None, d, per_class=4).to(torch.bfloat16)
+            yield case(f"lifted of many rows {d}", solved, lifted, p)
+        shape = (300, 40_000) if device == "cuda" else (130, 700)
+        for d in (64, 200):  # a ring of tiles goes round, and several blocks share them
+            p = problem(*shape, d, selves=True, per_class=4).to(torch.bfloat16)
+            yield case(f"pair_reduce of many columns {d}", solved, pair_reduce, p, select="all")
     yield case("lifted without gradient", lambda: [lifted(beside.on(device), impl=impl)])
     for at, each in enumerate(pair_cases()):
         of = f"pair_reduce {at}: {each.select}, {each.columns}, {each.score}, {each.reduce}"

@@ -21,7 +21,9 @@ def matrices(n: int, m: int, d: int, turned: bool, device: str) -> tuple[torch.T
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (3, 70, 16), (130, 257, 24), (128, 512, 64)])
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(1, 1, 1), (1, 300, 16), (3, 70, 16), (130, 257, 24), (128, 512, 64)]
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_is_right(n, m, d, turned, device):
     a, b = matrices(n, m, d, turned, device)
