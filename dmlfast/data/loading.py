@@ -115,7 +115,8 @@ class RowBatches(TorchDataset[Batch]):
 class Loader:
     """Batches in a given order, made by other processes ahead of time.
 
-    It can be gone through again and again, with the same processes.
+    It can be gone through again and again, with the same processes, which end with a block that it
+    is the context of, or when nothing refers to it.
 
     Args:
         batches: by number; each is made in one process.
@@ -144,6 +145,15 @@ class Loader:
             persistent_workers=workers > 0,
             worker_init_fn=start_worker,
         )
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # an error that is under way refers to it, and who ignores SIGTERM is waited for at exit
+        iterator, self.loader._iterator = self.loader._iterator, None
+        if self.workers and iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:

@@ -181,7 +181,9 @@ class Trainer:
         """Trains to the last step, or to the end of the step in which a stop is requested."""
         with ExitStack() as stack:
             progress = stack.enter_context(self.progress(run)) if self.world.is_main else None
-            for wait_seconds, (images, labels) in timed(self.batches()):
+            stack.enter_context(self.eval_rows)
+            batches = stack.enter_context(self.batches())
+            for wait_seconds, (images, labels) in timed(batches):
                 lr = self.set_learning_rate()
                 loss, loss_seconds = self.train_step(images, labels)
                 self.step += 1

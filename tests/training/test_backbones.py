@@ -1,6 +1,7 @@
 """Runs with pictures, transforms, weights, frozen parts and learning rates of their own."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -130,6 +131,23 @@ def test_processes_and_a_cache_change_no_bit(tmp_path):
     cached = pictures_config(workers=2, cache_images=str(tmp_path / "cache"))
     assert weights(train(cached, tmp_path / "cached")) == weights(whole)
     assert len(list((tmp_path / "cache").iterdir())) == 2  # of each split one
+
+
+def test_an_error_ends_the_processes_that_make_images(tmp_path, monkeypatch):
+    """They ignore what would end them, and Python waits for them before it ends."""
+
+    def stop(trainer, *batch):
+        assert len(multiprocessing.active_children()) == 2
+        raise UserError("stopped")
+
+    monkeypatch.setattr(Trainer, "train_step", stop)
+    with pytest.raises(UserError, match="stopped") as kept:
+        train(pictures_config(workers=2), tmp_path / "run")
+    assert kept.tb is not None  # refers to all that was under way
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def test_stopping_and_going_on_gives_the_same_bits(tmp_path, monkeypatch):
