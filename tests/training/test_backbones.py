@@ -136,12 +136,11 @@ def test_processes_and_a_cache_change_no_bit(tmp_path):
 def test_an_error_ends_the_processes_that_make_images(tmp_path, monkeypatch):
     """They ignore what would end them, and Python waits for them before it ends."""
 
-    def stop(trainer, *batch):
-        assert len(multiprocessing.active_children()) == 2
-        raise UserError("stopped")
+    def unreadable(batches, step):
+        raise UserError("cannot read an image")
 
-    monkeypatch.setattr(Trainer, "train_step", stop)
-    with pytest.raises(UserError, match="stopped") as kept:
+    monkeypatch.setattr(StepBatches, "__getitem__", unreadable)
+    with pytest.raises(UserError, match="cannot read") as kept:
         train(pictures_config(workers=2), tmp_path / "run")
     assert kept.tb is not None  # refers to all that was under way
     left = multiprocessing.active_children()
