@@ -31,7 +31,7 @@ def hasten() -> None:
 
     @functools.cache
     def languages(fn) -> frozenset:
-        return frozenset(each for each in (tl, tl.core) if each in fn.__globals__.values())
+        return frozenset(each for each in fn.__globals__.values() if each is tl or each is tl.core)
 
     def patch_once(fn):
         if languages(fn) <= replaced:
