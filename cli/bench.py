@@ -125,7 +125,7 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
 )
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     help="Of all that is measured, on the CPU.  [default: as torch has it; with a GPU 1]",
 )
 @click.option(

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from dmlfast.ops import checks
+
 
 class PairLoss(torch.nn.Module):
     """A loss that is called the way the field calls losses, see :meth:`forward`.
@@ -52,6 +54,8 @@ class PairLoss(torch.nn.Module):
                 "indices_tuple: leave the miner out, or pass the rows to compare with as ref_emb "
                 "and ref_labels"
             )
+        checks.embeddings("embeddings", embeddings)
+        checks.is_tensor("labels", labels)
         device = embeddings.device
         labels = labels.to(device)
         ref_labels = None if ref_labels is None else ref_labels.to(device)

@@ -10,6 +10,7 @@ from torch import nn
 
 from dmlfast import ops
 from dmlfast.losses.diversity import NORM_AXES, AdversarialLoss, activation_loss, norm_loss
+from dmlfast.ops import checks
 from dmlfast.ops.boosted.settings import BOOSTINGS
 from dmlfast.ops.checks import choice, finite, whole_numbers
 from dmlfast.ops.pairs.reference import computed
@@ -137,7 +138,8 @@ class BIERLoss(nn.Module):
         if not (self.needs_features and applies and (self.training or features is not None)):
             return loss + self._idle()
         if features is None or weight is None:
-            raise ValueError("BIERLoss needs features and weight where it makes learners differ")
+            name = type(self).__name__
+            raise ValueError(f"{name} needs features and weight where it makes learners differ")
         if weight.shape != (sum(self.groups), features.shape[-1]) or features.dim() != 2:
             raise ValueError(
                 f"features must have shape (B, F) and weight ({sum(self.groups)}, F), not "
@@ -147,6 +149,8 @@ class BIERLoss(nn.Module):
 
     def metric_loss(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The boosted losses of all learners, ()."""
+        checks.embeddings("embeddings", embeddings)
+        checks.is_tensor("labels", labels)
         given = embeddings, labels.to(embeddings.device), self.groups
         boosting, impl = self.boosting, self.impl
         if self.base != "deviance":

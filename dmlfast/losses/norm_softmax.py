@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
+from dmlfast.ops import checks
 
 
 class NormSoftmaxLoss(nn.Module):
@@ -55,7 +56,9 @@ class NormSoftmaxLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        known = torch.arange(classes) if isinstance(classes, int) else classes.long().sort().values
+        known = _known(classes)
+        if embedding_dim < 1:
+            raise ValueError(f"embedding_dim must be at least 1, not {embedding_dim}")
         if not 0 < class_fraction <= 1:
             raise ValueError(f"class_fraction must be above 0 and at most 1, not {class_fraction}")
         if class_count is not None and class_count < 1:
@@ -95,7 +98,11 @@ class NormSoftmaxLoss(nn.Module):
             raise ValueError(
                 "NormSoftmaxLoss compares with classes and cannot honour indices_tuple"
             )
-        own = self._own(labels.to(embeddings.device))
+        checks.embeddings("embeddings", embeddings)
+        checks.is_tensor("labels", labels)
+        labels = labels.to(embeddings.device)
+        checks.labels("labels", labels, embeddings)
+        own = self._own(labels)
         if self.training and self.samples:
             drawn = self.draw(own)
             weight = nn.functional.embedding(drawn, self.weight, sparse=True)
@@ -137,6 +144,26 @@ class NormSoftmaxLoss(nn.Module):
         return torch.cat([batch, others]).sort().values
 
     def extra_repr(self) -> str:
-        size = f"{len(self.classes)}, {self.weight.shape[1]}"
-        sampled = f", sample_size={self.sample_size}" if self.samples else ""
-        return f"{size}, temperature={self.temperature}{sampled}, impl={self.impl!r}"
+        names = ["temperature"]
+        for name in ("cosine_margin", "angular_margin", "label_smoothing", "low_memory"):
+            names += [name] if getattr(self, name) else []
+        names += ["sample_size", "seed"] if self.samples else []
+        settings = [f"{name}={getattr(self, name)!r}" for name in (*names, "impl")]
+        return ", ".join([f"{len(self.classes)}, {self.weight.shape[1]}", *settings])
+
+
+def _known(classes: torch.Tensor | int) -> torch.Tensor:
+    """(C,) the labels there are, ascending."""
+    if isinstance(classes, int):
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, not {classes}")
+        return torch.arange(classes)
+    if not isinstance(classes, torch.Tensor) or classes.is_floating_point():
+        what = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
+        raise TypeError(f"classes must be their number or a tensor of integers, not {what}")
+    known = classes.long().sort().values
+    if known.dim() != 1 or not len(known):
+        raise ValueError(f"classes must have shape (C,) with C >= 1, not {tuple(classes.shape)}")
+    if (twice := known[1:][known[1:] == known[:-1]]).numel():
+        raise ValueError(f"classes must hold each label once, and {twice[0].item()} is there twice")
+    return known

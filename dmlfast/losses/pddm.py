@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
+from dmlfast.ops import checks
 from dmlfast.ops.checks import choice, finite
 from dmlfast.ops.pairs.reference import computed
 from dmlfast.ops.pddm.hinges import quadruplet_loss
@@ -133,6 +134,8 @@ class PDDMLoss(nn.Module):
             raise ValueError(
                 "PDDMLoss mines its quadruplets by itself and cannot honour indices_tuple"
             )
+        checks.embeddings("embeddings", embeddings)
+        checks.is_tensor("labels", labels)
         labels = labels.to(embeddings.device)
         if self.normalize_embeddings:
             embeddings = nn.functional.normalize(embeddings)

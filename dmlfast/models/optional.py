@@ -1,6 +1,7 @@
 """Imports of the libraries of the extra `models`, which are optional and slow to import."""
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 
@@ -13,7 +14,12 @@ _ops: list[torch.library.Library] = []  # what is defined here lives as long as 
 
 def import_timm() -> ModuleType:
     """The package timm; a `UserError` says how to install it where it is missing."""
-    import_torchvision()
+    try:
+        import_torchvision()
+    except UserError:
+        if importlib.util.find_spec("timm") is None:
+            _import("timm")  # of the two that are missing the one that was asked for
+        raise
     return _import("timm")
 
 

@@ -363,9 +363,8 @@ def _reading(path: str | Path) -> Iterator[h5py.File]:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged or cut short: {str(error).partition(' (')[0]}"
-        ) from error
+        reason = str(error.args[0] if isinstance(error, KeyError) else error).partition(" (")[0]
+        raise UserError(f"{path} is damaged or cut short: {reason}") from error
 
 
 def _read(

@@ -69,6 +69,12 @@ def build_sampler(config: TrainConfig, labels: np.ndarray) -> Sampler:
             f"the {config.loss} loss compares images of one class, and no batch would hold "
             f"two: {reason}"
         )
+    of_one_class = config.sampler == "balanced" and config.batch_size == config.images_per_class
+    if of_one_class and not compares_with_classes(config.loss):
+        raise UserError(
+            f"the {config.loss} loss compares images of several classes, and a batch would hold "
+            "one: batch-size must be twice images-per-class or more"
+        )
     return sampler
 
 

@@ -115,3 +115,41 @@ def test_what_is_drawn_depends_on_the_seed_and_goes_on_where_it_was():
 def test_a_sample_has_a_size(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         NormSoftmaxLoss(5, 6, **options)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "reason"),
+    [
+        ([1, 2], TypeError, "a tensor of integers, not list"),
+        (2.5, TypeError, "a tensor of integers, not float"),
+        (torch.tensor([0.0, 1.0]), TypeError, "a tensor of integers, not torch.float32"),
+        (0, ValueError, "at least 1, not 0"),
+        (torch.tensor([]).long(), ValueError, r"shape \(C,\) with C >= 1, not \(0,\)"),
+        (torch.tensor([5, 9, 5]), ValueError, "each label once, and 5 is there twice"),
+    ],
+)
+def test_classes_are_a_number_or_labels_each_once(classes, kind, reason):
+    with pytest.raises(kind, match=reason):
+        NormSoftmaxLoss(classes, 6)
+
+
+def test_an_embedding_has_components():
+    with pytest.raises(ValueError, match="embedding_dim must be at least 1, not 0"):
+        NormSoftmaxLoss(3, 0)
+
+
+def test_labels_are_integers():
+    loss, rows = NormSoftmaxLoss(3, 6), torch.zeros(2, 6)
+    with pytest.raises(TypeError, match=r"an integer dtype, not torch.float32"):
+        loss(rows, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\), not \(3,\)"):
+        loss(rows, torch.zeros(3).long())
+
+
+def test_it_prints_what_makes_it_another_loss():
+    assert repr(NormSoftmaxLoss(3, 6)) == "NormSoftmaxLoss(3, 6, temperature=0.05, impl='auto')"
+    other = NormSoftmaxLoss(3, 6, angular_margin=0.5, low_memory=True, class_count=2, seed=4)
+    assert repr(other) == (
+        "NormSoftmaxLoss(3, 6, temperature=0.05, angular_margin=0.5, low_memory=True, "
+        "sample_size=2, seed=4, impl='auto')"
+    )

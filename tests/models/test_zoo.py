@@ -1,6 +1,7 @@
 """Networks of timm and torchvision. Nothing here needs the network."""
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -162,17 +163,21 @@ def test_weights_that_cannot_be_had(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["timm", "torchvision"])
-def test_a_library_that_is_missing(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [("timm", {"timm"}), ("timm", {"timm", "torchvision"}), ("torchvision", {"torchvision"})],
+)
+def test_a_library_that_is_missing(name, absent, monkeypatch):
     real = importlib.import_module
 
     def missing(module, *args):
-        if module == name:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        if module in absent:
+            raise ModuleNotFoundError(f"No module named '{module}'", name=module)
         return real(module, *args)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    if name == "timm":
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    if absent == {"timm"}:
         monkeypatch.setattr(optional, "import_torchvision", lambda: None)
     with pytest.raises(UserError) as error:
         create_model(f"{name}/resnet18", 3)

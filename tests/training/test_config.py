@@ -61,6 +61,7 @@ def test_an_empty_yaml_gives_nothing(tmp_path):
         ("batch-size: null", "batch-size must be a whole number, not None"),
         ("batch-size: 0", "batch-size must be at least 1, not 0"),
         ("batch-size: 3\nbatch_size: 4", "'batch_size' is given twice"),
+        ("batch-size: 3\nbatch-size: 4", "'batch-size' is given twice"),
         ("lr: fast", "lr must be a number, not 'fast'"),
         ("lr: .nan", "lr must be finite, not nan"),
         ("lr: [1]", "lr must be a number, not [1]"),

@@ -320,6 +320,7 @@ def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkey
         ({"batch_size": 4000}, "a batch size of 4000 is more than the"),
         ({"batch_size": 13}, "13 is no multiple of images per class, 4"),
         ({"images_per_class": 1, "batch_size": 3}, "images-per-class must be at least 2"),
+        ({"images_per_class": 3, "batch_size": 3}, "would hold one: batch-size must be twice"),
         ({"val_fraction": 0.99}, "leaves no class to train on"),
         ({"sampler": "pair"}, "sampler must be balanced or pairs or hard-neighbours, not 'pair'"),
         ({"sampler": "pairs", "batch_size": 7}, "a multiple of 2, which 7 is not"),
