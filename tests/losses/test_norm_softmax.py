@@ -153,3 +153,16 @@ def test_it_prints_what_makes_it_another_loss():
         "NormSoftmaxLoss(3, 6, temperature=0.05, angular_margin=0.5, low_memory=True, "
         "sample_size=2, seed=4, impl='auto')"
     )
+
+
+@pytest.mark.parametrize("options", [{}, {"angular_margin": 0.5}, {"label_smoothing": 0.1}])
+def test_a_whole_graph_compiles(options):
+    loss = NormSoftmaxLoss(torch.tensor([7, 3, 9]), 6, **options)
+    rows, labels = (
+        torch.randn(5, 6, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 9, 9, 7, 3]),
+    )
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(rows, labels), loss(rows, labels))
+    with pytest.raises(ValueError, match="labels must be from 0 to 2"):
+        compiled(rows, torch.tensor([3, 9, 9, 7, 4]))
