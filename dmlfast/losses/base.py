@@ -46,7 +46,8 @@ class PairLoss(torch.nn.Module):
             self_index: (N,) the row of ``ref_emb`` that is row i itself, -1 for none.
 
         Raises:
-            ValueError: ``indices_tuple`` was given, or a shape is wrong.
+            TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
+                given.
         """
         if indices_tuple is not None:
             raise ValueError(

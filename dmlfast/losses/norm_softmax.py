@@ -92,7 +92,8 @@ class NormSoftmaxLoss(nn.Module):
             indices_tuple: must be None.
 
         Raises:
-            ValueError: a label is no class, ``indices_tuple`` was given, or a shape is wrong.
+            TypeError, ValueError: an argument has the wrong type or shape, a label is no class, or
+                ``indices_tuple`` was given.
         """
         if indices_tuple is not None:
             raise ValueError(

@@ -128,7 +128,8 @@ class PDDMLoss(nn.Module):
             indices_tuple: must be None.
 
         Raises:
-            ValueError: ``indices_tuple`` was given, or a shape is wrong.
+            TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
+                given.
         """
         if indices_tuple is not None:
             raise ValueError(
