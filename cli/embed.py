@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,7 @@ from dmlfast.training import (
 @click.option(
     "--checkpoint",
     type=click.Choice(["best", "last"]),
-    default="best",
-    show_default=True,
-    help="Checkpoint of the run to embed with.",
+    help="Checkpoint of the run to embed with.  [default: best]",
 )
 @click.option(
     "--split",
@@ -49,6 +48,9 @@ from dmlfast.training import (
     default="test",
     show_default=True,
     help="Split of the run's data set to embed.",
+)
+@click.option(
+    "--data-dir", metavar="DIR", help="Folder of the data set's files, if not where the run had it."
 )
 @click.option("--untrained", is_flag=True, help="Embed with the run's network before training.")
 @click.option("--raw-pixels", is_flag=True, help="Embed every image as its own pixels.")
@@ -93,8 +95,9 @@ from dmlfast.training import (
 def command(
     run: str | None,
     out: str,
-    checkpoint: str,
+    checkpoint: str | None,
     split: str,
+    data_dir: str | None,
     untrained: bool,
     raw_pixels: bool,
     normalize: bool,
@@ -120,6 +123,9 @@ def command(
     """
     if untrained and raw_pixels:
         raise click.UsageError("--untrained and --raw-pixels exclude each other")
+    if checkpoint and (untrained or raw_pixels):
+        baseline = "--untrained" if untrained else "--raw-pixels"
+        raise click.UsageError(f"{baseline} and --checkpoint exclude each other")
     if raw_pixels and (weighting or learner):
         raise click.UsageError("--raw-pixels has no learners")
     if weighting and learner:
@@ -131,11 +137,14 @@ def command(
     if (binary or float16) and layout != "features":
         name = "--binary" if binary else "--float16"
         raise click.UsageError(f"{name} is for --layout features; ann-benchmarks takes float32")
+    checkpoint = checkpoint or "best"
     place = resolve_device(device)
     folder = RunFolder(run) if run else newest_run()
     if not run:
         click.echo(f"embedding with the newest run, {folder}", err=True)
     config = folder.config
+    if data_dir is not None:
+        config = replace(config, data_dir=data_dir)
     refuse_existing(out, overwrite)  # before all images are decoded
     check_writable(out)
     dataset = load_split(config, split)
@@ -155,7 +164,12 @@ def command(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    attributes = {**source, **images_card(config, transform), "run": str(folder)}
+    attributes = {
+        **source,
+        **images_card(config, transform),
+        "run": str(folder),
+        "data_dir": config.with_absolute_folders().data_dir,
+    }
     if split == "test" and not (untrained or raw_pixels):
         changes = {
             "embeddings scaled to length 1": normalize,

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from dmlfast.errors import UserError
+from dmlfast.losses import takes
 from dmlfast.recipes import load_settings
 from dmlfast.training.config import (
     FIELDS,
@@ -18,6 +19,7 @@ from dmlfast.training.config import (
 )
 
 RECIPE = "recipe"
+OF_LEARNERS = ("learners", "groups", "weighting")  # settings of boosted losses
 CLICK_TYPES = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -103,7 +105,10 @@ def load_config_file(ctx: click.Context, param: click.Parameter, name: str | Non
 
 
 def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those settings that the command line or the configuration file gives."""
+    """Those settings that the command line or the configuration file gives.
+
+    What is typed and does nothing, as other settings are, is wrong usage.
+    """
     sources = {name: ctx.get_parameter_source(name) for name in FIELDS}
     given = {
         name: settings[name]
@@ -111,11 +116,10 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     }
     typed = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
-    for name, sampler in {"images_per_class": "balanced", "candidates": "hard-neighbours"}.items():
-        if name in typed and settings["sampler"] != sampler:
-            raise click.UsageError(
-                f"--{option_name(name)} is for sampler {sampler}, and this is {settings['sampler']}"
-            )
+    for name in typed:
+        _refuse_idle(name, settings)
+    if {"epochs", "max_steps"} <= typed:
+        raise click.UsageError("--epochs and --max-steps exclude each other")
     # What was typed wins over what a file says of the same thing in another setting.
     if "epochs" in typed and "max_steps" not in typed:
         given["max_steps"] = None
@@ -123,3 +127,15 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         given["milestones"] = ()
     defaults = ctx.default_map or {}
     return {**given, RECIPE: defaults[RECIPE]} if RECIPE in defaults else given
+
+
+def _refuse_idle(name: str, settings: dict[str, Any]) -> None:
+    other, value = FIELDS[name].metadata["only_with"] or (name, settings[name])
+    if settings[other] != value:
+        raise click.UsageError(
+            f"--{option_name(name)} is for {other} {value}, and this is {settings[other]}"
+        )
+    if name in OF_LEARNERS and not takes(settings["loss"], "groups"):
+        raise click.UsageError(
+            f"--{option_name(name)} is for boosted losses, and {settings['loss']} is none"
+        )

@@ -89,6 +89,8 @@ def command(
     """
     if [query, query_index, query_path].count(None) != 2:
         raise click.UsageError("give one of --query, --query-index and --query-path")
+    if invert and query is None:
+        raise click.UsageError("--invert is for the image file of --query")
     from dmlfast.retrieval import load_features
     from dmlfast.retrieval.images import embed_picture, image_source
 
@@ -119,12 +121,15 @@ def command(
 
 
 def find_row(features: "Features", index: int | None, path: str | None) -> int:
-    """The row of that index or that path; one that is not there raises a UserError."""
+    """The row of that index or that path; none, or several, raise a UserError."""
     if index is not None:
         if index < len(features):
             return index
         raise UserError(f"{features.source} has {len(features)} rows: there is no row {index}")
     if path in features.paths:
+        rows = features.paths.count(path)
+        if rows > 1:
+            raise UserError(f"{features.source} has {rows:,} rows with path '{path}': give an index")
         return features.paths.index(path)
     close = difflib.get_close_matches(path or "", features.paths, n=1)
     hint = f": did you mean '{close[0]}'?" if close else ""

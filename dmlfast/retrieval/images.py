@@ -107,6 +107,7 @@ def _data_set(features: Features, data_dir: str | None) -> list[AnyDataset]:
     name, split = features.attributes.get("dataset"), features.attributes.get("split")
     if not name or not split:
         raise UserError(f"{features.source} does not say which data set and split it is of")
+    data_dir = data_dir or features.attributes.get("data_dir")
     splits = [split] if split == "test" else ["train", "val"]
     options = parse_options(features.attributes.get("dataset_options"))
     return [create_dataset(str(name), part, data_dir, **options) for part in splits]

@@ -27,12 +27,13 @@ def setting(
     maximum: float = math.inf,
     below: float = math.inf,
     ascending: bool = False,
+    only_with: tuple[str, str] | None = None,
     resumable: bool = False,
 ) -> Any:
     """A field of a settings class: its default, what it means, and which values it takes.
 
-    `ascending` is for several numbers; `resumable` marks what may be another value when a run is
-    resumed.
+    `ascending` is for several numbers; `only_with` is another field and the value of it without
+    which this one does nothing; `resumable` marks what may be another value when a run is resumed.
     """
     return dataclasses.field(
         default=default,
@@ -44,6 +45,7 @@ def setting(
             "maximum": maximum,
             "below": below,
             "ascending": ascending,
+            "only_with": only_with,
             "resumable": resumable,
         },
     )
@@ -83,7 +85,11 @@ class TrainConfig:
         choices=SAMPLERS,
     )
     images_per_class: int = setting(
-        4, DATA, "Images of each class in a batch of sampler balanced.", minimum=1
+        4,
+        DATA,
+        "Images of each class in a batch of sampler balanced.",
+        minimum=1,
+        only_with=("sampler", "balanced"),
     )
     candidates: int = setting(
         4,
@@ -91,6 +97,7 @@ class TrainConfig:
         "Images that sampler hard-neighbours compares for each one that it takes.",
         minimum=1,
         maximum=10**6,
+        only_with=("sampler", "hard-neighbours"),
     )
     augment: bool = setting(True, DATA, "Vary the images: crop at random, mirror, jitter.")
     transform: str = setting(
@@ -209,7 +216,9 @@ class TrainConfig:
     optimizer: str = setting(
         "adamw", OPTIMISATION, "Optimiser, torch's own.", choices=("adamw", "sgd")
     )
-    momentum: float = setting(0.9, OPTIMISATION, "Momentum of SGD.", minimum=0, below=1)
+    momentum: float = setting(
+        0.9, OPTIMISATION, "Momentum of SGD.", minimum=0, below=1, only_with=("optimizer", "sgd")
+    )
     lr: float = setting(6e-3, OPTIMISATION, "Peak learning rate.", minimum=0, maximum=1000)
     loss_lr: float | None = setting(
         None,
@@ -273,7 +282,12 @@ class TrainConfig:
         ascending=True,
     )
     gamma: float = setting(
-        0.1, OPTIMISATION, "Factor of schedule step at each milestone.", minimum=0, maximum=1
+        0.1,
+        OPTIMISATION,
+        "Factor of schedule step at each milestone.",
+        minimum=0,
+        maximum=1,
+        only_with=("schedule", "step"),
     )
     seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0, maximum=2**63 - 1)
 
@@ -331,11 +345,21 @@ class TrainConfig:
         """Steps of the whole run."""
         return self.head_steps + (self.max_steps or self.epochs * steps_per_epoch)
 
+    def with_absolute_folders(self) -> "TrainConfig":
+        """The settings as they mean the same wherever they are read."""
+        return dataclasses.replace(
+            self, data_dir=_absolute(self.data_dir), cache_images=_absolute(self.cache_images)
+        )
+
     def to_yaml(self) -> str:
         """The settings as `-c` reads them."""
         lists = {"milestones": list(self.milestones), "groups": list(self.groups)}
         values = dataclasses.asdict(self) | lists
         return yaml.safe_dump({option_name(name): values[name] for name in values}, sort_keys=False)
+
+
+def _absolute(folder: str | None) -> str | None:
+    return None if folder is None else str(Path(folder).expanduser().absolute())
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,14 @@ from dmlfast.training.preparation import (
     model_arguments,
 )
 from dmlfast.training.progress import Progress
-from dmlfast.training.run_folder import Report, RunFolder, create_run, open_run, quiet
+from dmlfast.training.run_folder import (
+    Report,
+    RunFolder,
+    check_out,
+    create_run,
+    open_run,
+    quiet,
+)
 
 EVAL_BATCH_SIZE = 256
 RGB = 3  # channels of what transforms make
@@ -74,6 +81,7 @@ def train(
         UserError: for settings, files and folders that do not fit, and a loss that is not finite.
         Interrupted: after SIGINT or SIGTERM, when the checkpoint is written.
     """
+    config = config.with_absolute_folders()
     with join_world(config.device) as world:
         run, interruption = _train(
             world, config, out, resume, overwrite, report if world.is_main else quiet
@@ -94,17 +102,20 @@ def _train(
     """Trains as one of the processes, which share the network: it is gone before they part."""
     if resume:
         run = open_run(config, out)
-        trainer = Trainer(config, world)
-        trainer.resume(run, report)
-    else:
-        trainer = Trainer(config, world)
+    elif out is not None and world.is_main:
+        check_out(Path(out), overwrite)  # before images are read
+    trainer = Trainer(config, world)
+    if not resume:
         run = world.from_main(create_run(config, out, overwrite) if world.is_main else None)
-    if trainer.step >= trainer.total_steps:
-        report(f"{run} is finished: {trainer.step} steps are done, of {trainer.total_steps}")
-        return run, None
-    report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
-    with stop_on_signals() as stop:
-        return run, trainer.fit(run, stop)
+    with run.alone() if world.is_main else nullcontext():
+        if resume:
+            trainer.resume(run, report)
+        if trainer.step >= trainer.total_steps:
+            report(f"{run} is finished: {trainer.step} steps are done, of {trainer.total_steps}")
+            return run, None
+        report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
+        with stop_on_signals() as stop:
+            return run, trainer.fit(run, stop)
 
 
 class Trainer:
@@ -223,7 +234,7 @@ class Trainer:
         if evaluating or saving or self.step % config.log_interval == 0:
             progress.write_row(lr, metrics)
         if evaluating:
-            draw_curves(run)
+            draw_curves(run, self.dataset.closed_set)
         if saving:
             self.save(run)
 

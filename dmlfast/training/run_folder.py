@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import fcntl
 import io
 import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -64,6 +66,25 @@ class RunFolder:
         with atomic_write_path(self.args_path) as path:
             path.write_text(config.to_yaml(), encoding="utf-8")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps every other process from training into the folder or replacing it.
+
+        Raises a `UserError` where another one is at it. The lock ends with the process, however it
+        ends; a file system that has none goes without.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training into {self.path}") from None
+            except OSError:  # there are no locks
+                pass
+            yield
+        finally:
+            os.close(folder)
+
     def checkpoint(self, name: str = "best") -> Checkpoint:
         """The checkpoint that a link, `best` or `last`, points at."""
         if not self.args_path.is_file():
@@ -111,6 +132,8 @@ class RunFolder:
         """Points `last` and `best` at the checkpoints of these steps."""
         for name, step in (("last", last), ("best", best)):
             link, target = self.checkpoints_path / name, f"step-{step}"
+            if link.is_dir() and not link.is_symlink():  # copied as what it pointed at
+                remove_folder(link)
             if not link.is_symlink() or os.readlink(link) != target:
                 swap_link(link, target)
 
@@ -162,10 +185,11 @@ def create_run(config: TrainConfig, out: str | Path | None, overwrite: bool = Fa
     A folder that holds something raises a `UserError`, unless it is a run and `overwrite` is set.
     """
     path = Path(out) if out is not None else _unused_path(config)
+    check_out(path, overwrite)
     try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            _check_replaceable(path, overwrite)
-            remove_folder(path)
+        if _is_taken(path):
+            with RunFolder(path).alone():
+                remove_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
@@ -182,7 +206,14 @@ def _unused_path(config: TrainConfig) -> Path:
     return next(RUNS / name for name in names if not (RUNS / name).exists())
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> None:
+def _is_taken(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def check_out(path: Path, overwrite: bool) -> None:
+    """Raises the `UserError` of `create_run` for a path that it would not take."""
+    if not _is_taken(path):
+        return
     if path.is_symlink() or not path.is_dir():
         raise UserError(f"{path} is not a folder")
     if not RunFolder(path).args_path.is_file():

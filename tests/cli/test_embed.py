@@ -10,6 +10,7 @@ import pytest
 import torch
 from dmlfast.cli import embed as cli_embed
 from dmlfast.cli.main import main
+from PIL import Image
 
 from dmlfast.data import create_dataset, prepare_images
 from dmlfast.models import create_model, load_model
@@ -153,6 +154,8 @@ def test_baselines(run, tmp_path):
         ("--out f.h5 --split tst", 2, "'tst' is not one of"),
         ("--out f.h5 --checkpoint first", 2, "'first' is not one of"),
         ("--out f.h5 --untrained --raw-pixels", 2, "exclude each other"),
+        ("--out f.h5 --untrained --checkpoint last", 2, "--untrained and --checkpoint exclude"),
+        ("--out f.h5 --raw-pixels --checkpoint best", 2, "--raw-pixels and --checkpoint exclude"),
         ("--out f.h5 --batch-size 0", 2, "--batch-size"),
         ("--out f.h5 --binary --float16", 2, "--binary and --float16 exclude each other"),
         ("--out f.h5 --binary --normalize", 2, "--normalize changes no sign: leave it out"),
@@ -244,6 +247,39 @@ def test_pictures_become_images_as_in_training(tmp_path, capsys):
     pixels = tmp_path / "pixels.h5"
     assert embed(str(run), "--out", str(pixels), "--raw-pixels") == 0
     assert load_features(pixels).embeddings.shape == (len(dataset), 3 * 16 * 16)
+    capsys.readouterr()
+
+
+def test_pictures_are_found_from_any_folder_and_where_they_moved_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    numbers = np.random.default_rng(0)
+    for number in range(24):
+        folder = Path("pictures", f"class{number // 4}")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = numbers.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    config = dataclasses.replace(
+        CONFIG, dataset="folder", val_fraction=0, batch_size=8, max_steps=1
+    )
+    run = train(dataclasses.replace(config, data_dir="pictures", image_size=8), tmp_path / "run")
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert embed(str(run), "--out", "a.h5") == 0
+    assert load_features("a.h5").attributes["data_dir"] == str(tmp_path / "pictures")
+    draw = ["--query-index", "0", "--montage"]
+    assert main(["search", "a.h5", *draw, "a.png"]) == 0  # the file knows where its pictures are
+
+    (tmp_path / "pictures").rename(elsewhere / "moved")
+    assert embed(str(run), "--out", "b.h5") == 1
+    assert f"there is no {tmp_path / 'pictures'}" in capsys.readouterr().err
+    assert embed(str(run), "--out", "b.h5", "--data-dir", "moved") == 0
+    assert load_features("b.h5").attributes["data_dir"] == str(elsewhere / "moved")
+    embeddings = [load_features(file).embeddings for file in ("a.h5", "b.h5")]
+    np.testing.assert_array_equal(*embeddings)
+    assert main(["search", "a.h5", *draw, "b.png", "--data-dir", "moved"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     capsys.readouterr()
 
 

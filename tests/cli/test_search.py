@@ -172,6 +172,11 @@ def test_one_query_is_given(feats, capsys, arguments):
     assert "give one of --query, --query-index and --query-path" in capsys.readouterr().err
 
 
+def test_inversion_is_of_a_picture(feats, capsys):
+    assert main(["search", feats, "--query-index", "1", "--invert"]) == 2
+    assert "--invert is for the image file of --query" in capsys.readouterr().err
+
+
 def fails(arguments, capsys):
     assert main(["search", *arguments]) == 1
     output = capsys.readouterr()
@@ -184,6 +189,11 @@ def test_queries_that_cannot_be_made(tmp_path, feats, dataset, capsys):
     assert "has 100 rows: there is no row 100" in fails([feats, "--query-index", "100"], capsys)
     near = dataset.paths[0][:-1]
     assert f"no path '{near}': did you mean" in fails([feats, "--query-path", near], capsys)
+    twice = tmp_path / "twice.h5"
+    with FeatureWriter(twice, dimension=1) as writer:
+        writer.append(np.zeros((3, 1)), np.zeros(3, int), ["a", "b", "a"])
+    ambiguous = fails([str(twice), "--query-path", "a"], capsys)
+    assert ambiguous == f"Error: {twice} has 2 rows with path 'a': give an index\n"
     assert "cannot read" in fails([feats, "--query", str(tmp_path / "none.png")], capsys)
     (tmp_path / "text.png").write_text("hello")
     assert "is not an image" in fails([feats, "--query", str(tmp_path / "text.png")], capsys)

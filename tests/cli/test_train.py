@@ -106,6 +106,18 @@ def test_a_run_that_was_stopped_before_an_evaluation_claims_none(monkeypatch, ca
     assert "selected_on" not in load_features("f.h5").attributes
 
 
+def test_folders_mean_the_same_wherever_the_run_is_used(monkeypatch):
+    words = ["--data-dir", "data", "--cache-images", "~/cache"]
+    assert main([*TINY, *words, "--out", "a"]) == 0
+    config, here = RunFolder("a").config, Path.cwd()
+    assert config.data_dir == str(here / "data")
+    assert config.cache_images == str(Path.home() / "cache")
+    Path("below").mkdir()
+    monkeypatch.chdir("below")
+    assert main(["train", "--resume", "--out", "../a", "--max-steps", "8"]) == 0
+    assert RunFolder("../a").config.data_dir == str(here / "data")
+
+
 def test_epochs_that_are_typed_win_over_steps_from_a_file(capsys):
     Path("c.yaml").write_text("max-steps: 2\n")
     tiny = [word for word in TINY if word not in ("--max-steps", "6")]
@@ -142,6 +154,12 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--milestones 4,2 --schedule step", 2, "must be ascending whole numbers"),
         ("--milestones 4", 1, "milestones are for schedule step"),
         ("--sampler pairs --images-per-class 2", 2, "is for sampler balanced, and this is pairs"),
+        ("--momentum 0.5", 2, "--momentum is for optimizer sgd, and this is adamw"),
+        ("--gamma 0.5", 2, "--gamma is for schedule step, and this is cosine"),
+        ("--learners 2", 2, "--learners is for boosted losses, and lifted is none"),
+        ("--weighting released", 2, "--weighting is for boosted losses, and lifted is none"),
+        ("--groups 4,4", 2, "--groups is for boosted losses, and lifted is none"),
+        ("--epochs 3", 2, "--epochs and --max-steps exclude each other"),
         ("--candidates 2", 2, "--candidates is for sampler hard-neighbours, and this is balanced"),
         ("--loss triplet --loss-options mining", 1, "loss options are NAME=VALUE"),
         ("--lr nan", 2, "'--lr': must be finite, not nan"),

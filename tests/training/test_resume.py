@@ -164,6 +164,15 @@ def test_a_run_without_any_checkpoint_starts_again(finished, tmp_path):
     assert_same_run(tmp_path / "run", finished)
 
 
+def test_a_run_that_is_being_trained_is_left_alone(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished.path, out, symlinks=True)
+    before = contents(out)
+    with RunFolder(out).alone(), pytest.raises(UserError, match="another process is training"):
+        train(tiny_config(max_steps=10), out, resume=True)
+    assert contents(out) == before
+
+
 def test_a_longer_run_goes_on(tmp_path):
     run = train(tiny_config(), tmp_path / "run")
     train(tiny_config(max_steps=10), run.path, resume=True)

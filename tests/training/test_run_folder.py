@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import os
 import resource
+import shutil
 import signal
 
 import pytest
@@ -119,6 +122,41 @@ def test_what_is_there_is_kept_unless_it_is_a_run_to_overwrite(run, tmp_path):
     create_run(tiny_config(seed=1), run.path, overwrite=True)
     assert run.config.seed == 1
     assert not (run.path / "mine.txt").exists()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(run, tmp_path):
+    with run.alone():
+        with pytest.raises(UserError, match=r"another process is training into .*run"), run.alone():
+            pass
+        with pytest.raises(UserError, match="another process is training into"):
+            create_run(tiny_config(seed=1), run.path, overwrite=True)
+        with create_run(tiny_config(), tmp_path / "other").alone():
+            assert run.config.seed == 0
+    create_run(tiny_config(seed=1), run.path, overwrite=True)
+    assert run.config.seed == 1
+
+
+def test_a_file_system_without_locks_is_trained_on(run, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run.alone():
+        run.append_summary(row(1))
+    assert run.summary() == [row(1)]
+
+
+def test_links_that_were_copied_as_folders_become_links_again(run, tmp_path):
+    add_steps(run, 1, 2)
+    (run.step_folder(1) / "state.json").write_text("1")
+    run.link(1, 1)
+    copy = RunFolder(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    assert not (copy.checkpoints_path / "last").is_symlink()
+    copy.link(2, 1)
+    assert os.readlink(copy.checkpoints_path / "last") == "step-2"
+    assert (copy.checkpoints_path / "best" / "state.json").read_text() == "1"
+    assert sorted(os.listdir(copy.checkpoints_path)) == ["best", "last", "step-1", "step-2"]
 
 
 def test_an_empty_folder_is_taken(tmp_path):
