@@ -129,7 +129,9 @@ def find_row(features: "Features", index: int | None, path: str | None) -> int:
     if path in features.paths:
         rows = features.paths.count(path)
         if rows > 1:
-            raise UserError(f"{features.source} has {rows:,} rows with path '{path}': give an index")
+            raise UserError(
+                f"{features.source} has {rows:,} rows with path '{path}': give an index"
+            )
         return features.paths.index(path)
     close = difflib.get_close_matches(path or "", features.paths, n=1)
     hint = f": did you mean '{close[0]}'?" if close else ""

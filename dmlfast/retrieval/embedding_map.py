@@ -41,9 +41,8 @@ def draw_map(
     picture, draw = canvas(WIDTH, HEIGHT)
     title = f"Map of the embedding: {features.title}"
     total = len(np.unique(features.labels))
-    text = (
-        f"t-SNE of {len(rows):,} images of {len(shown):,} classes, of {total:,}; a colour a class"
-    )
+    of_all = f", of {total:,}" if len(shown) < total else ""
+    text = f"t-SNE of {len(rows):,} images of {len(shown):,} classes{of_all}; a colour a class"
     header(draw, MARGIN, WIDTH, (title, text))
     for row, point, colour in zip(rows, points, class_of, strict=True):
         if image_of is None:

@@ -1,11 +1,14 @@
 """Embeddings with what is known about each row."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
 from dmlfast.errors import UserError
 from dmlfast.models.checkpoint import TENSORS_FILE
@@ -16,6 +19,23 @@ from dmlfast.retrieval.pair_scorer import PairScorer
 DISTANCES = {"euclidean": "euclidean", "angular": "cosine", "hamming": "hamming"}
 ROLES = {"both": 0, "query": 1, "gallery": 2}
 RANKINGS = ("distance", "pddm")
+
+
+def to_numpy(array: ArrayLike | torch.Tensor) -> np.ndarray:
+    """The array, or a tensor's values on the CPU; bfloat16, which NumPy lacks, as float32."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    return np.asarray(array)
+
+
+# Fields that may be given as something else, and what makes them what they are.
+CONVERTED: dict[str, Callable[[Any], Any]] = {
+    "embeddings": to_numpy,
+    "labels": to_numpy,
+    "roles": to_numpy,
+    "paths": list,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +51,10 @@ class Features:
     their bits. source: the name that error messages call them by, such as their file's. scorer: the
     metric unit that was trained along with them, where there is one; sign bits have none.
 
-    Raises ValueError where these do not fit each other.
+    Arrays may be given as tensors, which are detached and brought to the CPU, bfloat16 as float32,
+    or as anything else that `numpy.asarray` takes.
+
+    Raises ValueError where these do not fit each other, or embeddings are not finite in float32.
     """
 
     embeddings: np.ndarray
@@ -44,7 +67,9 @@ class Features:
     scorer: PairScorer | None = None
 
     def __post_init__(self) -> None:
-        N = len(self.embeddings)
+        for name, convert in CONVERTED.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, convert(getattr(self, name)))
         if self.distance not in DISTANCES:
             raise ValueError(f"distance '{self.distance}' is none of {', '.join(DISTANCES)}")
         if self.binary:
@@ -53,6 +78,7 @@ class Features:
             raise ValueError(f"embeddings must be (N, D) floats, not {_describe(self.embeddings)}")
         if not self.embeddings.shape[1]:
             raise ValueError(f"embeddings {self.embeddings.shape} have no columns")
+        N = len(self.embeddings)
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be (N,) integers, not {_describe(self.labels)}")
         if len(self.labels) != N:
@@ -62,10 +88,14 @@ class Features:
         roles = np.zeros(N) if self.roles is None else self.roles
         if roles.shape != (N,) or not np.isin(roles, list(ROLES.values())).all():
             raise ValueError(f"role must be ({N},) integers, each 0, 1 or 2")
-        bad = np.flatnonzero(~np.isfinite(self.embeddings).all(axis=1))
+        with np.errstate(over="ignore"):  # told below; distances are given in float32
+            finite = np.isfinite(self.embeddings, signature="f->?", casting="unsafe")
+        bad = np.flatnonzero(~finite.all(axis=1))
         if len(bad):
             first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
-            raise ValueError(f"{len(bad)} of {N} embeddings hold NaN or infinity (rows {first})")
+            raise ValueError(
+                f"{len(bad)} of {N} embeddings hold NaN or infinity (rows {first}) as float32"
+            )
         if self.scorer is not None:
             check_scorer(self.scorer, self.dimension, self.binary)
 
@@ -183,6 +213,16 @@ class Features:
         attributes.pop("normalized", None)  # a length changes no sign
         bits = binarize(self.embeddings)
         return replace(self, embeddings=bits, attributes=attributes, scorer=None)
+
+
+def check_features(*sides: object) -> None:
+    """Raises TypeError for what is not `Features`."""
+    for side in sides:
+        if not isinstance(side, Features):
+            raise TypeError(
+                f"expected Features, not {type(side).__name__}: make them with"
+                " Features(embeddings, labels) or load_features(path)"
+            )
 
 
 def check_scorer(scorer: PairScorer, dimension: int, binary: bool) -> None:

@@ -55,14 +55,15 @@ def draw_montage(
     Who searches among whom, and by what, is as in `evaluate`. `image_of` gives the image of a path.
     Neighbours of the query's class have a green frame, others a red one and their class's name. The
     worst queries have the least average precision at R and among equals the nearest, so the surest,
-    neighbour; of a class only the worst is shown. `seed` draws the random ones.
+    neighbour; of a class only the worst is shown, and where none has anything wrong among the R
+    nearest, their heading says so. `seed` draws the random ones.
     """
     sides = match_sides(features, gallery, rank_by)
     scores = score_queries(features, sides, (1,))
     random = np.random.default_rng(seed).permutation(len(scores.queries))[:rows]
     blocks = {
         "Random queries": scores.queries[random],
-        "Worst queries, one a class": _worst(features, scores, rows),
+        _worst_heading(scores): _worst(features, scores, rows),
     }
     block_width = _row_width(neighbours)
     width = 2 * MARGIN + 2 * block_width + BLOCK_GAP
@@ -106,6 +107,12 @@ def _title(features: Features, sides: Sides, scores: Scores, rank_by: str) -> tu
         f" {len(sides.rows):,} images; green: the query's class, red: another"
     )
     return title, subtitle
+
+
+def _worst_heading(scores: Scores) -> str:
+    if len(scores.queries) and scores.average_precision.min() == 1:
+        return "Every query finds its whole class first"
+    return "Worst queries, one a class"
 
 
 def _worst(features: Features, scores: Scores, count: int) -> np.ndarray:

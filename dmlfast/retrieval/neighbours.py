@@ -38,12 +38,12 @@ def nearest_neighbours(
     queries: (Q, D), gallery: (M, D), finite floats; tensors are searched on the device of
     `queries`. exclude: (Q,) integers, for each query the row of the gallery that it is itself and
     that it must not find, or -1. distance: "euclidean", "cosine" (one minus the cosine; a zero
-    vector has distance 1 to every other), or "hamming", the number of bits that differ, for codes
-    (Q, W) and (M, W) uint8 as `binarize` packs them; or a `PairScorer`: a pair's distance is then
-    minus its score, which may be negative. backend: "torch", "faiss" (proposes candidates
-    in float32, and what it cannot settle goes to torch; counts bits exactly; knows no scores), or
-    "auto", which takes FAISS where it is installed and quicker. The result does not depend on the
-    backend.
+    vector has distance 1 to every other), also by the name that files have for it, "angular", or
+    "hamming", the number of bits that differ, for codes (Q, W) and (M, W) uint8 as `binarize` packs
+    them; or a `PairScorer`: a pair's distance is then minus its score, which may be negative.
+    backend: "torch", "faiss" (proposes candidates in float32, and what it cannot settle goes to
+    torch; counts bits exactly; knows no scores), or "auto", which takes FAISS where it is installed
+    and quicker. The result does not depend on the backend.
 
     Returns indices (Q, k) int64 and distances (Q, k) float32, nearest first. A distance is computed
     in float64 and rounded once, from the difference itself for near pairs, and a score in float32;
@@ -55,9 +55,11 @@ def nearest_neighbours(
     for and not there.
     """
     scorer = distance if isinstance(distance, PairScorer) else None
+    distance = "cosine" if distance == "angular" else distance
     if scorer is None and distance not in ("euclidean", "cosine", "hamming"):
         raise ValueError(
-            f"distance must be euclidean, cosine, hamming or a PairScorer, not '{distance}'"
+            "distance must be euclidean, cosine (or angular), hamming or a PairScorer, not"
+            f" '{distance}'"
         )
     if backend not in ("auto", "torch", "faiss"):
         raise ValueError(f"backend must be auto, torch or faiss, not '{backend}'")
@@ -71,7 +73,7 @@ def nearest_neighbours(
         raise ValueError(
             f"queries {tuple(x.shape)} and gallery {tuple(r.shape)} must be (Q, D) and (M, D)"
         )
-    r = r.to(x)
+    x, r = _alike(x, r)
     own = torch.full((len(x),), -1) if exclude is None else torch.as_tensor(exclude).long()
     if own.shape != (len(x),):
         raise ValueError(f"exclude must have shape ({len(x)},), not {tuple(own.shape)}")
@@ -95,10 +97,9 @@ def nearest_neighbours(
 def paired_distances(x: np.ndarray, y: np.ndarray, *, distance: str = "euclidean") -> np.ndarray:
     """The distance of each row of x (N, D) to the same row of y (N, D), (N,) float32.
 
-    As `nearest_neighbours` gives it; both are compared in the type of x, at least float32.
+    As `nearest_neighbours` gives it.
     """
-    left = _floats(x)
-    right = _floats(y).to(left)
+    left, right = _alike(_floats(x), _floats(y))
     if distance == "cosine":
         left, right = _directions(left), _directions(right)
     d2 = (left.double() - right.double()).square_().sum(1)
@@ -275,6 +276,12 @@ def _floats(array: Array) -> torch.Tensor:
     """float32, or float64 if it is that already."""
     tensor = torch.as_tensor(array).detach()
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _alike(x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the wider of their types, on the device of x."""
+    wider = torch.promote_types(x.dtype, r.dtype)
+    return x.to(wider), r.to(x.device, wider)
 
 
 def _codes(array: Array) -> torch.Tensor:

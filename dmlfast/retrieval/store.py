@@ -16,7 +16,13 @@ import dmlfast
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_write_path, write_error
 from dmlfast.retrieval.codes import binarize
-from dmlfast.retrieval.features import DISTANCES, Features, bit_attributes, check_scorer
+from dmlfast.retrieval.features import (
+    DISTANCES,
+    Features,
+    bit_attributes,
+    check_scorer,
+    to_numpy,
+)
 from dmlfast.retrieval.neighbours import nearest_neighbours
 from dmlfast.retrieval.pair_scorer import PairScorer
 
@@ -124,7 +130,7 @@ class FeatureWriter:
         path cannot be stored or the disk is full.
         """
         with np.errstate(over="ignore"):  # told below
-            block = _to_numpy(embeddings).astype(self.dtype, copy=False)
+            block = to_numpy(embeddings).astype(self.dtype, copy=False)
         if block.shape != (len(paths), self.dimension) or len(labels) != len(paths):
             raise ValueError(
                 f"embeddings {block.shape}, {len(labels)} labels and {len(paths)} paths"
@@ -144,7 +150,7 @@ class FeatureWriter:
             self._extend("codes", binarize(embeddings))
         else:
             self._extend("embeddings", block)
-        self._extend("labels", _to_numpy(labels))
+        self._extend("labels", to_numpy(labels))
         self._extend("paths", [_checked_path(path) for path in paths])
         if roles is not None:
             self._extend("role", roles)
@@ -176,11 +182,12 @@ class FeatureWriter:
 def load_features(path: str | Path) -> Features:
     """Reads an embedding file.
 
-    Expects /embeddings (N, D) float32 or float16, or where the distance is "hamming" /codes
-    (N, ceil(D / 8)) uint8, /labels (N,) integers and /paths (N,) strings; /role, /class_names and
-    the group /pddm of a metric unit may be there. Numbers may be of either byte order. Raises
-    UserError naming the file and what was expected where it is missing, no HDF5, damaged or of
-    another make, or holds an embedding or a weight that is empty or not finite.
+    Expects /embeddings (N, D) float32, float16 or float64, which they stay, or where the distance
+    is "hamming" /codes (N, ceil(D / 8)) uint8, /labels (N,) integers and /paths (N,) strings;
+    /role, /class_names and the group /pddm of a metric unit may be there. Numbers may be of either
+    byte order. Raises UserError naming the file and what was expected where it is missing, no HDF5,
+    damaged or of another make, or holds an embedding or a weight that is empty or not finite, in
+    float32 too.
     """
     with _reading(path) as file:
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
@@ -189,9 +196,8 @@ def load_features(path: str | Path) -> Features:
                 file, "codes", "(N, ceil(D / 8)) uint8", ndim=2, kinds="u", sizes=(1,)
             )
         else:
-            embeddings = _read(
-                file, "embeddings", "(N, D) float32 or float16", ndim=2, kinds="f", sizes=(2, 4)
-            )
+            expected = "(N, D) float32, float16 or float64"
+            embeddings = _read(file, "embeddings", expected, ndim=2, kinds="f", sizes=(2, 4, 8))
         labels = _read(file, "labels", "(N,) integers", ndim=1, kinds="iu")
         features = Features(
             embeddings,
@@ -328,13 +334,6 @@ def _read_scorer(file: h5py.File) -> PairScorer:
         )
     except ValueError as error:
         raise ValueError(f"/{UNIT}/{error}") from None
-
-
-def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        return (array.float() if array.is_floating_point() else array).numpy()
-    return np.asarray(array)
 
 
 def _checked_path(path: str) -> str:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -79,6 +80,72 @@ def test_what_is_not_defined_is_null_in_json_and_named_in_the_table(tmp_path, ca
     output = lines(capsys)
     assert "  recall at 1          n/a" in output
     assert output[-1] == "left out: 2 queries with nothing to find"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "where"),
+    [
+        (slice(1), [], ""),
+        (slice(1), ["--protocol", "vehicleid-reid"], ""),
+        (slice(1), ["--protocol", "zero-shot"], ""),
+        (slice(40), ["--gallery-feats"], " in {other}"),
+        (slice(40), ["--protocol", "knn", "--train-feats"], " in {other}"),
+        (slice(40), ["--train-feats"], None),
+    ],
+)
+def test_that_there_is_nothing_to_find_is_told(tmp_path, capsys, rows, words, where):
+    feats = write(tmp_path / "f.h5", rows)
+    other = write(tmp_path / "o.h5", slice(60), shift=-5)
+    others = [other for word in words if word.endswith("-feats")]
+    assert main(["eval", feats, *words, *others, "--json"]) == 0
+    output = capsys.readouterr()
+    told = f"nothing to rank: no query of {feats} has an image of its class to find"
+    expected = "" if where is None else told + where.format(other=other) + "\n"
+    assert output.err == expected
+    result = json.loads(output.out)
+    names = ("recall_at_1", "cmc_at_1", "hit_at_1", "top_1")
+    (value,) = [result[name] for name in names if name in result]
+    assert (value is None) == (where is not None)
+
+
+def test_k_beyond_the_gallery_is_the_whole_gallery(feats, capsys):
+    ks = ["--ks", "1,299,1000000000", "--no-clustering"]
+    result = result_of(capsys, feats, *ks)
+    assert result["recall_at_1"] < result["recall_at_299"] == result["recall_at_1000000000"] == 1
+    assert main(["eval", feats, *ks]) == 0
+    assert "  recall at 1000000000  100.00 %   100.00 % to 100.00 %" in lines(capsys)
+
+
+def test_paths_that_tell_no_image_from_another(tmp_path, feats, capsys):
+    same = tmp_path / "same.h5"
+    same.write_bytes(Path(feats).read_bytes())
+    with h5py.File(same, "r+") as file:
+        file["paths"][:] = ["x.png"] * 300
+    one, other = (result_of(capsys, path, "--no-clustering") for path in (feats, str(same)))
+    assert one["map_at_r"] == other["map_at_r"]  # by row
+    assert main(["eval", str(same), "--gallery-feats", str(same)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == (
+        f"Error: 300 images of {same} have the path 'x.png': which of them the query is itself"
+        " cannot be told\n"
+    )
+
+
+def test_a_file_of_float64(tmp_path, feats, capsys):
+    wide = tmp_path / "wide.h5"
+    with h5py.File(feats) as old, h5py.File(wide, "w") as file:
+        file["embeddings"] = old["embeddings"][:].astype(np.float64)
+        file["labels"], file["paths"] = old["labels"][:], old["paths"][:]
+    expected = result_of(capsys, feats)
+    result = result_of(capsys, str(wide))
+    assert (expected["bytes_per_image"], result["bytes_per_image"]) == (256, 512)
+    for name in ("recall_at_1", "map_at_r", "nmi", "intervals"):
+        assert result[name] == expected[name]
+    drawn = tmp_path / "map.png"
+    assert main(["eval", str(wide), "--binary", "--no-clustering", "--map", str(drawn)]) == 0
+    assert lines(capsys)[4].split() == ["float64", "binary"]
+    assert Image.open(drawn).size == (2000, 1600)
 
 
 def test_json_holds_nothing_but_json(tmp_path, capsys):

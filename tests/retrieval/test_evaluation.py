@@ -2,14 +2,23 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import normalized_mutual_info_score
 
 from dmlfast.errors import UserError
-from dmlfast.retrieval import Features, evaluate, nearest_neighbours
+from dmlfast.retrieval import (
+    Features,
+    evaluate,
+    evaluate_classification,
+    evaluate_identity_draws,
+    evaluate_zero_shot,
+    nearest_neighbours,
+)
 from dmlfast.retrieval.evaluation import ranking as ranking_module
 from dmlfast.retrieval.evaluation.clustering import (
     cluster,
@@ -166,6 +175,35 @@ def test_a_gallery_that_holds_the_queries_does_not_give_them_away():
     np.testing.assert_allclose(ranking(evaluate(queries, gallery)), expected, rtol=1e-12)
     unknown = Features(gallery.embeddings, gallery.labels, gallery.paths)
     assert evaluate(queries, unknown)["recall_at_1"] == 1
+
+
+def test_a_path_that_several_images_have_does_not_say_which_the_query_is():
+    queries = Features(np.zeros((2, 1)), [1, 2], ["a", "b"], source="q.h5")
+    gallery = Features(np.zeros((4, 1)), [1, 2, 1, 2], ["a", "b", "b", "c"], source="g.h5")
+    with pytest.raises(UserError, match=r"^2 images of g\.h5 have the path 'b': which of them"):
+        evaluate(queries, gallery, clustering=False)
+    unasked = Features(gallery.embeddings, gallery.labels, ["a", "b", "c", "c"])
+    assert evaluate(queries, unasked, clustering=False)["recall_at_2"] == 0.5
+    elsewhere = replace(gallery, attributes={"dataset": "shop"})
+    assert evaluate(queries, elsewhere, clustering=False)["recall_at_1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [evaluate, evaluate_zero_shot, evaluate_identity_draws, evaluate_classification],
+)
+def test_what_is_not_features_is_told_how_to_be_made(protocol):
+    features = blobs()
+    wrong = {"ndarray": features.embeddings, "Tensor": torch.zeros(3, 2), "str": "feats.h5"}
+    for name, first in wrong.items():
+        sides = [(first, features.labels), (first, features), (features, first)]
+        for given in [(first,)] if protocol is evaluate_identity_draws else sides:
+            with pytest.raises(TypeError) as caught:
+                protocol(*given)
+            assert str(caught.value) == (
+                f"expected Features, not {name}: make them with Features(embeddings, labels) or"
+                " load_features(path)"
+            )
 
 
 def test_an_image_with_another_label_in_the_gallery_is_no_image_to_find():

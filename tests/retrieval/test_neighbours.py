@@ -63,6 +63,15 @@ def test_cosine_agrees_with_brute_force(backend):
     np.testing.assert_allclose(distances[:, 0], 1 - cosines.max(axis=1), atol=1e-6)
 
 
+def test_angular_is_the_files_name_of_cosine():
+    queries, gallery = np.random.default_rng(1).normal(size=(2, 20, 3)).astype(np.float32)
+    expected = nearest_neighbours(queries, gallery, 20, distance="cosine")
+    found = nearest_neighbours(queries, gallery, 20, distance="angular")
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert 1 < found[1].max() <= 2
+
+
 def test_a_zero_vector_is_at_a_right_angle_to_all_others():
     gallery = np.array([[1, 0], [0, 0], [-1, 0]], dtype=np.float32)
     indices, distances = nearest_neighbours(gallery[:2], gallery, 3, distance="cosine")
@@ -174,6 +183,23 @@ def test_tensors_of_any_floating_type_and_stride(dtype):
     np.testing.assert_array_equal(distances, expected[1])
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_sides_of_two_types_are_compared_in_the_wider(distance):
+    rng = np.random.default_rng(0)
+    narrow, wide = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(30, 4))
+    wide[:15] = narrow[:15].astype(np.float64) * (1 + 1e-9)  # the same in float32
+    for queries, gallery in ((narrow, wide), (wide, narrow)):
+        found = nearest_neighbours(queries, gallery, 5, distance=distance)
+        both = queries.astype(np.float64), gallery.astype(np.float64)
+        expected = nearest_neighbours(*both, 5, distance=distance)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+        paired = neighbours.paired_distances(queries, gallery, distance=distance)
+        if distance == "euclidean":
+            assert (found[1][:15, 0] > 0).all()
+            np.testing.assert_allclose(paired[:15], found[1][:15, 0], rtol=1e-6)
+
+
 def test_faiss_is_chosen_for_large_galleries_and_changes_nothing(monkeypatch):
     x = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     expected = nearest_neighbours(x, x, 5, backend="torch")
@@ -210,7 +236,7 @@ def test_without_faiss_torch_searches(monkeypatch):
     ("change", "message"),
     [
         ({"k": 0}, "k must be at least 1"),
-        ({"distance": "manhattan"}, "distance must be"),
+        ({"distance": "manhattan"}, r"cosine \(or angular\), .* not 'manhattan'"),
         ({"backend": "magic"}, "backend must be"),
         ({"gallery": np.zeros((5, 4))}, r"queries \(5, 3\) and gallery \(5, 4\)"),
         ({"exclude": np.zeros(4)}, r"exclude must have shape \(5,\)"),

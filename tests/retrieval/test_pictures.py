@@ -4,7 +4,7 @@ from PIL import Image, ImageColor
 
 from dmlfast.data import create_dataset
 from dmlfast.errors import UserError
-from dmlfast.retrieval import Features, draw_map, draw_montage
+from dmlfast.retrieval import Features, draw_map, draw_montage, embedding_map, montage
 from dmlfast.retrieval.drawing import GREEN, RED, SCALE, readable, shortened, typeface
 from dmlfast.retrieval.images import image_source, open_picture
 from dmlfast.retrieval.montage import FRAME, TILE
@@ -75,6 +75,22 @@ def test_the_worst_queries_are_the_worst():
     assert asked[3] in "bc"
 
 
+@pytest.mark.parametrize(
+    ("labels", "heading"),
+    [
+        ([1, 1, 2, 2], "Worst queries, one a class"),  # 1 finds 2, as near as 0, only after it
+        ([1, 2, 1, 2], "Worst queries, one a class"),
+        ([1, 1, 1, 1], "Every query finds its whole class first"),
+        ([1, 2, 3, 4], "Worst queries, one a class"),  # none
+    ],
+)
+def test_the_worst_queries_are_called_so_where_something_is_wrong(monkeypatch, labels, heading):
+    headings = []
+    monkeypatch.setattr(montage, "_draw_heading", lambda *args: headings.append(args[2]))
+    draw_montage(line(labels), image_of=plain, rows=2, neighbours=2)
+    assert headings == ["Random queries", heading]
+
+
 def test_seeds_choose_the_random_queries(digits):
     image_of = image_source(digits)
     first, again, other = (
@@ -112,6 +128,20 @@ def test_a_map_shows_every_class_in_its_colour(digits, with_images):
     ink = (np.asarray(picture).min(axis=2) < 200).mean()
     assert 0.005 < ink < 0.3
     assert picture.tobytes() == draw_map(digits, image_of=image_of, seed=1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ([1, 1, 2, 2, 3, 3], "6 images of 3 classes; a colour a class"),
+        ([1, 1, 2, 2, 3], "4 images of 2 classes, of 3; a colour a class"),
+    ],
+)
+def test_a_map_says_of_how_many_classes_it_is_where_some_are_left_out(monkeypatch, labels, shown):
+    texts = []
+    monkeypatch.setattr(embedding_map, "header", lambda *args: texts.append(args[-1]))
+    draw_map(line(labels))
+    assert texts == [("Map of the embedding: features", f"t-SNE of {shown}")]
 
 
 def test_similar_images_are_neighbours_on_the_map(digits):

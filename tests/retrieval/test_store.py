@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dmlfast.errors import UserError
 from dmlfast.retrieval import (
     Features,
     FeatureWriter,
+    evaluate,
     export_ann_benchmarks,
     load_features,
     nearest_neighbours,
@@ -289,7 +291,7 @@ def with_plug_in(file):
 BROKEN = {
     "no embeddings": (
         lambda file: file.pop("embeddings"),
-        r"no dataset /embeddings, expected \(N, D\) float32 or float16",
+        r"no dataset /embeddings, expected \(N, D\) float32, float16 or float64",
     ),
     "no labels": (lambda file: file.pop("labels"), r"no dataset /labels, expected \(N,\) integers"),
     "no paths": (lambda file: file.pop("paths"), r"no dataset /paths, expected \(N,\) UTF-8"),
@@ -299,11 +301,15 @@ BROKEN = {
     ),
     "flat embeddings": (
         lambda file: replace(file, "embeddings", data=np.zeros(ROWS, np.float32)),
-        r"/embeddings must be \(N, D\) float32 or float16, not \(25,\) float32",
+        r"/embeddings must be \(N, D\) float32, float16 or float64, not \(25,\) float32",
     ),
-    "double embeddings": (
-        lambda file: replace(file, "embeddings", data=np.zeros((ROWS, 6))),
-        "not .* float64",
+    "complex embeddings": (
+        lambda file: replace(file, "embeddings", data=np.zeros((ROWS, 6), complex)),
+        "not .* complex128",
+    ),
+    "double embeddings beyond float32": (
+        lambda file: replace(file, "embeddings", data=np.full((ROWS, 6), 1e39)),
+        r"25 of 25 embeddings hold NaN or infinity \(rows 0, 1, 2, ...\) as float32",
     ),
     "whole embeddings": (
         lambda file: replace(file, "embeddings", data=np.zeros((ROWS, 6), int)),
@@ -418,6 +424,19 @@ def test_damage_never_raises_anything_else(tmp_path):
     assert int(done.stdout) > 300  # what describes the data has check sums
 
 
+@pytest.mark.parametrize("place", range(4))  # the root group, the embeddings, labels and paths
+def test_the_reason_of_damage_has_no_quotes(tmp_path, place):
+    path = write(tmp_path / "f.h5")
+    content = bytearray(path.read_bytes())
+    headers = [match.start() for match in re.finditer(b"OHDR", content)]
+    content[headers[place] + 8] ^= 1  # of an object's description, which has a check sum
+    path.write_bytes(content)
+    message = rf"^{re.escape(str(path))} is damaged or cut short: Unable to [a-z ]*open object$"
+    with pytest.raises(UserError, match=message) as caught:
+        load_features(path)
+    assert isinstance(caught.value.__cause__, KeyError)  # whose text is in quotes
+
+
 def test_a_read_only_file_in_a_read_only_folder_is_read(tmp_path):
     path = write(tmp_path / "f.h5")
     path.chmod(0o444)
@@ -455,6 +474,25 @@ def test_other_programs_may_write_text_as_bytes_and_numbers_in_another_order(tmp
     assert json.dumps(features.attributes)
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_other_programs_may_write_float64(tmp_path, order):
+    embeddings = np.random.default_rng(0).normal(size=(ROWS, 6))
+    embeddings[1] = embeddings[0] + 1e-12  # nothing in float32
+    _, labels, paths = example()
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["embeddings"] = embeddings.astype(f"{order}f8")
+        file["labels"], file["paths"] = labels, paths
+    features = load_features(tmp_path / "f.h5")
+    assert features.embeddings.dtype == np.dtype(np.float64)
+    np.testing.assert_array_equal(features.embeddings, embeddings)
+    assert features.bytes_per_image == 6 * 8
+    _, distances = nearest_neighbours(features.embeddings[:1], features.embeddings, 2)
+    np.testing.assert_allclose(distances, [[0, 1e-12 * 6**0.5]], rtol=1e-3)
+    export_ann_benchmarks(features, tmp_path / "f.hdf5", k=1)
+    with h5py.File(tmp_path / "f.hdf5") as file:
+        np.testing.assert_array_equal(file["train"][()], embeddings.astype(np.float32))
+
+
 def test_an_interrupt_while_hdf5_writes(tmp_path, monkeypatch):
     class Interrupted(io.FileIO):
         def write(self, data):
@@ -481,12 +519,39 @@ def test_an_interrupt_while_hdf5_writes(tmp_path, monkeypatch):
         ({"roles": np.array([0, 1, 3])}, "role must be"),
         ({"embeddings": np.array([[1.0], [np.nan], [2.0]])}, r"1 of 3 .* \(rows 1\)"),
         ({"attributes": {"distance": "odd"}}, "distance 'odd'"),
+        ({"embeddings": np.array([[1.0], [2.0], [-4e38]])}, r"1 of 3 .* \(rows 2\) as float32"),
+        ({"embeddings": 1.5}, r"embeddings must be \(N, D\) floats, not \(\) float64"),
+        ({"embeddings": [[1], [2], [3]]}, r"embeddings must be .* not \(3, 1\) int64"),
+        ({"embeddings": torch.zeros(3)}, r"embeddings must be .* not \(3,\) float32"),
+        ({"labels": ["a", "b", "c"]}, r"labels must be \(N,\) integers, not \(3,\) <U1"),
     ],
 )
 def test_features_that_do_not_fit_each_other(change, message):
     arguments = {"embeddings": np.zeros((3, 2)), "labels": np.zeros(3, int)} | change
     with pytest.raises(ValueError, match=message):
         Features(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "dtype"),
+    [
+        ([[0.5, 1], [2, 3], [4, 5]], np.float64),
+        (torch.tensor([[0.5, 1], [2, 3], [4, 5]], requires_grad=True), np.float32),
+        (torch.tensor([[0.5, 1], [2, 3], [4, 5]]).double(), np.float64),
+        (torch.tensor([[0.5, 1], [2, 3], [4, 5]]).half(), np.float16),
+        (torch.tensor([[0.5, 1], [2, 3], [4, 5]]).bfloat16(), np.float32),
+    ],
+)
+def test_features_of_tensors_and_lists(embeddings, dtype):
+    for make in (list, torch.tensor, np.array):
+        features = Features(embeddings, make([7, 7, 8]), np.array(["a", "b", "c"]), make([0, 1, 2]))
+        assert features.embeddings.tolist() == [[0.5, 1], [2, 3], [4, 5]]
+        assert features.embeddings.dtype == dtype
+        assert features.labels.tolist() == [7, 7, 8]
+        assert features.paths == ["a", "b", "c"]
+        assert features.rows_as("gallery").tolist() == [0, 2]
+        report = evaluate(features, clustering=False)
+        assert (report["queries"], report["lone_queries"], report["recall_at_1"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("roles", [None, np.arange(ROWS, dtype=np.uint8) % 3])

@@ -57,7 +57,8 @@ def evaluate_classification(
       ranked_by                     what was done
     A value that is not defined is nan.
 
-    Raises UserError where the two cannot be compared, or not so, ValueError for wrong arguments.
+    Raises UserError where the two cannot be compared, or not so, ValueError for wrong arguments,
+    TypeError for what is not `Features`.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not '{method}'")

@@ -7,7 +7,7 @@ import numpy as np
 
 from dmlfast.retrieval.evaluation.ranking import check_ks
 from dmlfast.retrieval.evaluation.summary import mean_and_deviation
-from dmlfast.retrieval.features import Features
+from dmlfast.retrieval.features import Features, check_features
 from dmlfast.retrieval.neighbours import nearest_neighbours
 from dmlfast.retrieval.pair_scorer import PairScorer
 
@@ -29,8 +29,10 @@ def evaluate_identity_draws(
     bytes_per_image, draws and seed. Equal distances are ordered by row. nan without queries.
     `rank_by` is as in `evaluate`.
 
-    Raises UserError where there is no unit to rank by, ValueError for wrong arguments.
+    Raises UserError where there is no unit to rank by, ValueError for wrong arguments, TypeError
+    for what is not `Features`.
     """
+    check_features(features)
     check_ks(ks)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")

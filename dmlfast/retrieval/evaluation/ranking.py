@@ -83,7 +83,7 @@ def evaluate(
     number of images, not with its square.
 
     Raises UserError where the two files cannot be compared, or hold no unit or two different ones
-    to rank by, ValueError for wrong arguments.
+    to rank by, ValueError for wrong arguments, TypeError for what is not `Features`.
     """
     check_ks(ks)
     if clustering_runs < 1:

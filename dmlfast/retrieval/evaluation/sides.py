@@ -1,11 +1,12 @@
 """Who is searched for among whom."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from dmlfast.errors import UserError
-from dmlfast.retrieval.features import Features
+from dmlfast.retrieval.features import Features, check_features
 from dmlfast.retrieval.pair_scorer import PairScorer
 
 # must agree where known
@@ -38,9 +39,11 @@ def match_sides(
     """Says which rows search among which, and where each query stands in the gallery itself.
 
     `rank_by` is as in `Features.ranking`. Raises UserError where the two cannot be compared, or not
-    by that.
+    by that, or a query's path is that of several rows of the gallery, TypeError for what is not
+    `Features`.
     """
     other = features if gallery is None else gallery
+    check_features(features, other)
     _check_comparable(features, other)
     ranking = _shared_ranking(features, other, rank_by)
     queries, rows = features.rows_as("query"), other.rows_as("gallery")
@@ -51,7 +54,10 @@ def match_sides(
         own = place[queries]
     elif gallery.paths and features.paths and _same_data_set(features, gallery):
         places = {gallery.paths[row]: place for place, row in enumerate(rows)}
-        own = np.array([places.get(features.paths[row], -1) for row in queries], dtype=np.int64)
+        paths = [features.paths[row] for row in queries]
+        if len(places) < len(rows):
+            _refuse_ambiguous(paths, gallery, rows)
+        own = np.array([places.get(path, -1) for path in paths], dtype=np.int64)
 
     labels = features.labels[queries]
     if not len(rows):
@@ -78,6 +84,17 @@ def _check_comparable(features: Features, gallery: Features) -> None:
         ours, theirs = features.attributes.get(name), gallery.attributes.get(name)
         if ours is not None and theirs is not None and ours != theirs:
             raise UserError(f"{both}: their {name} is {ours!s:.32} and {theirs!s:.32}")
+
+
+def _refuse_ambiguous(paths: list[str], gallery: Features, rows: np.ndarray) -> None:
+    """Refuses queries' paths that do not say which row of the gallery is the query itself."""
+    counts = Counter(gallery.paths[row] for row in rows)
+    for path in paths:
+        if counts[path] > 1:
+            raise UserError(
+                f"{counts[path]:,} images of {gallery.source} have the path '{path}': which of them"
+                " the query is itself cannot be told"
+            )
 
 
 def _shared_ranking(features: Features, gallery: Features, rank_by: str) -> str | PairScorer:

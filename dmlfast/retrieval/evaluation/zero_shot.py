@@ -38,7 +38,7 @@ def evaluate_zero_shot(
     dimension, bytes_per_image, seed, bootstrap, against. nan without queries.
 
     Raises UserError where the two files cannot be compared, or not so, ValueError for wrong
-    arguments.
+    arguments, TypeError for what is not `Features`.
     """
     check_ks(ks)
     if against not in CANDIDATES:
