@@ -92,7 +92,9 @@ def create_loss(name: str, **options: Any) -> torch.nn.Module:
     ``margin`` is an option of every loss: of the contrastive one it is that of negative pairs.
 
     Raises:
-        UserError: no loss has this name, or the loss takes no such option or value.
+        UserError: no loss has this name, or this one takes no such option or needs another, or a
+            value is of another kind.
+        TypeError, ValueError: the loss does not take a value.
     """
     loss = _find(name)
     margin = getattr(loss, "margin_argument", "margin")
@@ -105,7 +107,15 @@ def create_loss(name: str, **options: Any) -> torch.nn.Module:
         if option not in known:
             raise unknown_name(f"option of the {name} loss", option, known)
         _check_option(name, option, value, known[option].annotation)
+    if missing := [option for option in known if option not in options and _needed(known[option])]:
+        raise UserError(f"the {name} loss needs {' and '.join(missing)}")
     return loss(**options)
+
+
+def _needed(option: inspect.Parameter) -> bool:
+    """Whether a loss cannot be made without it."""
+    is_one = option.kind not in (option.VAR_POSITIONAL, option.VAR_KEYWORD)
+    return is_one and option.default is option.empty
 
 
 def _find(name: str) -> Callable[..., torch.nn.Module]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from dmlfast.ops import checks
+from dmlfast.ops import checks, dispatch
 
 
 class PairLoss(torch.nn.Module):
@@ -15,6 +15,9 @@ class PairLoss(torch.nn.Module):
     Args:
         normalize_embeddings: divide every row by its L2 norm first.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
+
+    Raises:
+        TypeError, ValueError: what a loss is made with has the wrong type or value.
     """
 
     settings: tuple[str, ...] = ()  # the attributes of a subclass that are printed
@@ -23,7 +26,7 @@ class PairLoss(torch.nn.Module):
     def __init__(self, *, normalize_embeddings: bool = False, impl: str = "auto") -> None:
         super().__init__()
         self.normalize_embeddings = normalize_embeddings
-        self.impl = impl
+        self.impl = dispatch.checked_impl(impl)
 
     def forward(
         self,
@@ -79,3 +82,20 @@ class PairLoss(torch.nn.Module):
     def extra_repr(self) -> str:
         names = (*self.settings, "normalize_embeddings", "impl")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+def refuse(
+    loss: torch.nn.Module, does: str, indices_tuple: Any, ref_emb: Any, ref_labels: Any
+) -> None:
+    """Refuses chosen pairs and columns of their own for a loss that has no use for them.
+
+    Args:
+        does: why, such as "compares with classes".
+
+    Raises:
+        ValueError: one of them is not None.
+    """
+    if indices_tuple is not None:
+        raise ValueError(f"{type(loss).__name__} {does} and cannot honour indices_tuple")
+    if ref_emb is not None or ref_labels is not None:
+        raise ValueError(f"{type(loss).__name__} {does} and takes no ref_emb")

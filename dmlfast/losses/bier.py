@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dmlfast import ops
+from dmlfast.losses.base import refuse
 from dmlfast.losses.diversity import NORM_AXES, AdversarialLoss, activation_loss, norm_loss
-from dmlfast.ops import checks
+from dmlfast.ops import checks, dispatch
 from dmlfast.ops.boosted.settings import BOOSTINGS
 from dmlfast.ops.checks import choice, finite, whole_numbers
 from dmlfast.ops.pairs.reference import computed
@@ -86,7 +87,7 @@ class BIERLoss(nn.Module):
         self.diversity_weight = finite("diversity_weight", diversity_weight)
         self.norm_weight = finite("norm_weight", norm_weight)
         self.stage = stage
-        self.impl = impl
+        self.impl = dispatch.checked_impl(impl)
         self.adversary = (
             AdversarialLoss(self.groups, norm_weight) if diversity == "adversarial" else None
         )
@@ -125,12 +126,10 @@ class BIERLoss(nn.Module):
             initializing: whether these are the steps of the head alone.
 
         Raises:
-            ValueError: what must be None was given, features are missing, or a shape is wrong.
+            TypeError, ValueError: what must be None was given, features are missing, or a type or
+                shape is wrong.
         """
-        if indices_tuple is not None:
-            raise ValueError("BIERLoss weighs every pair and cannot honour indices_tuple")
-        if ref_emb is not None or ref_labels is not None:
-            raise ValueError("BIERLoss compares a batch with itself and takes no ref_emb")
+        refuse(self, "weighs every pair of the batch", indices_tuple, ref_emb, ref_labels)
         alone = initializing and self.stage in ("init", "both")
         applies = self.stage == "both" or initializing == (self.stage == "init")
         # 0 has a graph: whatever made the embeddings has a gradient as in every step

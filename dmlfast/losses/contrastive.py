@@ -4,6 +4,7 @@ import torch
 
 from dmlfast import ops
 from dmlfast.losses.base import PairLoss
+from dmlfast.ops.contrastive.op import checked_settings
 
 
 class ContrastiveLoss(PairLoss):
@@ -33,10 +34,9 @@ class ContrastiveLoss(PairLoss):
         impl: str = "auto",
     ) -> None:
         super().__init__(normalize_embeddings=normalize_embeddings, impl=impl)
-        self.pos_margin = pos_margin
-        self.neg_margin = neg_margin
-        self.squared = squared
-        self.reduction = reduction
+        self.pos_margin, self.neg_margin, self.squared, self.reduction = checked_settings(
+            pos_margin, neg_margin, squared, reduction
+        )
 
     def compute(
         self,

@@ -72,8 +72,18 @@ class AdversarialLoss(nn.Module):
         )
 
     def forward(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(), of the learners' outputs (B, d_m), whose gradient is reversed."""
+        """(), of the learners' outputs (B, d_m), whose gradient is reversed.
+
+        Raises:
+            TypeError: the regressors have another dtype.
+        """
         total = outputs[0].new_zeros(())
+        dtype = next(self.parameters(), total).dtype
+        if dtype != total.dtype:
+            raise TypeError(
+                f"the regressors of this loss must be {total.dtype}, in which learners are "
+                f"compared, not {dtype}"
+            )
         found = combinations([_Reversed.apply(each) for each in outputs], 2)
         for regressor, (earlier, later) in zip(self.regressors, found, strict=True):
             total = total - _mean((earlier * regressor(later)).square())

@@ -8,6 +8,7 @@ import torch
 
 from dmlfast import ops
 from dmlfast.losses.base import PairLoss
+from dmlfast.ops.checks import finite
 
 
 class LiftedStructuredLoss(PairLoss):
@@ -27,7 +28,7 @@ class LiftedStructuredLoss(PairLoss):
         self, margin: float = 1.0, *, normalize_embeddings: bool = False, impl: str = "auto"
     ) -> None:
         super().__init__(normalize_embeddings=normalize_embeddings, impl=impl)
-        self.margin = margin
+        self.margin = finite("margin", margin)
 
     def compute(
         self,
@@ -68,7 +69,7 @@ class GeneralizedLiftedStructuredLoss(PairLoss):
         self, margin: float = 1.0, *, normalize_embeddings: bool = False, impl: str = "auto"
     ) -> None:
         super().__init__(normalize_embeddings=normalize_embeddings, impl=impl)
-        self.margin = margin
+        self.margin = finite("margin", margin)
 
     def compute(
         self,

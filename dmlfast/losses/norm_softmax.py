@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.ops import checks
+from dmlfast.losses.base import refuse
+from dmlfast.ops import checks, dispatch
+from dmlfast.ops.norm_softmax.op import checked_settings
 
 
 class NormSoftmaxLoss(nn.Module):
@@ -31,6 +33,9 @@ class NormSoftmaxLoss(nn.Module):
         low_memory: compute cosines twice rather than keep some.
         seed: of what is drawn.
         impl: "auto" or the name of a backend.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value.
 
     Attributes:
         weight: (C, D), one row a class, in the ascending order of `classes`.
@@ -57,20 +62,18 @@ class NormSoftmaxLoss(nn.Module):
     ) -> None:
         super().__init__()
         known = _known(classes)
-        if embedding_dim < 1:
-            raise ValueError(f"embedding_dim must be at least 1, not {embedding_dim}")
-        if not 0 < class_fraction <= 1:
+        embedding_dim = checks.whole_number("embedding_dim", embedding_dim, 1)
+        if not 0 < checks.finite("class_fraction", class_fraction) <= 1:
             raise ValueError(f"class_fraction must be above 0 and at most 1, not {class_fraction}")
-        if class_count is not None and class_count < 1:
-            raise ValueError(f"class_count must be at least 1, not {class_count}")
-        self.temperature = temperature
-        self.cosine_margin = cosine_margin
-        self.angular_margin = angular_margin
-        self.label_smoothing = label_smoothing
+        if class_count is not None:
+            class_count = checks.whole_number("class_count", class_count, 1)
+        self.temperature, self.cosine_margin, self.angular_margin, self.label_smoothing = (
+            checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
+        )
         self.sample_size = class_count or math.ceil(class_fraction * len(known))
         self.low_memory = low_memory
-        self.seed = seed
-        self.impl = impl
+        self.seed = checks.whole_number("seed", seed, 0)
+        self.impl = dispatch.checked_impl(impl)
         bound = embedding_dim**-0.5  # as the paper's code starts them
         self.weight = nn.Parameter(torch.empty(len(known), embedding_dim).uniform_(-bound, bound))
         self.register_buffer("classes", known)
@@ -82,23 +85,25 @@ class NormSoftmaxLoss(nn.Module):
         return self.sample_size < len(self.classes)
 
     def forward(
-        self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: Any = None
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss, (), a mean over the rows.
 
         Args:
             embeddings: (N, D); their lengths do not matter.
             labels: (N,) integers, each one of the classes.
-            indices_tuple: must be None.
+            indices_tuple, ref_emb, ref_labels: must be None.
 
         Raises:
             TypeError, ValueError: an argument has the wrong type or shape, a label is no class, or
-                ``indices_tuple`` was given.
+                what must be None was given.
         """
-        if indices_tuple is not None:
-            raise ValueError(
-                "NormSoftmaxLoss compares with classes and cannot honour indices_tuple"
-            )
+        refuse(self, "compares with classes", indices_tuple, ref_emb, ref_labels)
         checks.embeddings("embeddings", embeddings)
         checks.is_tensor("labels", labels)
         labels = labels.to(embeddings.device)
@@ -157,9 +162,7 @@ class NormSoftmaxLoss(nn.Module):
 def _known(classes: torch.Tensor | int) -> torch.Tensor:
     """(C,) the labels there are, ascending."""
     if isinstance(classes, int):
-        if classes < 1:
-            raise ValueError(f"classes must be at least 1, not {classes}")
-        return torch.arange(classes)
+        return torch.arange(checks.whole_number("classes", classes, 1))
     if not isinstance(classes, torch.Tensor) or classes.is_floating_point():
         what = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
         raise TypeError(f"classes must be their number or a tensor of integers, not {what}")

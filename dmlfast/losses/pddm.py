@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.ops import checks
-from dmlfast.ops.checks import choice, finite
+from dmlfast.losses.base import refuse
+from dmlfast.ops import checks, dispatch
+from dmlfast.ops.checks import choice, finite, whole_number
 from dmlfast.ops.pairs.reference import computed
 from dmlfast.ops.pddm.hinges import quadruplet_loss
+from dmlfast.ops.pddm.op import PER
 from dmlfast.ops.pddm.settings import Hinges
 
 FORMS = ("quadruplet", "triplet")
@@ -26,6 +28,9 @@ class PDDMUnit(nn.Module):
         hidden_dim: H, the width of all layers; D by default (the paper's is not known).
         normalize_inputs: divide |x - y| and (x + y) / 2 by their norms first.
 
+    Raises:
+        TypeError, ValueError: a dimension is no integer, or less than 1.
+
     Attributes:
         difference: linear layer D -> H on |x - y|.
         mean: linear layer D -> H on (x + y) / 2.
@@ -37,9 +42,8 @@ class PDDMUnit(nn.Module):
         self, embedding_dim: int, hidden_dim: int | None = None, *, normalize_inputs: bool = False
     ) -> None:
         super().__init__()
-        hidden = embedding_dim if hidden_dim is None else hidden_dim
-        if hidden < 1:
-            raise ValueError(f"hidden_dim must be at least 1, not {hidden}")
+        embedding_dim = whole_number("embedding_dim", embedding_dim, 1)
+        hidden = embedding_dim if hidden_dim is None else whole_number("hidden_dim", hidden_dim, 1)
         self.difference = nn.Linear(embedding_dim, hidden)
         self.mean = nn.Linear(embedding_dim, hidden)
         self.joint = nn.Linear(2 * hidden, hidden)
@@ -81,6 +85,9 @@ class PDDMLoss(nn.Module):
         normalize_inputs: see :class:`PDDMUnit`.
         impl: "auto" or the name of a backend.
 
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value.
+
     Attributes:
         unit: the :class:`PDDMUnit`, learned with the network.
     """
@@ -104,6 +111,7 @@ class PDDMLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
+        choice("per", per, PER)
         choice("form", form, FORMS)
         choice("mining", mining, MININGS)
         self.unit = PDDMUnit(embedding_dim, hidden_dim, normalize_inputs=normalize_inputs)
@@ -115,26 +123,28 @@ class PDDMLoss(nn.Module):
         self.form = form
         self.mining = mining
         self.normalize_embeddings = normalize_embeddings
-        self.impl = impl
+        self.impl = dispatch.checked_impl(impl)
 
     def forward(
-        self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: Any = None
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: Any = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss, ().
 
         Args:
             embeddings: (N, D).
             labels: (N,) integers; moved to the device of the embeddings.
-            indices_tuple: must be None.
+            indices_tuple, ref_emb, ref_labels: must be None.
 
         Raises:
-            TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
+            TypeError, ValueError: an argument has the wrong type or shape, or what must be None was
                 given.
         """
-        if indices_tuple is not None:
-            raise ValueError(
-                "PDDMLoss mines its quadruplets by itself and cannot honour indices_tuple"
-            )
+        refuse(self, "mines its quadruplets in the batch", indices_tuple, ref_emb, ref_labels)
         checks.embeddings("embeddings", embeddings)
         checks.is_tensor("labels", labels)
         labels = labels.to(embeddings.device)

@@ -4,6 +4,7 @@ import torch
 
 from dmlfast import ops
 from dmlfast.losses.base import PairLoss
+from dmlfast.ops.triplet.op import checked_settings
 
 
 class TripletLoss(PairLoss):
@@ -30,9 +31,7 @@ class TripletLoss(PairLoss):
         impl: str = "auto",
     ) -> None:
         super().__init__(normalize_embeddings=normalize_embeddings, impl=impl)
-        self.margin = margin
-        self.mining = mining
-        self.reduction = reduction
+        self.margin, self.mining, self.reduction = checked_settings(margin, mining, reduction)
 
     def compute(
         self,

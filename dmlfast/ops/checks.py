@@ -67,9 +67,22 @@ def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
 
 def finite(name: str, value: float) -> float:
     """The number as a float, neither NaN nor infinite."""
-    if not -math.inf < value < math.inf:
+    try:
+        is_finite = not isinstance(value, bool) and -math.inf < value < math.inf
+    except TypeError:  # no number compares with it
+        raise TypeError(f"{name} must be a finite number, not {value!r}") from None
+    if not is_finite:
         raise ValueError(f"{name} must be a finite number, not {value}")
     return float(value)
+
+
+def whole_number(name: str, value: int, least: int) -> int:
+    """The integer, ``least`` or above."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return int(value)
 
 
 def whole_numbers(name: str, values: Sequence[int]) -> list[int]:

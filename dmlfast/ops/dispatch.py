@@ -64,8 +64,19 @@ def available() -> tuple[str, ...]:
 def why_not(name: str) -> str | None:
     """None where backend ``name`` is usable, else the reason; ValueError for an unknown name."""
     if name not in BACKENDS:
-        raise ValueError(str(unknown_name("impl", name, ["auto", *BACKENDS])))
+        raise _unknown(name)
     return BACKENDS[name].why_not()
+
+
+def checked_impl(impl: str) -> str:
+    """The name of a backend, usable here or not, or "auto"; ValueError for an unknown one."""
+    if impl not in ("auto", *BACKENDS):
+        raise _unknown(impl)
+    return impl
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(str(unknown_name("impl", str(name), ["auto", *BACKENDS])))
 
 
 @torch.compiler.assume_constant_result

@@ -79,6 +79,21 @@ def test_a_margin_is_given_once():
         create_loss("contrastive", margin=1.0, neg_margin=2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "needed"),
+    [
+        ("norm-softmax", {}, "classes and embedding_dim"),
+        ("norm-softmax", {"classes": 3}, "embedding_dim"),
+        ("pddm", {"margin": 1.0}, "embedding_dim"),
+        ("bier", {}, "groups"),
+        ("a-bier", {}, "groups"),
+    ],
+)
+def test_what_a_loss_cannot_be_made_without_is_named(name, options, needed):
+    with pytest.raises(UserError, match=rf"^the {name} loss needs {needed}$"):
+        create_loss(name, **options)
+
+
 def test_a_loss_of_ones_own_can_be_registered(monkeypatch):
     monkeypatch.setattr("dmlfast.losses._LOSSES", dict(dmlfast.losses._LOSSES))
 
@@ -92,3 +107,11 @@ def test_a_loss_of_ones_own_can_be_registered(monkeypatch):
     assert create_loss("own", margin=3.0).margin == 3.0
     with pytest.raises(ValueError, match="there is a loss 'lifted' already"):
         register_loss("lifted", Own)
+
+
+def test_a_loss_of_ones_own_need_not_have_named_options(monkeypatch):
+    monkeypatch.setattr("dmlfast.losses._LOSSES", dict(dmlfast.losses._LOSSES))
+    register_loss("any", lambda size, *more, margin=1.0, **others: torch.nn.Linear(size, 1))
+    assert create_loss("any", size=2).weight.shape == (1, 2)
+    with pytest.raises(UserError, match=r"^the any loss needs size$"):
+        create_loss("any", margin=2.0)

@@ -43,6 +43,44 @@ def test_embeddings_are_a_floating_matrix(loss):
         loss(ROWS[0], LABELS)
 
 
+@pytest.mark.parametrize(
+    ("loss", "does"),
+    [
+        (NormSoftmaxLoss(2, 6), "compares with classes"),
+        (PDDMLoss(6), "mines its quadruplets in the batch"),
+        (BIERLoss([2, 4]), "weighs every pair of the batch"),
+        (ABIERLoss([2, 4]), "weighs every pair of the batch"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
+)
+def test_a_loss_without_columns_of_their_own_says_why(loss, does):
+    name = type(loss).__name__
+    for given in (
+        {"ref_emb": ROWS, "ref_labels": LABELS},
+        {"ref_emb": ROWS},
+        {"ref_labels": LABELS},
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} {does} and takes no ref_emb$"):
+            loss(ROWS, LABELS, **given)
+    with pytest.raises(ValueError, match=rf"^{name} {does} and cannot honour indices_tuple$"):
+        loss(ROWS, LABELS, (LABELS, LABELS, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights", "wanted"),
+    [
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+    ],
+)
+def test_regressors_are_in_the_dtype_that_learners_are_compared_in(dtype, weights, wanted):
+    loss = ABIERLoss([2, 4]).to(dtype)
+    others = {"features": torch.ones(4, 5), "weight": torch.ones(6, 5, dtype=weights)}
+    with pytest.raises(TypeError, match=rf"^the regressors .* be {wanted}, .* not {dtype}$"):
+        loss(ROWS, LABELS, **others)
+    loss.to(wanted)(ROWS, LABELS, **others)
+
+
 def test_the_adversarial_loss_asks_for_features_by_its_own_name():
     with pytest.raises(ValueError, match=r"^ABIERLoss needs features and weight"):
         ABIERLoss([2, 4])(ROWS, LABELS)

@@ -124,6 +124,7 @@ def test_a_sample_has_a_size(options):
         (2.5, TypeError, "a tensor of integers, not float"),
         (torch.tensor([0.0, 1.0]), TypeError, "a tensor of integers, not torch.float32"),
         (0, ValueError, "at least 1, not 0"),
+        (True, TypeError, "an integer, not True"),
         (torch.tensor([]).long(), ValueError, r"shape \(C,\) with C >= 1, not \(0,\)"),
         (torch.tensor([5, 9, 5]), ValueError, "each label once, and 5 is there twice"),
     ],

@@ -75,6 +75,11 @@ WRONG_REDUCTION = {
     ),
     "a number for column_bias": ({"column_bias": 0.5}, TypeError, "column_bias.*Tensor.*float"),
 }
+WRONG_LOSS |= {
+    "a margin that is a text": ({"margin": "a"}, TypeError, "^margin must be a finite.* not 'a'$"),
+    "no margin": ({"margin": None}, TypeError, "^margin must be a finite number, not None$"),
+    "a margin that is true": ({"margin": True}, ValueError, "^margin must be a finite.* not True$"),
+}
 CASES = [(ops.lifted_structured_loss, *case) for case in (WRONG | WRONG_LOSS).values()]
 CASES += [(ops.pair_reduce, *case) for case in (WRONG | WRONG_REDUCTION).values()]
 

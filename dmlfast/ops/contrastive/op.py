@@ -58,26 +58,29 @@ def contrastive_loss(
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
     checks.columns(embeddings, ref_emb, ref_labels, self_index)
-    margins = checks.finite("pos_margin", pos_margin), checks.finite("neg_margin", neg_margin)
-    checks.choice("reduction", reduction, REDUCTIONS)
+    settings = checked_settings(pos_margin, neg_margin, squared, reduction)
     return dispatch.call(
         "contrastive_loss",
         impl,
         embeddings,
         plain=reference.contrastive_loss,
         fused=_fused,
-        args=(
-            embeddings,
-            ref_emb,
-            labels,
-            ref_labels,
-            self_index,
-            *margins,
-            bool(squared),
-            reduction,
-        ),
+        args=(embeddings, ref_emb, labels, ref_labels, self_index, *settings),
         without=("cuda",),
     )
+
+
+def checked_settings(
+    pos_margin: float, neg_margin: float, squared: bool, reduction: str
+) -> tuple[float, float, bool, str]:
+    """The settings of a contrastive loss, as kernels take them.
+
+    Raises:
+        TypeError, ValueError: one of them is none that :func:`contrastive_loss` takes.
+    """
+    checks.choice("reduction", reduction, REDUCTIONS)
+    margins = checks.finite("pos_margin", pos_margin), checks.finite("neg_margin", neg_margin)
+    return *margins, bool(squared), reduction
 
 
 def _forward(

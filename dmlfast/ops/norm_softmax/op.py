@@ -74,18 +74,8 @@ def norm_softmax_loss(
     if not len(weight):
         raise ValueError("weight must have a row for each class, and has none")
     checks.choice("reduction", reduction, REDUCTIONS)
-    settings = Settings(
-        checks.finite("temperature", temperature),
-        checks.finite("cosine_margin", cosine_margin),
-        checks.finite("angular_margin", angular_margin),
-        checks.finite("label_smoothing", label_smoothing),
-        int(ignore_index),
-        bool(low_memory),
-    )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be from 0 to 1, not {label_smoothing}")
+    numbers = checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
+    settings = Settings(*numbers, int(ignore_index), bool(low_memory))
     return dispatch.call(
         "norm_softmax_loss",
         impl,
@@ -95,6 +85,27 @@ def norm_softmax_loss(
         args=(embeddings, weight, labels, settings, reduction),
         without=("cuda",),
     )
+
+
+def checked_settings(
+    temperature: float, cosine_margin: float, angular_margin: float, label_smoothing: float
+) -> tuple[float, float, float, float]:
+    """The numbers among the settings of a normalised softmax, as kernels take them.
+
+    Raises:
+        TypeError, ValueError: one of them is none that :func:`norm_softmax_loss` takes.
+    """
+    numbers = (
+        checks.finite("temperature", temperature),
+        checks.finite("cosine_margin", cosine_margin),
+        checks.finite("angular_margin", angular_margin),
+        checks.finite("label_smoothing", label_smoothing),
+    )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be from 0 to 1, not {label_smoothing}")
+    return numbers
 
 
 def _kernels(impl: str, rows: torch.Tensor) -> Any:

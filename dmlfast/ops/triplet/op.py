@@ -57,18 +57,27 @@ def triplet_loss(
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
     checks.columns(embeddings, ref_emb, ref_labels, self_index)
-    margin = checks.finite("margin", margin)
-    checks.choice("mining", mining, MININGS)
-    checks.choice("reduction", reduction, REDUCTIONS)
+    settings = checked_settings(margin, mining, reduction)
     return dispatch.call(
         "triplet_loss",
         impl,
         embeddings,
         plain=reference.triplet_loss,
         fused=_fused,
-        args=(embeddings, ref_emb, labels, ref_labels, self_index, margin, mining, reduction),
+        args=(embeddings, ref_emb, labels, ref_labels, self_index, *settings),
         without=("cuda",),
     )
+
+
+def checked_settings(margin: float, mining: str, reduction: str) -> tuple[float, str, str]:
+    """The settings of a triplet loss, as kernels take them.
+
+    Raises:
+        TypeError, ValueError: one of them is none that :func:`triplet_loss` takes.
+    """
+    checks.choice("mining", mining, MININGS)
+    checks.choice("reduction", reduction, REDUCTIONS)
+    return checks.finite("margin", margin), mining, reduction
 
 
 def _forward(rows: torch.Tensor, *rest: Any) -> Found:
