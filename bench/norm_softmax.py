@@ -10,6 +10,7 @@ from dmlfast.bench.sizes import CLASS_SIZES, Size
 from torch.func import functional_call
 
 from dmlfast import losses, ops
+from dmlfast.ops.norm_softmax.op import without
 
 SPREAD = 1.0  # length of the noise around the direction of a row's class, which has length 1
 SAMPLED = 0.1  # share of the classes
@@ -42,9 +43,15 @@ def memory(size: Size) -> float:
 
 def ours(impl: str) -> Competitor:
     """The op on one backend."""
-    competitor = dmlfast(ops.norm_softmax_loss, impl, without=("cuda",))
+    competitor = dmlfast(ops.norm_softmax_loss, impl)
+
+    def declines(device: str, dtype: torch.dtype) -> str | None:
+        if impl in without(torch.device(device), dtype, dtype, 1):
+            return "it has no kernels for it"
+        return competitor.declines(device, dtype)
+
     wanted = partial(logits, 4) if impl == "reference" else None
-    return Competitor(competitor.name, competitor.make, memory=wanted, declines=competitor.declines)
+    return Competitor(competitor.name, competitor.make, memory=wanted, declines=declines)
 
 
 def sampler(classes: int) -> losses.NormSoftmaxLoss:

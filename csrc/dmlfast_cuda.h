@@ -152,6 +152,37 @@ DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_si
                                    const struct dml_stats* xs, const struct dml_stats* rs, float* out,
                                    void* stream);
 
+// Whether there are kernels for the exponentials of a softmax of rows of this dtype and width, 1 or 0.
+DML_API int dml_cuda_exponentials_fit(int32_t dtype, int64_t d);
+
+// Lays out rows in tiles of 64, padded with zeros to whole tiles and to chunks of 128 bytes, as
+// dml_cuda_exponentials takes rows or classes, bfloat16. Chunks: a power of two.
+DML_API int dml_cuda_lay_out(const struct dml_rows*, int classes, int64_t padded, int32_t chunks, void* tiles,
+                             void* stream);
+
+// Rows against classes, and what is taken of each pair of them but a row with its own class: exp2(score *
+// by_row * by_class - shift).
+struct dml_exponentials {
+  const void *rows, *classes;  // laid out
+  int64_t n, padded;           // rows, and in whole bands of 128
+  int64_t m, padded_m;         // classes, and in whole tiles of 64
+  int32_t chunks;
+  const int64_t* labels;  // (n,), where the first class is `first`
+  int64_t first;
+  const float* by_row;    // (n,)
+  const float* by_class;  // (padded_m,)
+  const float* shift;     // (n,), or NULL for 0
+  float* sums;            // (parts, padded): logarithms of the sums over parts of the classes, or NULL
+  void* kept;             // bfloat16 (padded, pitch): exponentials times kept_by, 0 beyond m; or NULL
+  int64_t pitch;          // a multiple of 8
+  const float* kept_by;   // (padded_m,)
+  int32_t parts;          // of the classes, each worked on by itself
+};
+
+// running: sums of exponentials of any span, of which each row has the greatest taken from all; no shift, and
+// none is kept.
+DML_API int dml_cuda_exponentials(const struct dml_exponentials*, int running, void* stream);
+
 // 0 where the driver knows this runtime and the library has code for the GPU at hand, else a status.
 DML_API int dml_cuda_find_code(void);
 

@@ -47,9 +47,9 @@ class HopperColumns {
   __device__ __forceinline__ int group() const { return group_; }
 
   // Takes the rows of a band for the tiles that come next.
-  __device__ __forceinline__ void take(const dml_side& x, int band) {
+  __device__ __forceinline__ void take(const void* rows, int band) {
     const char* const tile =
-        static_cast<const char*>(x.rows) + (int64_t(band) * GROUPS + group_) * CHUNKS * TILE_CHUNK;
+        static_cast<const char*>(rows) + (int64_t(band) * GROUPS + group_) * CHUNKS * TILE_CHUNK;
     const int row = warp_of() % GROUP * WARP_ROWS;
 #pragma unroll
     for (int step = 0; step < CHUNKS * 4; step++)
@@ -146,7 +146,8 @@ class HopperColumns {
 template <int CHUNKS, int SHARING>
 class Fetcher {
  public:
-  __device__ __forceinline__ Fetcher(Stages<CHUNKS>& stages, const dml_side& r) : stages_(stages), r_(r) {}
+  __device__ __forceinline__ Fetcher(Stages<CHUNKS>& stages, const void* columns)
+      : stages_(stages), columns_(static_cast<const char*>(columns)) {}
 
   __device__ __forceinline__ void operator()(const Tiles& tiles) {
     constexpr int BYTES = CHUNKS * TILE_CHUNK, PART = BYTES / SHARING, STAGES = Stages<CHUNKS>::COUNT;
@@ -156,7 +157,7 @@ class Fetcher {
       await(stages_.empty[stage], count_ / STAGES % 2 ^ 1);
       arrive_expecting(stages_.full[stage], BYTES);
       char* const to = stages_.tiles[stage] + part;
-      const char* const from = static_cast<const char*>(r_.rows) + int64_t(tile) * BYTES + part;
+      const char* const from = columns_ + int64_t(tile) * BYTES + part;
       if constexpr (SHARING > 1)
         copy_to_all(to, from, PART, stages_.full[stage], SHARING);
       else
@@ -172,14 +173,14 @@ class Fetcher {
 
  private:
   Stages<CHUNKS>& stages_;
-  const dml_side& r_;
+  const char* const columns_;
   int count_ = 0;
 };
 
 // Calls work(columns) in the threads of the groups, and fetch(fetcher) in one of the other warps, which
-// fetches the tiles.
+// fetches tiles of prepared columns.
 template <int CHUNKS, int SHARING = 1, class Fetch, class Work>
-__device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, const Fetch& fetch,
+__device__ __forceinline__ void with_columns(const void* columns, int tiles, const Fetch& fetch,
                                              const Work& work) {
   auto& stages = *reinterpret_cast<Stages<CHUNKS>*>(shared_memory());
   if (threadIdx.x == 0) {
@@ -192,25 +193,25 @@ __device__ __forceinline__ void with_columns(const Pairs& pairs, int tiles, cons
   if (warp_of() >= GROUPS * GROUP) {
     leave_registers<24>();
     if (threadIdx.x != GROUPS * GROUP * WARP) return;
-    Fetcher<CHUNKS, SHARING> fetcher(stages, pairs.r);
+    Fetcher<CHUNKS, SHARING> fetcher(stages, columns);
     fetch(fetcher);
     if constexpr (SHARING > 1) fetcher.end();
   } else {
     take_registers<240>();
-    HopperColumns<CHUNKS, SHARING> columns(stages, tiles);
-    work(columns);
+    HopperColumns<CHUNKS, SHARING> fetched(stages, tiles);
+    work(fetched);
   }
 }
 
-// The same for a band.
+// The same for a band of prepared rows.
 template <int CHUNKS, int SHARING = 1, class Work>
-__device__ __forceinline__ void with_columns(const Pairs& pairs, int band, const Tiles& tiles,
-                                             const Work& work) {
+__device__ __forceinline__ void with_columns(const void* rows, const void* columns, int band,
+                                             const Tiles& tiles, const Work& work) {
   with_columns<CHUNKS, SHARING>(
-      pairs, tiles.end - tiles.first, [&](auto& fetch) { fetch(tiles); },
-      [&](auto& columns) {
-        columns.take(pairs.x, band);
-        work(columns);
+      columns, tiles.end - tiles.first, [&](auto& fetch) { fetch(tiles); },
+      [&](auto& fetched) {
+        fetched.take(rows, band);
+        work(fetched);
       });
 }
 #endif

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
 #ifdef DML_HOPPER
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
   out += int64_t(blockIdx.y) * pairs.x.given.n * pairs.x.given.d;
-  with_columns<CHUNKS>(pairs, blockIdx.x, tiles, [&](auto& columns) {
+  with_columns<CHUNKS>(pairs.x.rows, pairs.r.rows, blockIdx.x, tiles, [&](auto& columns) {
     Gradient<bfloat16, CHUNKS> gradient(pairs, weights);
     gradient.run(columns, tiles, out);
     gradient.write(out, scale);

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
 #ifdef DML_HOPPER
   if (far_only && Reach(pairs).is_short()) return;
   const Tiles tiles(pairs, pairs.task.select, blockIdx.x, blockIdx.y, gridDim.y);
-  with_columns<CHUNKS>(pairs, blockIdx.x, tiles,
+  with_columns<CHUNKS>(pairs.x.rows, pairs.r.rows, blockIdx.x, tiles,
                        [&](auto& columns) { reduce_band(pairs, columns, tiles, tops, totals); });
 #else
   __trap();
@@ -26,13 +26,13 @@ __global__ void __launch_bounds__(BLOCK, 1) triangle_sm90_kernel(DML_ARGUMENT Pa
   const Triangle triangle(pairs);
   auto* const sums = reinterpret_cast<Sums<GROUP>*>(shared_memory() + sizeof(Stages<CHUNKS>));
   with_columns<CHUNKS>(
-      pairs, int(triangle.end - triangle.first),
+      pairs.r.rows, int(triangle.end - triangle.first),
       [&](auto& fetch) { triangle.each_run([&](int, const Tiles& tiles) { fetch(tiles); }); },
       [&](auto& columns) {
         const int group = columns.group();
         float* const slot = slots + (int64_t(blockIdx.x) * GROUPS + group) * pairs.x.padded;
         triangle.each_run([&](int band, const Tiles& tiles) {
-          columns.take(pairs.x, band);
+          columns.take(pairs.x.rows, band);
           add_run<GROUP>(pairs, columns, band, tiles, reach.high, sums[group], slot,
                          [&] { meet(1 + GROUPS + group, GROUP * WARP); });
         });

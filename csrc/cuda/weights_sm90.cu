@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
   const int band = block.band + of_block, part = block.part + blockIdx.y, splits = pairs.task.splits;
   const int first = Tiles(pairs, DML_ALL, band, block.part, splits).first;
   const Tiles tiles(pairs, DML_ALL, band, part, splits);
-  with_columns<CHUNKS, SHARING>(pairs, band, tiles, [&](auto& columns) {
+  with_columns<CHUNKS, SHARING>(pairs.x.rows, pairs.r.rows, band, tiles, [&](auto& columns) {
     RowWeights<false> rows(pairs, weights, band);
     const int row = of_block * BAND + warp_of() * WARP_ROWS;
     bool near = false;
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(BLOCK, 1)
   each_part([&](const Tiles& tiles) { count += tiles.end - tiles.first; });
   if (!count) return;
   with_columns<CHUNKS>(
-      pairs, count, [&](auto& fetch) { each_part([&](const Tiles& tiles) { fetch(tiles); }); },
+      pairs.r.rows, count, [&](auto& fetch) { each_part([&](const Tiles& tiles) { fetch(tiles); }); },
       [&](auto& columns) {
-        columns.take(pairs.x, band);
+        columns.take(pairs.x.rows, band);
         RowWeights<false> rows(pairs, weights, band);
         const float factor = scale();
         each_part([&](const Tiles& tiles) {

@@ -86,7 +86,7 @@ def _choose(
     wanted = (os.environ.get("DMLFAST_IMPL") or "auto") if impl == "auto" else impl
     if wanted != "auto":
         reason = why_not(wanted) or BACKENDS[wanted].declines(device, dtype)
-        if wanted in without:
+        if not reason and wanted in without:
             reason = "it has no kernels for it"
         if reason:
             source = "DMLFAST_IMPL" if impl == "auto" else "impl"

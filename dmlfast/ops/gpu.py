@@ -94,10 +94,10 @@ def on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function(rows, ...)`` with the GPU of the rows as the current one, where kernels start."""
 
     @functools.wraps(function)
-    def call(rows: torch.Tensor, *args: Any) -> Any:
+    def call(rows: torch.Tensor, *args: Any, **options: Any) -> Any:
         if rows.device.type != "cuda":
-            return function(rows, *args)
+            return function(rows, *args, **options)
         with torch.cuda.device(rows.device):
-            return function(rows, *args)
+            return function(rows, *args, **options)
 
     return call

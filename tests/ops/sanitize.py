@@ -82,7 +82,12 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
     for at, each in enumerate(pair_cases()):
         of = f"pair_reduce {at}: {each.select}, {each.columns}, {each.score}, {each.reduce}"
         yield case(of, solved, pair_reduce, each.problem(n, m), **each.options)
+    softmaxes = {}, {"low_memory": True}, {"temperature": 0.01}
     if impl == "cuda":
+        fits = library.exponentials_fit(torch.device(device), torch.bfloat16, 24)
+        for options in softmaxes if fits else ():
+            rest = device, n, 6 * m, torch.bfloat16, options, impl
+            yield case(f"norm_softmax {options} bfloat16", softmax, *rest)
         return
     for columns in (None, m):
         p, shape = problem(n, columns, 24, selves=True, per_class=4), f"{n}x{columns or n}"
@@ -90,10 +95,9 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
         for mining in ("all", "semihard", "hardest"):
             yield case(f"triplet {mining} {shape}", solved, triplet, p, mining=mining)
     for dtype in DTYPES:
-        for options in ({}, {"low_memory": True}, {"temperature": 0.01}):
-            yield case(
-                f"norm_softmax {options} {short(dtype)}", softmax, device, n, m, dtype, options
-            )
+        for options in softmaxes:
+            rest = device, n, m, dtype, options, impl
+            yield case(f"norm_softmax {options} {short(dtype)}", softmax, *rest)
         for width in (24, 200):
             yield case(
                 f"pddm_scores {width} {short(dtype)}", unit_scores, device, n, m, dtype, width
@@ -110,7 +114,9 @@ def alternating(lists: Iterable[list[Case]]) -> list[Case]:
     return [case for turn in turns for case in turn if case is not None]
 
 
-def softmax(device: str, n: int, classes: int, dtype: torch.dtype, options: dict) -> Tensors:
+def softmax(
+    device: str, n: int, classes: int, dtype: torch.dtype, options: dict, impl: str
+) -> Tensors:
     """The normalised softmax of n rows, and its gradients."""
     random = torch.Generator().manual_seed(0)
     rows, weight = (
@@ -118,7 +124,7 @@ def softmax(device: str, n: int, classes: int, dtype: torch.dtype, options: dict
         for count in (n, classes)
     )
     labels = torch.randint(0, classes, (n,), generator=random).to(device)
-    loss = norm_softmax_loss(rows, labels, weight, impl="triton", **options)
+    loss = norm_softmax_loss(rows, labels, weight, impl=impl, **options)
     return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
 
 

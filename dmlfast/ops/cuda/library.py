@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ KERNELS: dict[str, list[Any]] = {
     "dml_cuda_finish": [*[_P] * 6, _LONG, _FLOAT, *[_P] * 2],
     "dml_cuda_near": [*[_P] * 6, _FLOAT, _INT, _P, _FLOAT, *[_P] * 2],
     "dml_cuda_bias_gradient": [_P] * 6,
+    "dml_cuda_lay_out": [_P, _INT, _LONG, ctypes.c_int32, _P],
+    "dml_cuda_exponentials": [_P, _INT],
     "dml_cuda_lifted_one_pass": [*[_P] * 2, _FLOAT, *[_P] * 3],
 }
 
@@ -80,10 +83,20 @@ def library() -> ctypes.CDLL:
     found.dml_cuda_one_pass_scratch.restype = _LONG
     found.dml_cuda_reduce_slots.argtypes = [_P] * 3
     found.dml_cuda_weights_fit.argtypes = [_P] * 3
+    found.dml_cuda_exponentials_fit.argtypes = [ctypes.c_int32, _LONG]
     found.dml_cuda_find_code.argtypes = []
     found.dml_cuda_error.argtypes = [ctypes.c_int]
     found.dml_cuda_error.restype = ctypes.c_char_p
     return found
+
+
+@cache
+def exponentials_fit(device: torch.device, dtype: torch.dtype, d: int) -> bool:
+    """Whether a device has kernels for the exponentials of a softmax of such rows."""
+    if why_no_library():
+        return False
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return bool(library().dml_cuda_exponentials_fit(DTYPES[dtype], d))
 
 
 def launch(op: str, name: str, rows: torch.Tensor, *arguments: Any) -> None:

@@ -127,13 +127,17 @@ class Pairs(NamedTuple):
         return 0.0 * (self.x.largest + self.r.largest)
 
     def splits(self, programs: int, tiles: int | None = None) -> int:
-        """Parts of the columns, or of so many tiles of them, as few as have all multiprocessors
-        done the soonest.
-        """
-        processors = 4 if emulated() else _multiprocessors(self.x.given.device)
-        tiles = tiles or -(-self.r.n // TILE)
-        most = max(1, min(2 * processors // programs, tiles // 4))
-        return min(range(1, most + 1), key=lambda parts: -(-programs * parts // processors) / parts)
+        """Parts of the columns, or of so many tiles of them."""
+        return splits_of(programs, tiles or -(-self.r.n // TILE), self.x.given.device)
+
+
+def splits_of(programs: int, tiles: int, device: torch.device) -> int:
+    """In how many parts so many tiles of columns are taken, each by so many programs: as few as
+    have all multiprocessors done the soonest.
+    """
+    processors = 4 if emulated() else _multiprocessors(device)
+    most = max(1, min(2 * processors // programs, tiles // 4))
+    return min(range(1, most + 1), key=lambda parts: -(-programs * parts // processors) / parts)
 
 
 def unit_of(term: PairTerm) -> float:

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 import torch
 
 from dmlfast.ops import checks, dispatch
+from dmlfast.ops.cuda.library import exponentials_fit
 from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 from dmlfast.ops.norm_softmax import reference
 from dmlfast.ops.norm_softmax.assembly import counting, gradients, losses_and_gradients
@@ -16,7 +17,8 @@ _SETTINGS = (
     "int ignore_index, bool low_memory"
 )
 _WANTS = "bool want_rows, bool want_weight, str impl"
-BY_BLOCKS = ("triton",)  # whose kernels make gradients a block at a time where memory is low
+# whose kernels make gradients a block at a time where memory is low
+BY_BLOCKS = ("triton", "cuda", dispatch.FASTEST)
 
 
 def norm_softmax_loss(
@@ -83,8 +85,17 @@ def norm_softmax_loss(
         plain=reference.norm_softmax_loss,
         fused=_fused,
         args=(embeddings, weight, labels, settings, reduction),
-        without=("cuda",),
+        without=without(embeddings.device, embeddings.dtype, weight.dtype, weight.shape[1]),
     )
+
+
+@torch.compiler.assume_constant_result
+def without(
+    device: torch.device, rows: torch.dtype, weight: torch.dtype, d: int
+) -> tuple[str, ...]:
+    """The backends that have no kernels for rows and weights of these dtypes and width."""
+    has_some = rows == weight == torch.bfloat16 and exponentials_fit(device, weight, d)
+    return () if has_some else ("cuda",)
 
 
 def checked_settings(
@@ -109,7 +120,7 @@ def checked_settings(
 
 
 def _kernels(impl: str, rows: torch.Tensor) -> Any:
-    return dispatch.module(__package__, impl, "norm_softmax", rows)
+    return dispatch.module(__package__, impl, "norm-softmax", rows)
 
 
 def _by_blocks(settings: Settings, impl: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.norm_softmax.triton.product import add_product
-from dmlfast.ops.norm_softmax.triton.rows import FAR, inverse_lengths, scaled, through_norm
+from dmlfast.ops.norm_softmax.triton.rows import are_far, inverse_lengths, scaled, through_norm
 from dmlfast.ops.norm_softmax.triton.scores import Classes, Exponentials, Rows, padded, score
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import TILE
@@ -41,20 +41,30 @@ class Plan(NamedTuple):
 
 
 def plan_of(
-    n: int, classes: int, width: int, itemsize: int, scale: float, low_memory: bool
+    n: int,
+    classes: int,
+    width: int,
+    itemsize: int,
+    scale: float,
+    low_memory: bool,
+    laid_out: int = 0,
 ) -> Plan:
-    """For n rows of ``width`` components and exponentials of ``itemsize`` bytes."""
+    """For n rows of ``width`` components and exponentials of ``itemsize`` bytes.
+
+    ``laid_out``: bytes of a row or class in another layout, where there is one.
+    """
     running = scale * LOG2E.value + math.log2(classes) > SAFE
     classes = padded(classes)
     rows = min(ROWS, padded(n))
     room = BLOCK
     if low_memory:
-        room = max(LOW_BLOCK, min(BLOCK, LOW - 3 * padded(n) * width * itemsize))
+        copies = padded(n) * (3 * width * itemsize + laid_out)
+        room = max(LOW_BLOCK, min(BLOCK, LOW - copies))
     elif not running:
         fitting = KEPT // (classes * itemsize) // TILE * TILE
         if fitting >= min(rows, LEAST):
             return Plan(min(rows, fitting), classes, True, False)
-    each = rows * itemsize + 4 * width  # exponentials of a class, and its gradient
+    each = rows * itemsize + 4 * width + laid_out  # exponentials of a class, its gradient, itself
     block = max(TILE, room // each // TILE * TILE)
     return Plan(rows, min(block, classes), classes <= block and not running, running)
 
@@ -64,6 +74,8 @@ class Sides:
 
     given: (n, d). inverse: (n,), 1 / their lengths. labels: (n,). poison: (), 0 or NaN where a row
     or a class is not finite. far: (), whether any class has a length far from 1.
+
+    Exponentials are Triton's; another backend has a subclass with a `score` of its own.
     """
 
     def __init__(
@@ -80,14 +92,13 @@ class Sides:
         self.kept_dtype = configs.weights_dtype(self.products)
         self.tile = configs.tiles_of(self.kept_dtype).product
         size = self.products.DP, self.kept_dtype.itemsize
-        self.plan = plan_of(n, m, *size, scale, low_memory)
+        self.plan = plan_of(n, m, *size, scale, low_memory, self.laid_out(d))
         scores = configs.tiles_of(weight.dtype).scores
         self.how = Exponentials(scale, self.products, scores, self.plan.running)
         self.inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
         self.classes = Classes(0, weight, lengths)
         self.poison = (self.inverse * 0).sum() + (lengths * 0).sum()
-        far = (lengths > FAR.value) | ((lengths < 1 / FAR.value) & (lengths > 0))
-        self.far = far.any()
+        self.far = are_far(lengths).any()
         self.copy = rows.new_empty(padded(n), self.products.DP, dtype=weight.dtype)
         rounded = weight.dtype == torch.float32 and self.products.PRECISION == "tf32"
         scaled(rows, self.inverse, None, self.copy, rounded)
@@ -97,7 +108,47 @@ class Sides:
         for first in range(0, len(self.given), self.plan.rows):
             some = slice(first, min(first + self.plan.rows, len(self.given)))
             all_of_it = slice(first, first + padded(some.stop - first))
-            yield some, all_of_it, Rows(self.copy[all_of_it], self.inverse[some], self.labels[some])
+            of_them = self.copy[all_of_it], self.inverse[some], self.labels[some]
+            yield some, all_of_it, Rows(first, *of_them)
+
+    def laid_out(self, d: int) -> int:
+        """Bytes of a row of d components in a layout of the backend's own, 0 without one."""
+        return 0
+
+    @property
+    def summed(self) -> int:
+        """Classes whose sums are taken at a time."""
+        BN = self.how.tile.BN
+        return max(TILE // BN, SUMS // (4 * self.plan.rows)) * BN // TILE * TILE
+
+    def slots(self, x: Rows, part: Classes) -> int:
+        """How many sums of a row over some classes there are, to be added up."""
+        return part.padded // self.how.tile.BN
+
+    def score(
+        self,
+        x: Rows,
+        part: Classes,
+        *,
+        sums: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+    ) -> None:
+        """Fills ``sums`` (slots, padded) with the logarithms of sums of exponentials, and ``kept``
+        (padded, classes padded) with these over the lengths of the classes, up to the powers of
+        these. ``shift``: (n,), powers of two.
+        """
+        score(x, part, self.how, sums=sums, kept=kept, shift=shift)
+
+    def log_sums(self, x: Rows, kept: torch.Tensor | None) -> torch.Tensor:
+        """(n,) log-sum-exps over all classes; fills ``kept`` (rows, classes padded), if given."""
+        found = []
+        for part in self.classes.parts(self.summed):
+            sums = self.given.new_empty(self.slots(x, part), len(x.scaled), dtype=torch.float32)
+            keep = None if kept is None else kept[:, part.first : part.first + part.padded]
+            self.score(x, part, sums=sums, kept=keep)
+            found.append(sums[:, : len(x.labels)].logsumexp(0))
+        return torch.stack(found).logsumexp(0)
 
     def block(self, classes: int) -> torch.Tensor:
         """(rows, classes) for exponentials."""
@@ -139,6 +190,7 @@ def forward(
     want_rows: bool,
     want_weight: bool,
     everyone: torch.Tensor | None = None,
+    sides_of: type[Sides] = Sides,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Log-sum-exps and gradients, as `dmlfast.ops.norm_softmax.assembly` asks for them.
 
@@ -150,6 +202,7 @@ def forward(
         scale: above 0.
         low_memory: take a scratch of some 32 MiB, rather than 2 GiB.
         everyone: (D,) float32, a gradient that is added to that of each class at length 1, or None.
+        sides_of: whose exponentials are taken.
 
     Returns:
         (N,), (N, D) and (C, D) float32, the gradients None where not wanted. All NaN where a row or
@@ -161,21 +214,18 @@ def forward(
     d_rows, d_weight = _empty(rows, weight, wants, torch.float32)
     if not n:
         return found, d_rows, None if d_weight is None else d_weight.zero_()
-    sides = Sides(rows, weight, labels, scale, low_memory)
-    plan, how = sides.plan, sides.how
+    sides = sides_of(rows, weight, labels, scale, low_memory)
+    plan = sides.plan
     keeps = plan.kept and any(wants)
-    sums = rows.new_empty(
-        max(TILE // how.tile.BN, SUMS // (4 * plan.rows)), plan.rows, dtype=torch.float32
-    )
     kept = sides.block(plan.classes) if keeps else None
     weighted = sides.weighted() if keeps and want_weight else None
     factors = torch.empty_like(found)
     for some, place, x in sides.chunks():
-        L = _log_sums(x, sides.classes, how, sums, kept)
+        block = None if kept is None else kept[: len(x.scaled)]
+        L = sides.log_sums(x, block)
         found[some] = L
-        if kept is None:
+        if block is None:
             continue
-        block = kept[: len(x.scaled)]
         factor, _ = _factors(L, target[some], row_weights[some], scale, False)
         factors[some] = factor
         if d_rows is not None:
@@ -208,12 +258,13 @@ def gradients(
     want_weight: bool,
     everyone: torch.Tensor | None,
     dtype: torch.dtype,
+    sides_of: type[Sides] = Sides,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of `forward`, N above 0, where memory is low and its log-sum-exps are known:
     of rows in float32, of classes in ``dtype``, rounded once.
     """
     d_rows, d_weight = _empty(rows, weight, (want_rows, want_weight), dtype)
-    sides = Sides(rows, weight, labels, scale, True)
+    sides = sides_of(rows, weight, labels, scale, True)
     _in_blocks(sides, logsumexp, target, row_weights, everyone, d_rows, d_weight)
     return d_rows, d_weight
 
@@ -277,28 +328,12 @@ def _block(
             found = torch.empty_like(found, dtype=torch.float32)
     for some, place, x in sides.chunks():
         block = kept[: len(x.scaled)]
-        score(x, part, sides.how, kept=block, shift=None if shift is None else shift[some])
+        sides.score(x, part, kept=block, shift=None if shift is None else shift[some])
         if d_rows is not None:
             sides.add_to_rows(d_rows[some], block, part, part.first > 0)
         if found is not None and weighted is not None:
             sides.add_to_classes(found, block, weighted[place], some.start > 0)
     return found
-
-
-def _log_sums(
-    x: Rows, classes: Classes, how: Exponentials, sums: torch.Tensor, kept: torch.Tensor | None
-) -> torch.Tensor:
-    """(n,) log-sum-exps over all classes, with ``sums`` (slots, rows) as scratch; fills ``kept``
-    (rows, classes padded), if it is given.
-    """
-    n, size = len(x.labels), len(x.scaled)
-    found = []
-    for part in classes.parts(len(sums) * how.tile.BN // TILE * TILE):
-        slots = sums.view(-1)[: part.padded // how.tile.BN * size].view(-1, size)
-        keep = None if kept is None else kept[:size, part.first : part.first + part.padded]
-        score(x, part, how, sums=slots, kept=keep)
-        found.append(slots[:, :n].logsumexp(0))
-    return torch.stack(found).logsumexp(0)
 
 
 def _factors(

@@ -14,12 +14,13 @@ from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, rounded_to_tf32, rounde
 
 
 class Rows(NamedTuple):
-    """A chunk of n rows.
+    """A chunk of n rows, from ``first`` on.
 
     scaled: (padded, DP), the rows times a power of two. inverse: (n,), 1 / length before that.
     labels: (n,) int64.
     """
 
+    first: int
     scaled: torch.Tensor
     inverse: torch.Tensor
     labels: torch.Tensor
