@@ -156,9 +156,10 @@ DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_si
 DML_API int dml_cuda_exponentials_fit(int32_t dtype, int64_t d);
 
 // Lays out rows in tiles of 64, padded with zeros to whole tiles and to chunks of 128 bytes, as
-// dml_cuda_exponentials takes rows or classes, bfloat16. Chunks: a power of two.
-DML_API int dml_cuda_lay_out(const struct dml_rows*, int classes, int64_t padded, int32_t chunks, void* tiles,
-                             void* stream);
+// dml_cuda_exponentials takes them, bfloat16. Chunks: a power of two. Classes have inverse lengths, NULL for
+// rows, and get what it takes of these, (padded,) each: see there. far: which of them are far from 1.
+DML_API int dml_cuda_lay_out(const struct dml_rows*, int64_t padded, int32_t chunks, void* tiles,
+                             const float* inverse, float far, float* by_class, float* kept_by, void* stream);
 
 // Rows against classes, and what is taken of each pair of them but a row with its own class: exp2(score *
 // by_row * by_class - shift).

@@ -8,11 +8,28 @@ namespace {
 constexpr int SHARING = 2;  // blocks that share classes, as those of weights_sm90.cu do
 constexpr int MOST_COMPONENTS = MOST_CHUNKS * components_of_chunk<bfloat16>;
 
+// What classes have besides. They enter the products with exponentials as they are, unless their inverse
+// lengths are far from 1: then times the power of two of these, and exponentials have the mantissa alone.
+struct Lengths {
+  const float* inverse;
+  float far;
+  float *by, *kept_by;
+
+  __device__ __forceinline__ void lay_out(int64_t row, bool there) const {
+    const float value = there ? inverse[row] : 0.0f;
+    const bool is_far = value > far || (value > 0.0f && value < 1.0f / far);
+    by[row] = value;
+    kept_by[row] = is_far ? bits_to_float((float_to_bits(value) & 0x7fffffu) | 0x3f800000u) : value;
+  }
+};
+
 // One warp a row. Classes take the places of a tile that have eight of them beside each other in a thread.
-__global__ void lay_out_kernel(DML_ARGUMENT dml_rows given, bool classes, int chunks, char* tiles) {
+__global__ void lay_out_kernel(DML_ARGUMENT dml_rows given, DML_ARGUMENT Lengths lengths, int chunks,
+                               char* tiles) {
   constexpr int IN_UNIT = UNIT / int(sizeof(bfloat16)), IN_CHUNK = CHUNK / UNIT;
   const int64_t row = int64_t(blockIdx.x) * WARPS + warp_of();
-  const int in_tile = int(row % TILE), place = classes ? column_at(in_tile) : in_tile;
+  const int in_tile = int(row % TILE), place = lengths.inverse ? column_at(in_tile) : in_tile;
+  if (lengths.inverse && lane_of() == 0) lengths.lay_out(row, row < given.n);
   char* const tile = tiles + row / TILE * chunks * TILE_CHUNK;
   for (int unit = lane_of(); unit < chunks * IN_CHUNK; unit += WARP) {
     Eight eight;
@@ -216,10 +233,11 @@ int dml_cuda_exponentials_fit(int32_t dtype, int64_t d) {
   return HAS_SM90A && dtype == DML_BFLOAT16 && d <= MOST_COMPONENTS && find_gpu(gpu) == 0 && gpu.major == 9;
 }
 
-int dml_cuda_lay_out(const dml_rows* given, int classes, int64_t padded, int32_t chunks, void* tiles,
-                     void* stream) {
+int dml_cuda_lay_out(const dml_rows* given, int64_t padded, int32_t chunks, void* tiles, const float* inverse,
+                     float far, float* by_class, float* kept_by, void* stream) {
   const Launch how{dim3{unsigned(padded / WARPS), 1, 1}, dim3{THREADS, 1, 1}, 0, stream};
-  return launch(lay_out_kernel, how, *given, classes != 0, chunks, static_cast<char*>(tiles));
+  return launch(lay_out_kernel, how, *given, Lengths{inverse, far, by_class, kept_by}, chunks,
+                static_cast<char*>(tiles));
 }
 
 int dml_cuda_exponentials(const dml_exponentials* how, int running, void* stream) {

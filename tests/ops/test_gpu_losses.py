@@ -14,6 +14,7 @@ from dmlfast import ops
 from dmlfast.losses import PDDMLoss
 from dmlfast.ops import gpu
 from dmlfast.ops.boosted import group_sizes
+from dmlfast.ops.norm_softmax.op import without
 
 from .helpers import assert_accurate, generator
 
@@ -22,8 +23,17 @@ DEVICE = "cpu" if gpu.interpreted() else "cuda"
 NEEDS_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no such thing")
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
-TRITON = partial(ops.norm_softmax_loss, impl="triton")
+IMPLS = pytest.mark.parametrize(
+    ("impl", "dtype"), [("triton", FULL), ("triton", BRAIN), ("triton", HALF), ("cuda", BRAIN)]
+)
 INTERPRETED_LOGITS = 100_000
+
+
+def softmax(impl, **options):
+    """The loss on a backend that serves it here."""
+    if impl == "cuda" and impl in without(torch.device(DEVICE), BRAIN, BRAIN, 512):
+        pytest.skip("kernels for sm_90")
+    return partial(ops.norm_softmax_loss, impl=impl, **options)
 
 
 def softmax_problem(n, d, classes, dtype=FULL, seed=0):
@@ -56,33 +66,35 @@ def in_dtype(problem, dtype):
 SIZES = [(1, 2, 3), (75, 512, 333), (130, 40, 513), (1000, 64, 5000), (333, 2048, 4001)]
 
 
-@DTYPES
+@IMPLS
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize(("n", "d", "classes"), SIZES)
-def test_norm_softmax(n, d, classes, low_memory, dtype):
+def test_norm_softmax(n, d, classes, low_memory, impl, dtype):
+    if impl == "cuda" and d > 512:
+        pytest.skip("wider than its kernels")
     problem = softmax_problem(n, d, classes, dtype)
     exact = solved(baselines.norm_softmax_chunked, in_dtype(problem, torch.float64))
     plain = solved(baselines.norm_softmax_naive, in_dtype(problem, FULL))
-    found = solved(partial(TRITON, low_memory=low_memory), problem)
+    found = solved(softmax(impl, low_memory=low_memory), problem)
     # exponentials and rows times their factors are rounded to the precision of the rows
     rounded = 0.0 if dtype == FULL else 2.5 * torch.finfo(dtype).eps / torch.finfo(FULL).eps
     assert_accurate(found[:1], exact[:1], plain[:1], 24)
     assert_accurate(found[1:], exact[1:], plain[1:], 24 + rounded)
 
 
-@DTYPES
-def test_norm_softmax_repeats_to_the_bit(dtype):
-    problem = softmax_problem(130, 64, 700, dtype)
-    expected = solved(TRITON, problem)
+@IMPLS
+def test_norm_softmax_repeats_to_the_bit(impl, dtype):
+    problem, loss = softmax_problem(130, 64, 700, dtype), softmax(impl)
+    expected = solved(loss, problem)
     for _ in range(200 if DEVICE == "cuda" else 1):
-        assert all(map(torch.equal, solved(TRITON, problem), expected))
+        assert all(map(torch.equal, solved(loss, problem), expected))
 
 
 @NEEDS_CUDA
-@DTYPES
+@IMPLS
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_a_captured_norm_softmax_replays_with_new_data(low_memory, dtype):
-    loss = partial(TRITON, low_memory=low_memory)
+def test_a_captured_norm_softmax_replays_with_new_data(low_memory, impl, dtype):
+    loss = softmax(impl, low_memory=low_memory)
     problem, other = (softmax_problem(500, 128, 3000, dtype, seed) for seed in (1, 2))
     captured = CapturedStep(loss, problem)
     with torch.no_grad():
@@ -98,14 +110,15 @@ def test_a_captured_norm_softmax_replays_with_new_data(low_memory, dtype):
 def test_a_label_that_is_no_class_gives_nan_on_a_gpu(label):
     problem = softmax_problem(500, 128, 3000)
     problem["labels"][7] = label
-    assert TRITON(**problem).isnan()
+    assert softmax("triton")(**problem).isnan()
 
 
 @NEEDS_CUDA
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
 @pytest.mark.parametrize(("low_memory", "mib"), [(False, 3072), (True, 64)])
-def test_memory_over_a_million_classes(low_memory, mib):
+def test_memory_over_a_million_classes(low_memory, mib, impl):
     problem = softmax_problem(4096, 512, 1_000_000, BRAIN)
-    loss = partial(TRITON, low_memory=low_memory)
+    loss = softmax(impl, low_memory=low_memory)
     step = partial(solved, loss, problem)
     step()
     gradients = problem["weight"].nbytes + problem["embeddings"].nbytes

@@ -20,6 +20,7 @@ MOST = {
     "softmax bfloat16 fast": 3072,
     "softmax float16 fast": 3072,
     "softmax float32 fast": 2048,
+    "softmax on cuda fast": 3072,
 }
 
 

@@ -1,7 +1,9 @@
 """The CUDA kernels of the normalised softmax, on an emulated sm_90 GPU.
 
-tests/ops/test_gpu_losses.py has those on a real one.
+tests/ops/test_gpu_wide.py runs these on a real one.
 """
+
+import math
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from dmlfast.ops.norm_softmax import cuda as kernels
 from dmlfast.ops.norm_softmax import triton
 
 from . import test_norm_softmax_triton as common
-from .test_cuda import EMULATED
+from .test_cuda import DEVICE, EMULATED
 from .test_norm_softmax_triton import BRAIN, CUTS, FULL, set_sizes
 
 pytestmark = EMULATED
@@ -26,7 +28,7 @@ DIGITS = torch.finfo(BRAIN).eps / torch.finfo(FULL).eps
 
 
 def inputs(n, m, d, **options):
-    return common.inputs(n, m, d, BRAIN, **options)
+    return tuple(t.to(DEVICE) for t in common.inputs(n, m, d, BRAIN, **options))
 
 
 def check(given, scale=20.0, low_memory=False):
@@ -65,10 +67,12 @@ def test_are_right_in_blocks_with_a_running_maximum(monkeypatch, room):
 
 @pytest.mark.parametrize("scale", [20.0, 100.0])
 def test_many_classes_take_a_ring_of_tiles_in_several_parts(scale):
-    given = inputs(130, 2500, 24, scale=scale)
+    given = inputs(130, 12_000, 24, scale=scale)
     sides = kernels.Sides(*given[:3], scale, False)
     (_, _, x), *_ = sides.chunks()
-    assert sides.slots(x, sides.classes) == 2  # of 20 tiles, four of which shared memory holds
+    parts = sides.slots(x, sides.classes)
+    assert parts > 1
+    assert sides.classes.padded // 64 // parts > 4  # tiles, more than shared memory holds
     check(given, scale)
 
 
@@ -76,9 +80,10 @@ def test_many_classes_take_a_ring_of_tiles_in_several_parts(scale):
 @pytest.mark.parametrize("m", [128, 131])
 def test_own_classes_are_left_out_wherever_they_are(scale, m):
     """Each row is its own class, whose exponential is by far the greatest."""
-    weight = torch.randn(m, 24, generator=generator(1)).to(BRAIN)
-    labels = torch.arange(m)
-    found, *_ = check((weight.float(), weight, labels, torch.zeros(m), torch.ones(m)), scale)
+    weight = torch.randn(m, 24, generator=generator(1)).to(DEVICE, BRAIN)
+    labels = torch.arange(m, device=DEVICE)
+    rest = torch.zeros(m, device=DEVICE), torch.ones(m, device=DEVICE)
+    found, *_ = check((weight.float(), weight, labels, *rest), scale)
     units = torch.nn.functional.normalize(weight.double())
     scores = scale * units @ units.T
     expected = scores.fill_diagonal_(-torch.inf).logsumexp(1)
@@ -90,13 +95,13 @@ def test_exponents_far_apart_keep_their_digits():
     rows, weight = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[-3.0, 0.0], [-0.5, 0.0]])
     rest = torch.tensor([1, -1]), torch.tensor([-60.0, 60.0]), torch.ones(2)
     for scale in (64.0, 400.0):
-        check((rows, weight.to(BRAIN), *rest), scale)
+        check(tuple(t.to(DEVICE) for t in (rows, weight.to(BRAIN), *rest)), scale)
 
 
 @pytest.mark.parametrize("scale", [20.0, 1000.0])
 def test_a_class_alone_has_no_others(scale):
     rows, weight, _, target, row_weights = inputs(5, 1, 4)
-    labels = torch.tensor([0, 0, -1, 0, 0])
+    labels = torch.tensor([0, 0, -1, 0, 0], device=DEVICE)
     given = rows, weight, labels, target, torch.where(labels < 0, 0, row_weights)
     found, d_rows, d_weight = kernels.forward(*given, scale, False, True, True)
     assert found.isinf().tolist() == [True, True, False, True, True]
@@ -117,9 +122,9 @@ def test_zeros_have_no_direction():
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_lengths_do_not_matter(low_memory, mixed, size):
     given = inputs(12, 130, 20)
-    power = 2.0 ** torch.tensor(size).log2().round()
+    power = 2.0 ** round(math.log2(size))
     expected = kernels.forward(*given, 20.0, low_memory, True, True)
-    by_row, by_class = torch.full((12, 1), power), torch.full((130, 1), power)
+    by_row, by_class = (torch.full((n, 1), power, device=DEVICE) for n in (12, 130))
     if mixed:
         by_row[::3], by_class[::2], by_class[1::4] = 1 / power, 1 / power, 1
     rows, weight = given[0] * by_row, given[1] * by_class.to(BRAIN)
@@ -160,7 +165,7 @@ def test_serve_the_loss(low_memory, options):
         loss = norm_softmax_loss(
             given[0], labels, given[1], impl=impl, low_memory=low_memory, **options
         )
-        return [loss.detach(), *torch.autograd.grad(loss, given, torch.tensor(2.0).to(loss))]
+        return [loss.detach(), *torch.autograd.grad(loss, given, torch.full_like(loss, 2.0))]
 
     exact, yard = results("reference", torch.float64), results("reference", FULL)
     found = results("cuda", BRAIN)
@@ -183,8 +188,8 @@ def test_others_have_no_kernels(monkeypatch, dtype, d, capability):
 
 
 def test_the_widest_rows_have_kernels():
-    assert op.without(torch.device("cpu"), BRAIN, BRAIN, 512) == ()
-    assert op.without(torch.device("cpu"), BRAIN, FULL, 64) == ("cuda",)
+    assert op.without(torch.device(DEVICE), BRAIN, BRAIN, 512) == ()
+    assert op.without(torch.device(DEVICE), BRAIN, FULL, 64) == ("cuda",)
 
 
 @pytest.mark.parametrize(

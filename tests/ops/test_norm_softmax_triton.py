@@ -42,7 +42,7 @@ def plain(rows, weight, labels, target, row_weights, scale, dtype):
     """What the kernels do as one would write it, in ``dtype``."""
     rows, weight = (t.detach().to(dtype).requires_grad_() for t in (rows, weight))
     scores = scale * unit_rows(rows) @ unit_rows(weight).T
-    own = torch.arange(len(weight)) == labels[:, None]
+    own = torch.arange(len(weight), device=labels.device) == labels[:, None]
     found = scores.masked_fill(own, -torch.inf).logsumexp(1)
     total = (row_weights.to(dtype) * F.softplus(found - target.to(dtype))).sum()
     return [found.detach(), *torch.autograd.grad(total, (rows, weight))]

@@ -26,7 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlfast import losses, ops
-from dmlfast.ops.cuda.library import KERNELS
+from dmlfast.ops.cuda import library
 from dmlfast.ops.dispatch import BACKENDS
 
 from .driver import Driver
@@ -46,10 +46,11 @@ def cuda_library(launched: Callable[[str], None]) -> SimpleNamespace:
         "one_pass_scratch": lambda n: 0,
         "reduce_slots": lambda x, r, task: 2 * 132,
         "weights_fit": lambda x, r, task: int(x._obj.chunks > 2),
+        "exponentials_fit": lambda dtype, d: 1,
         "find_code": lambda: 0,
         "error": lambda status: b"",
     }
-    kernels = {name: lambda *_, name=name: launched(name) or 0 for name in KERNELS}
+    kernels = {name: lambda *_, name=name: launched(name) or 0 for name in library.KERNELS}
     return SimpleNamespace(**kernels, **{f"dml_cuda_{name}": answers[name] for name in answers})
 
 
@@ -66,6 +67,7 @@ def stand_in(launched: Callable[[str], None]) -> None:
             BACKENDS[name], why_not=lambda: None, declines=lambda *_: None
         )
     ctypes.CDLL = lambda path: cuda_library(launched)
+    library.why_no_library = lambda: None
     torch.cuda.current_stream = lambda *_: SimpleNamespace(cuda_stream=0)
     torch.Tensor.is_cuda = property(lambda tensor: tensor.device.type == DEVICE)
     torch.autocast = lambda *_, **__: nullcontext()  # knows no such device
@@ -172,10 +174,8 @@ def softmax_given(
     return leaf(n, d, dtype=dtype), labels(n), leaf(classes, d, dtype=dtype)
 
 
-def softmax(n: int, d: int, classes: int, **options: object) -> Step:
-    return step(
-        partial(ops.norm_softmax_loss, impl="triton", **options), *softmax_given(n, d, classes)
-    )
+def softmax(n: int, d: int, classes: int, impl: str, **options: object) -> Step:
+    return step(partial(ops.norm_softmax_loss, impl=impl, **options), *softmax_given(n, d, classes))
 
 
 def pddm(n: int, d: int, **options: object) -> Step:
@@ -213,9 +213,10 @@ WAITS: dict[str, Callable[[], Step]] = {
         for n, d in ((100, 64), (5000, 512))
     },
     **{
-        f"norm_softmax_loss {reduction} {options}": partial(
-            softmax, 500, 128, 3000, reduction=reduction, **options
+        f"norm_softmax_loss {impl} {reduction} {options}": partial(
+            softmax, 500, 128, 3000, impl, reduction=reduction, **options
         )
+        for impl in ("triton", "cuda")
         for reduction in ("mean", "none")
         for options in (
             {},
@@ -267,9 +268,11 @@ def boosted_memory() -> tuple[Step, tuple[torch.Tensor, ...]]:
     return step(loss, *given), given
 
 
-def softmax_memory(dtype: torch.dtype, **options: object) -> tuple[Step, tuple[torch.Tensor, ...]]:
+def softmax_memory(
+    impl: str, dtype: torch.dtype, **options: object
+) -> tuple[Step, tuple[torch.Tensor, ...]]:
     given = softmax_given(4096, 512, MILLION, dtype)
-    return step(partial(ops.norm_softmax_loss, impl="triton", **options), *given), given
+    return step(partial(ops.norm_softmax_loss, impl=impl, **options), *given), given
 
 
 MEMORY: dict[str, Callable[[], tuple[Step, tuple[torch.Tensor, ...]]]] = {
@@ -278,8 +281,13 @@ MEMORY: dict[str, Callable[[], tuple[Step, tuple[torch.Tensor, ...]]]] = {
     "lifted on cuda, wide": partial(lifted_memory, 2**15, 512, "cuda"),
     "boosted": boosted_memory,
     **{
-        f"softmax {name} {mode}": partial(softmax_memory, dtype, **options)
-        for name, dtype in (("bfloat16", BRAIN), ("float16", torch.float16), ("float32", FULL))
+        f"softmax {name} {mode}": partial(softmax_memory, impl, dtype, **options)
+        for name, impl, dtype in (
+            ("bfloat16", "triton", BRAIN),
+            ("float16", "triton", torch.float16),
+            ("float32", "triton", FULL),
+            ("on cuda", "cuda", BRAIN),
+        )
         for mode, options in (
             ("fast", {}),
             ("low", {"low_memory": True}),

@@ -28,7 +28,7 @@ KERNELS: dict[str, list[Any]] = {
     "dml_cuda_finish": [*[_P] * 6, _LONG, _FLOAT, *[_P] * 2],
     "dml_cuda_near": [*[_P] * 6, _FLOAT, _INT, _P, _FLOAT, *[_P] * 2],
     "dml_cuda_bias_gradient": [_P] * 6,
-    "dml_cuda_lay_out": [_P, _INT, _LONG, ctypes.c_int32, _P],
+    "dml_cuda_lay_out": [_P, _LONG, ctypes.c_int32, _P, _P, _FLOAT, _P, _P],
     "dml_cuda_exponentials": [_P, _INT],
     "dml_cuda_lifted_one_pass": [*[_P] * 2, _FLOAT, *[_P] * 3],
 }

@@ -7,15 +7,15 @@ README.md has the maths, docs/cuda_kernels.md the structure.
 import ctypes
 from ctypes import byref
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad
 
 from dmlfast.ops.cuda.library import Rows as RowsStruct
 from dmlfast.ops.cuda.library import address, launch
 from dmlfast.ops.cuda.side import BAND, CHUNK, TILE, splits_of
 from dmlfast.ops.norm_softmax import triton
-from dmlfast.ops.norm_softmax.triton.rows import are_far
+from dmlfast.ops.norm_softmax.triton.rows import FAR
 from dmlfast.ops.norm_softmax.triton.scores import Classes, Rows
 from dmlfast.ops.triton.tile import LOG2E
 
@@ -46,11 +46,23 @@ class ExponentialsStruct(ctypes.Structure):
     )
 
 
+class LaidOut(NamedTuple):
+    """``m`` classes from ``first`` on.
+
+    tiles: bytes. by_class, kept_by: (padded,), 1 / lengths, and these but for their powers.
+    """
+
+    first: int
+    m: int
+    tiles: torch.Tensor
+    by_class: torch.Tensor
+    kept_by: torch.Tensor
+
+
 class Sides(triton.Sides):
     """Rows and classes of a call, laid out in tiles: all rows, of the classes some at a time.
 
-    by_row: (n,), powers of two of a cosine over a row's score. by_class: (C padded,), 1 / lengths.
-    kept_by: the same but for their powers.
+    by_row: (n,), the exponent that a row has over its score with a class of length 1.
     """
 
     def __init__(
@@ -63,13 +75,9 @@ class Sides(triton.Sides):
     ):
         super().__init__(rows, weight, labels, scale, low_memory)
         self.row_bytes = self.laid_out(rows.shape[1])
-        self.tiles = self._laid_out(self.copy, len(self.copy), False)
-        self.by_row = scale * LOG2E.value * _mantissas(self.inverse)
-        lengths = self.classes.inverse
-        kept_by = torch.where(are_far(lengths), _mantissas(lengths), lengths)
-        padding = 0, self.classes.padded - len(lengths)
-        self.by_class, self.kept_by = pad(lengths, padding), pad(kept_by, padding)
-        self.laid: tuple[int, int, torch.Tensor] | None = None
+        self.tiles = self._lay_out(self.copy, len(self.copy))
+        self.by_row = 2 * scale * LOG2E.value * torch.frexp(self.inverse).mantissa
+        self.classes_at_hand: LaidOut | None = None
 
     def laid_out(self, d: int) -> int:
         chunks = -(-2 * d // CHUNK)
@@ -92,27 +100,24 @@ class Sides(triton.Sides):
         kept: torch.Tensor | None = None,
         shift: torch.Tensor | None = None,
     ) -> None:
-        n, first = len(x.labels), part.first
-        rows = self.tiles[x.first * self.row_bytes :]
-        of_rows = self.by_row[x.first :]
-        of_classes = self.by_class[first:], self.kept_by[first:]
+        classes = self._laid_out(part)
         how = ExponentialsStruct(
-            rows=address(rows),
-            classes=address(self._classes(part)),
-            n=n,
+            rows=address(self.tiles[x.first * self.row_bytes :]),
+            classes=address(classes.tiles),
+            n=len(x.labels),
             padded=len(x.scaled),
             m=len(part.weight),
             padded_m=part.padded,
             chunks=self.row_bytes // CHUNK,
             labels=address(x.labels),
-            first=first,
-            by_row=address(of_rows),
-            by_class=address(of_classes[0]),
+            first=part.first,
+            by_row=address(self.by_row[x.first :]),
+            by_class=address(classes.by_class),
             shift=address(shift),
             sums=address(sums),
             kept=address(kept),
             pitch=0 if kept is None else kept.stride(0),
-            kept_by=address(of_classes[1]),
+            kept_by=address(classes.kept_by),
             parts=self.slots(x, part),
         )
         running = self.plan.running and shift is None
@@ -120,27 +125,29 @@ class Sides(triton.Sides):
 
     def log_sums(self, x: Rows, kept: torch.Tensor | None) -> torch.Tensor:
         found = super().log_sums(x, kept)
-        self.laid = None  # before a block is allocated
+        self.classes_at_hand = None  # before a block is allocated
         return found
 
-    def _classes(self, part: Classes) -> torch.Tensor:
-        """Some classes laid out, those at hand or others in their place."""
-        known = (part.first, len(part.weight))
-        if self.laid is None or self.laid[:2] != known:
-            self.laid = None  # before others are allocated
-            self.laid = *known, self._laid_out(part.weight, part.padded, True)
-        return self.laid[2]
+    def _laid_out(self, part: Classes) -> LaidOut:
+        """Some classes, those at hand or others in their place."""
+        wanted = part.first, len(part.weight)
+        found = self.classes_at_hand
+        if found is None or found[:2] != wanted:
+            found = self.classes_at_hand = None  # before others are allocated
+            by = part.inverse.new_empty(2, part.padded)
+            tiles = self._lay_out(part.weight, part.padded, part.inverse, *by)
+            found = self.classes_at_hand = LaidOut(*wanted, tiles, *by)
+        return found
 
-    def _laid_out(self, rows: torch.Tensor, padded_rows: int, classes: bool) -> torch.Tensor:
-        tiles = rows.new_empty(padded_rows * self.row_bytes, dtype=torch.uint8)
-        how = classes, padded_rows, self.row_bytes // CHUNK
-        _launch("dml_cuda_lay_out", rows, byref(RowsStruct(rows)), *how, address(tiles))
+    def _lay_out(
+        self, rows: torch.Tensor, padded: int, *lengths: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Rows in tiles; of classes their inverse lengths, and where what comes of these goes."""
+        tiles = rows.new_empty(padded * self.row_bytes, dtype=torch.uint8)
+        inverse, by_class, kept_by = map(address, lengths or (None, None, None))
+        how = padded, self.row_bytes // CHUNK, address(tiles), inverse, FAR.value, by_class, kept_by
+        _launch("dml_cuda_lay_out", rows, byref(RowsStruct(rows)), *how)
         return tiles
-
-
-def _mantissas(inverse: torch.Tensor) -> torch.Tensor:
-    """What is left of inverse lengths beside their powers of two, from 1 to 2, or 0."""
-    return 2 * torch.frexp(inverse).mantissa
 
 
 _launch = partial(launch, "norm_softmax_loss")

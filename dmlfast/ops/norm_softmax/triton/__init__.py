@@ -11,7 +11,7 @@ import torch
 
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.norm_softmax.triton.product import add_product
-from dmlfast.ops.norm_softmax.triton.rows import are_far, inverse_lengths, scaled, through_norm
+from dmlfast.ops.norm_softmax.triton.rows import FAR, inverse_lengths, scaled, through_norm
 from dmlfast.ops.norm_softmax.triton.scores import Classes, Exponentials, Rows, padded, score
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import TILE
@@ -98,7 +98,8 @@ class Sides:
         self.inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
         self.classes = Classes(0, weight, lengths)
         self.poison = (self.inverse * 0).sum() + (lengths * 0).sum()
-        self.far = are_far(lengths).any()
+        far = (lengths > FAR.value) | ((lengths < 1 / FAR.value) & (lengths > 0))
+        self.far = far.any()
         self.copy = rows.new_empty(padded(n), self.products.DP, dtype=weight.dtype)
         rounded = weight.dtype == torch.float32 and self.products.PRECISION == "tf32"
         scaled(rows, self.inverse, None, self.copy, rounded)

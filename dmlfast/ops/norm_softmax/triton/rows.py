@@ -37,11 +37,6 @@ def class_power(inverse):
     return tl.where(far, power_of(inverse), 1.0)
 
 
-def are_far(inverse: torch.Tensor) -> torch.Tensor:
-    """Which classes have a power that is not 1."""
-    return (inverse > FAR.value) | ((inverse < 1 / FAR.value) & (inverse > 0))
-
-
 @triton.jit
 def _load(given, i, k, row_stride, column_stride, d):
     """Components k of rows i, int64, as float32; 0 from component d on."""
