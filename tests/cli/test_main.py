@@ -170,3 +170,9 @@ sys.exit(cli.main(["info"]))
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() in (1, -signal.SIGPIPE)
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "dmlfast", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"dmlfast {dmlfast.__version__}\n"
