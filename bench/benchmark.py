@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from dmlfast.bench.sizes import PAIR_SIZES, Size, Sizes
+from dmlfast.bench.sizes import LEAST_ROWS, PAIR_SIZES, Size, Sizes
 
 Loss = Callable[..., torch.Tensor]
 Problem = Mapping[str, torch.Tensor]
@@ -112,6 +112,8 @@ class Benchmark:
             if bool(size.classes) != of_classes:
                 form = "rows x width x classes" if of_classes else "rows x width"
                 raise ValueError(f"sizes of {self.name} are {form}, which {size} is not")
+            if not of_classes and size.n < LEAST_ROWS:
+                raise ValueError(f"{size}: {self.name} is measured from {LEAST_ROWS} rows on")
         return sizes
 
     def competitor(self, provider: str) -> Competitor:

@@ -30,6 +30,8 @@ class Sizes(NamedTuple):
     large: str
 
 
+LEAST_ROWS = 8  # of a pair loss: those of two classes
+
 # By type of device.
 PAIR_SIZES = {
     "cpu": Sizes("128x128,512x128,8192x128,8192x512", "128x128,512x128,2048x128", "65536x128"),

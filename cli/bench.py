@@ -130,7 +130,7 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
 )
 @click.option(
     "--memory-limit",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
     help="Leave out what needs more.  [default: a quarter of the memory; of a GPU nine tenths of"
     " what is free]",

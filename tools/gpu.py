@@ -328,12 +328,14 @@ def at_once(calls: Sequence[Callable[[], Any]], stop: threading.Event) -> list[A
 def smoke(call: str, deadline: float) -> None:
     """A first look: whether kernels come to an end, each case in a process of its own."""
     script = [sys.executable, "-m", "tests.ops.sanitize", "--cases"]
+    table = Table("smoke")
+    table.begin()  # before several write to it
 
     def run(name: str) -> None:
         start = time.time()
         code, _ = tee([*script, name], "smoke", min(deadline, start + SMOKE_SECONDS))
         outcome = {0: "passed", -signal.SIGKILL: "unfinished"}.get(code, "failed")
-        Table("smoke").record(call, name, outcome, time.time() - start)
+        table.record(call, name, outcome, time.time() - start)
 
     at_once([partial(run, name) for name in SMOKE], threading.Event())
 
