@@ -92,7 +92,7 @@ class RowExponentials {
 
   // Turns the scores of the tile that was loaded into exponentials, and adds these up.
   __device__ __forceinline__ void take(Scores& scores, int tile) {
-    each([&](int f, int e) {
+    each_score([&](int f, int e) {
       const float score = scores[f][e] * by_row_[e / 2], by = by_class_(f, e);
       scores[f][e] = RUNNING ? score * by : fmaf(score, by, -top_[e / 2]);
     });
@@ -103,7 +103,7 @@ class RowExponentials {
     }
     if constexpr (RUNNING) raise(scores);
     float of_tile[2] = {};  // a sum of sums: thousands of terms, one after another, would lose digits
-    each([&](int f, int e) {
+    each_score([&](int f, int e) {
       scores[f][e] = exp2(RUNNING ? scores[f][e] - top_[e / 2] : scores[f][e]);
       of_tile[e / 2] += scores[f][e];
     });
@@ -112,20 +112,12 @@ class RowExponentials {
 
   // Writes the exponentials of the tile over the lengths of its classes.
   __device__ __forceinline__ void write(const Scores& scores, int tile) const {
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-#pragma unroll
-      for (int half = 0; half < TILE / IN_LINE; half++) {
-        Eight eight;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-          const int f = half * 4 + k;
-          const float* const e = scores[f] + h * 2;
-          eight.pairs[k] = to_bfloat16s(e[0] * kept_by_(f, 0), e[1] * kept_by_(f, 1));
-        }
-        auto* const line = static_cast<bfloat16*>(how_.kept) + row_[h] * how_.pitch + tile * TILE;
-        *reinterpret_cast<Eight*>(line + half * IN_LINE + lane_of() % 4 * 8) = eight;
-      }
+    auto* const kept = static_cast<bfloat16*>(how_.kept) + tile * TILE;
+    store_in_lines([&](int h) { return kept + row_[h] * how_.pitch; },
+                   [&](int h, int f) {
+                     return to_bfloat16s(scores[f][h * 2] * kept_by_(f, 0),
+                                         scores[f][h * 2 + 1] * kept_by_(f, 1));
+                   });
   }
 
   // Stores the logarithm of each row's sum for a part of the classes.
@@ -143,14 +135,6 @@ class RowExponentials {
   }
 
  private:
-  template <class F>
-  __device__ __forceinline__ static void each(const F& f) {
-#pragma unroll
-    for (int n = 0; n < FRAGMENTS; n++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) f(n, e);
-  }
-
   // Which pairs of the thread are no others: a row with its own class, and what is no class.
   __device__ __forceinline__ uint32_t left_out(int tile) const {
     const int first = tile * TILE;
@@ -162,7 +146,7 @@ class RowExponentials {
         found |= 1u << ((at / IN_LINE * 4 + at % 8 / 2) * 4 + h * 2 + at % 2);
     }
     if (first + TILE > how_.m)
-      each([&](int f, int e) {
+      each_score([&](int f, int e) {
         const int at = f / 4 * IN_LINE + lane_of() % 4 * 8 + f % 4 * 2 + e % 2;
         if (first + at >= how_.m) found |= 1u << (f * 4 + e);
       });
@@ -172,7 +156,7 @@ class RowExponentials {
   // Takes up the greatest exponents of a tile.
   __device__ __forceinline__ void raise(const Scores& exponents) {
     float tops[2] = {top_[0], top_[1]};
-    each([&](int f, int e) { tops[e / 2] = max(tops[e / 2], exponents[f][e]); });
+    each_score([&](int f, int e) { tops[e / 2] = max(tops[e / 2], exponents[f][e]); });
 #pragma unroll
     for (int h = 0; h < 2; h++) total_[h] *= exp2(top_[h] - tops[h]), top_[h] = tops[h];
   }

@@ -31,6 +31,15 @@ __device__ __forceinline__ int column_of(int f, int e) {
   return f * 8 + lane_of() % 4 * 2 + e % 2;
 }
 
+// Calls f(f, e) for each score of a thread.
+template <class F>
+__device__ __forceinline__ void each_score(const F& f) {
+#pragma unroll
+  for (int n = 0; n < FRAGMENTS; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) f(n, e);
+}
+
 // Where a unit of a row of a tile is in a chunk.
 __device__ __forceinline__ int place_of(int row, int unit) {
   return row * CHUNK + ((unit ^ (row & 7)) * UNIT);

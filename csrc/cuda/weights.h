@@ -64,7 +64,7 @@ class RowWeights {
   __device__ __forceinline__ void add(Scores& weights) {
     round_weights<T>(weights, pairs_.task.fast);
     float of_tile[2] = {};  // a sum of sums: thousands of weights, one after another, would lose digits
-    each([&](int f, int e) { of_tile[e / 2] += weights[f][e]; });
+    each_score([&](int f, int e) { of_tile[e / 2] += weights[f][e]; });
     for (int h = 0; h < 2; h++) sums_[h] += of_tile[h];
   }
 
@@ -72,14 +72,6 @@ class RowWeights {
   __device__ __forceinline__ float sum(int h) const { return over_row(sums_[h]); }
 
  private:
-  template <class F>
-  __device__ __forceinline__ static void each(const F& f) {
-#pragma unroll
-    for (int n = 0; n < FRAGMENTS; n++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) f(n, e);
-  }
-
   __device__ __forceinline__ bool is_distance() const { return pairs_.task.score == DML_DISTANCE; }
   __device__ __forceinline__ bool is_exponential() const { return pairs_.task.reduce == DML_LOGSUMEXP; }
 
@@ -94,7 +86,7 @@ class RowWeights {
   __device__ __forceinline__ void weigh_all(Scores& scores) const {
     const float scale = pairs_.task.scale;
     const float shift = EXPONENTIAL ? pairs_.task.offset - w_.middle[0] : 0.0f;
-    each([&](int f, int e) {
+    each_score([&](int f, int e) {
       float weight = factor_[e / 2] + factors_(f, e), score = scores[f][e], inverse = 1.0f;
       if constexpr (DISTANCE) inverse = reciprocal_sqrt(score), score *= inverse;
       if constexpr (EXPONENTIAL) weight *= exp2(score * scale + shift);

@@ -20,20 +20,9 @@ __device__ __forceinline__ bool drop(Scores& weights, uint32_t near) {
   return any;
 }
 
-// One row of 32 columns of a block of four threads at a time.
 __device__ __forceinline__ void write(const Scores& weights, bfloat16* out, int stride) {
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int half = 0; half < TILE / IN_LINE; half++) {
-      Eight eight;
-#pragma unroll
-      for (int k = 0; k < 4; k++) {
-        const float* const w = weights[half * 4 + k] + h * 2;
-        eight.pairs[k] = packed(w[0], w[1]);
-      }
-      *reinterpret_cast<Eight*>(out + row_of(h * 2) * stride + half * IN_LINE + lane_of() % 4 * 8) = eight;
-    }
+  store_in_lines([&](int h) { return out + row_of(h * 2) * stride; },
+                 [&](int h, int f) { return packed(weights[f][h * 2], weights[f][h * 2 + 1]); });
 }
 #endif
 

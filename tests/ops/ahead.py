@@ -23,6 +23,7 @@ from dmlfast.ops.boosted import triton as boosted
 from dmlfast.ops.boosted.settings import BOOSTINGS, Settings
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
+from dmlfast.ops.norm_softmax.triton import sides
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pddm import triton as pddm
@@ -123,7 +124,7 @@ def softmax(dtype: torch.dtype, d: int) -> None:
     """The normalised softmax with and without kept exponentials, and with a running maximum."""
     x, w = torch.zeros(300, d, dtype=dtype), torch.zeros(500, d, dtype=dtype)
     labels, ones, everyone = torch.zeros(300, dtype=torch.int64), torch.ones(300), torch.zeros(d)
-    norm_softmax.BLOCK = norm_softmax.LOW_BLOCK = 1
+    sides.BLOCK = sides.LOW_BLOCK = 1
     for scale in (20.0, 100.0):
         for smoothing in (None, everyone):
             norm_softmax.forward(x, w, labels, ones, ones, scale, False, True, True, smoothing)

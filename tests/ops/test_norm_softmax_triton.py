@@ -12,7 +12,7 @@ from .helpers import ULPS, assert_accurate, generator
 
 pytest.importorskip("triton")
 from dmlfast.ops.norm_softmax import triton as kernels
-from dmlfast.ops.norm_softmax.triton import product
+from dmlfast.ops.norm_softmax.triton import product, sides
 
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
@@ -62,7 +62,7 @@ def check(given, scale=20.0, low_memory=False, forward=kernels.forward):
 
 def set_sizes(monkeypatch, sizes):
     for name, value in sizes.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(sides, name, value)
 
 
 @PRODUCTS
@@ -263,25 +263,25 @@ def test_plain_tf32_is_taken_where_torch_was_told_to(monkeypatch):
 @pytest.mark.parametrize("size", [2, 4])
 def test_scratch_is_bounded(n, m, d, size):
     for scale, low_memory in ((20.0, False), (20.0, True), (500.0, False)):
-        plan = kernels.plan_of(n, m, d, size, scale, low_memory)
-        assert plan.rows % kernels.TILE == plan.classes % kernels.TILE == 0
+        plan = sides.plan_of(n, m, d, size, scale, low_memory)
+        assert plan.rows % sides.TILE == plan.classes % sides.TILE == 0
         assert plan.kept <= (plan.classes >= m)
         of_a_class = plan.rows * size + 4 * d
-        if plan.kept and plan.classes * of_a_class > kernels.BLOCK:
-            assert plan.rows * plan.classes * size <= kernels.KEPT
-        elif plan.classes > kernels.TILE:
-            assert plan.classes * of_a_class <= kernels.BLOCK
-        if low_memory and plan.classes > kernels.TILE:
-            copies = 3 * kernels.padded(n) * d * size
-            assert plan.classes * of_a_class <= max(kernels.LOW - copies, kernels.LOW_BLOCK)
+        if plan.kept and plan.classes * of_a_class > sides.BLOCK:
+            assert plan.rows * plan.classes * size <= sides.KEPT
+        elif plan.classes > sides.TILE:
+            assert plan.classes * of_a_class <= sides.BLOCK
+        if low_memory and plan.classes > sides.TILE:
+            copies = 3 * sides.padded(n) * d * size
+            assert plan.classes * of_a_class <= max(sides.LOW - copies, sides.LOW_BLOCK)
 
 
 def test_the_goals_take_the_ways_meant_for_them():
     large = 4096, 10**6, 512
-    assert kernels.plan_of(*large, 2, 20.0, False).kept
-    assert kernels.plan_of(*large, 2, 20.0, False).rows == 1024
-    assert kernels.plan_of(*large, 4, 64.0, False)[:3] == (512, 1_000_064, True)
-    assert kernels.plan_of(*large, 2, 20.0, True) == (4096, 3840, False, False)
+    assert sides.plan_of(*large, 2, 20.0, False).kept
+    assert sides.plan_of(*large, 2, 20.0, False).rows == 1024
+    assert sides.plan_of(*large, 4, 64.0, False)[:3] == (512, 1_000_064, True)
+    assert sides.plan_of(*large, 2, 20.0, True) == (4096, 3840, False, False)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -15,6 +15,7 @@ from dmlfast.ops.cuda.library import Rows as RowsStruct
 from dmlfast.ops.cuda.library import address, launch
 from dmlfast.ops.cuda.side import BAND, CHUNK, TILE, splits_of
 from dmlfast.ops.norm_softmax import triton
+from dmlfast.ops.norm_softmax.triton import sides
 from dmlfast.ops.norm_softmax.triton.rows import FAR
 from dmlfast.ops.norm_softmax.triton.scores import Classes, Rows
 from dmlfast.ops.triton.tile import LOG2E
@@ -59,7 +60,7 @@ class LaidOut(NamedTuple):
     kept_by: torch.Tensor
 
 
-class Sides(triton.Sides):
+class Sides(sides.Sides):
     """Rows and classes of a call, laid out in tiles: all rows, of the classes some at a time.
 
     by_row: (n,), the exponent that a row has over its score with a class of length 1.
