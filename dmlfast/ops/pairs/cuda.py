@@ -9,6 +9,7 @@ from dmlfast.ops.cuda.library import address, launch, library
 from dmlfast.ops.cuda.side import BAND, Pairs, Side, near_of, pairs_of
 from dmlfast.ops.cuda.stats import NO_STATS, Stats
 from dmlfast.ops.gpu import on_its_device
+from dmlfast.ops.pairs import empty
 from dmlfast.ops.pairs.term import PairTerm
 
 KEPT = 2  # chunks of a gradient that a block of threads makes at a time
@@ -25,10 +26,8 @@ def reduce_block(
     term: PairTerm,
 ) -> torch.Tensor:
     """The statistic of each row over these columns, (N,) float32."""
-    exponential = term.reduce == "logsumexp"
-    if not len(rows) or (columns is not None and not len(columns)):
-        nothing = -torch.inf if exponential else 0.0
-        return rows.new_full((len(rows),), nothing, dtype=torch.float32)
+    if empty.is_empty(rows, columns):
+        return empty.statistics(rows, term)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     result = pairs.x.norm.new_empty(len(rows))
     reduce(pairs, pairs.x, pairs.r, None, result)
@@ -51,14 +50,8 @@ def grad_block(
     wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients for rows (N, D), columns (M, D) and bias (M,), float32, None where not wanted."""
-    n, m = len(rows), len(rows if columns is None else columns)
-    if not n or not m:
-        shapes = (n, rows.shape[1]), (m, rows.shape[1]), (m,)
-        made = [
-            rows.new_zeros(shape, dtype=torch.float32) if want else None
-            for shape, want in zip(shapes, wants, strict=True)
-        ]
-        return made[0], made[1], made[2]
+    if empty.is_empty(rows, columns):
+        return empty.gradients(rows, columns, wants)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     x, r = pairs.x, pairs.r
     xs = stats.given(pairs, x, row_stat, row_grad)

@@ -6,6 +6,7 @@ README.md has the maths, docs/triton_kernels.md the structure.
 import torch
 
 from dmlfast.ops.gpu import on_its_device
+from dmlfast.ops.pairs import empty
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.gradient import bias_gradient_of, gradient_of
 from dmlfast.ops.pairs.triton.reduction import reduce_pairs
@@ -28,10 +29,10 @@ def reduce_block(
     """The statistic of each row over these columns, (N,) float32; of hinges (2, N): their sums and
     the numbers of those above 0.
     """
+    if empty.is_empty(rows, columns):
+        return empty.statistics(rows, term)
     shape = (2, len(rows)) if term.is_hinge else (len(rows),)
     result = rows.new_empty(shape, dtype=torch.float32)
-    if not len(rows) or (columns is not None and not len(columns)):
-        return result.fill_(-torch.inf if term.reduce == "logsumexp" else 0.0)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     partial, _ = reduce_pairs(pairs, term, with_columns=False)
     combine_kernel[(pairs.x.tiles,)](
@@ -63,14 +64,8 @@ def grad_block(
     wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients for rows (N, D), columns (M, D) and bias (M,), float32, None where not wanted."""
-    n, m = len(rows), len(rows if columns is None else columns)
-    if not n or not m:
-        shapes = (n, rows.shape[1]), (m, rows.shape[1]), (m,)
-        made = [
-            rows.new_zeros(shape, dtype=torch.float32) if want else None
-            for shape, want in zip(shapes, wants, strict=True)
-        ]
-        return made[0], made[1], made[2]
+    if empty.is_empty(rows, columns):
+        return empty.gradients(rows, columns, wants)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     x, r = pairs.x, pairs.r
     xs = stats_of(x, row_stat, row_grad, term)
