@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, whatever interrupts the writing."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from dmlfast.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+_LOCKED: set[int] = set()  # open folders
 ABANDONED_SECONDS = 24 * 60 * 60  # without a write: the process may be one of another machine
 
 
@@ -150,6 +152,41 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise write_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def folder_lock(path: str | Path) -> Iterator[bool]:
+    """Locks a folder in the block; yields False where another process has, and never waits.
+
+    The lock ends with the process, however it ends, whatever processes it has forked. A file system
+    that knows no locks is taken for unlocked.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    _LOCKED.add(folder)
+    try:
+        yield _lock(folder)
+    finally:
+        if folder in _LOCKED:  # not in a process that was forked in the block
+            _LOCKED.remove(folder)
+            os.close(folder)
+
+
+def _lock(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _close_locked() -> None:
+    while _LOCKED:
+        os.close(_LOCKED.pop())
+
+
+os.register_at_fork(after_in_child=_close_locked)
 
 
 def remove_folder(path: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import fcntl
 import io
 import itertools
 import os
@@ -19,6 +18,7 @@ from dmlfast.files import (
     append_whole,
     atomic_folder,
     atomic_write_path,
+    folder_lock,
     remove_folder,
     swap_link,
     write_error,
@@ -73,17 +73,10 @@ class RunFolder:
         Raises a `UserError` where another one is at it. The lock ends with the process, however it
         ends; a file system that has none goes without.
         """
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is training into {self.path}") from None
-            except OSError:  # there are no locks
-                pass
+        with folder_lock(self.path) as held:
+            if not held:
+                raise UserError(f"another process is training into {self.path}")
             yield
-        finally:
-            os.close(folder)
 
     def checkpoint(self, name: str = "best") -> Checkpoint:
         """The checkpoint that a link, `best` or `last`, points at."""

@@ -136,6 +136,26 @@ def test_a_run_is_trained_by_one_process_at_a_time(run, tmp_path):
     assert run.config.seed == 1
 
 
+def test_a_process_that_was_forked_does_not_hold_the_lock(run):
+    """A loading process outlives one that is killed."""
+    (began, begin), (ended, end) = os.pipe(), os.pipe()
+    with run.alone():
+        child = os.fork()
+        if not child:
+            os.write(begin, b"x")
+            os.read(ended, 1)
+            os._exit(0)
+        os.read(began, 1)
+        with pytest.raises(UserError, match="another process is training"), run.alone():
+            pass
+    try:
+        with run.alone():  # while the child is still there
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    finally:
+        os.write(end, b"x")
+        os.waitpid(child, 0)
+
+
 def test_a_file_system_without_locks_is_trained_on(run, monkeypatch):
     def flock(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
