@@ -46,7 +46,7 @@ def ours(impl: str) -> Competitor:
     competitor = dmlfast(ops.norm_softmax_loss, impl)
 
     def declines(device: str, dtype: torch.dtype) -> str | None:
-        if impl in without(torch.device(device), dtype, dtype, 1):
+        if impl in without(torch.device(device), dtype, dtype):
             return "it has no kernels for it"
         return competitor.declines(device, dtype)
 

@@ -19,6 +19,7 @@ from dmlfast.training.config import (
 )
 
 RECIPE = "recipe"
+EXCLUDING = (("epochs", "max_steps"), ("learners", "groups"))
 OF_LEARNERS = ("learners", "groups", "weighting")  # settings of boosted losses
 CLICK_TYPES = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
 
@@ -105,21 +106,14 @@ def load_config_file(ctx: click.Context, param: click.Parameter, name: str | Non
 
 
 def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those settings that the command line or the configuration file gives.
-
-    What is typed and does nothing, as other settings are, is wrong usage.
-    """
+    """Those settings that the command line or the configuration file gives."""
     sources = {name: ctx.get_parameter_source(name) for name in FIELDS}
     given = {
         name: settings[name]
         for name, source in sources.items()
         if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     }
-    typed = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
-    for name in typed:
-        _refuse_idle(name, settings)
-    if {"epochs", "max_steps"} <= typed:
-        raise click.UsageError("--epochs and --max-steps exclude each other")
+    typed = _typed(ctx)
     # What was typed wins over what a file says of the same thing in another setting.
     if "epochs" in typed and "max_steps" not in typed:
         given["max_steps"] = None
@@ -129,13 +123,28 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
     return {**given, RECIPE: defaults[RECIPE]} if RECIPE in defaults else given
 
 
-def _refuse_idle(name: str, settings: dict[str, Any]) -> None:
-    other, value = FIELDS[name].metadata["only_with"] or (name, settings[name])
-    if settings[other] != value:
-        raise click.UsageError(
-            f"--{option_name(name)} is for {other} {value}, and this is {settings[other]}"
-        )
-    if name in OF_LEARNERS and not takes(settings["loss"], "groups"):
-        raise click.UsageError(
-            f"--{option_name(name)} is for boosted losses, and {settings['loss']} is none"
-        )
+def refuse_idle(ctx: click.Context, config: TrainConfig) -> None:
+    """Raises the wrong usage of what is typed and, as other settings are, does nothing."""
+    typed = _typed(ctx)
+    for names in EXCLUDING:
+        if typed.issuperset(names):
+            options = " and ".join(f"--{option_name(name)}" for name in names)
+            raise click.UsageError(f"{options} exclude each other")
+    for name in typed:
+        other, value = FIELDS[name].metadata["only_with"] or (name, getattr(config, name))
+        if getattr(config, other) != value:
+            raise click.UsageError(
+                f"--{option_name(name)} is for {other} {value}, and this is "
+                f"{getattr(config, other)}"
+            )
+        if name in OF_LEARNERS and not takes(config.loss, "groups"):
+            raise click.UsageError(
+                f"--{option_name(name)} is for boosted losses, and {config.loss} is none"
+            )
+
+
+def _typed(ctx: click.Context) -> set[str]:
+    """The settings that the command line gives."""
+    return {
+        name for name in FIELDS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }

@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 from dmlfast.cli.card import card_lines, comparison_lines
-from dmlfast.cli.options import GroupedCommand, given_settings, load_config_file, setting_options
+from dmlfast.cli.options import (
+    GroupedCommand,
+    given_settings,
+    load_config_file,
+    refuse_idle,
+    setting_options,
+)
 
 from dmlfast.models import load_model
 from dmlfast.recipes import Comparison, load_recipe
@@ -62,6 +68,7 @@ def command(
     given = given_settings(ctx, settings)
     resumed = dataclasses.replace(RunFolder(out).config, **given) if out and resume else None
     config = resumed or TrainConfig(**given)
+    refuse_idle(ctx, config)
     if config.recipe and not resume and is_main_process():
         for line in load_recipe(config.recipe).missing(config):
             click.echo(f"{config.recipe}: {line}", err=True)

@@ -152,8 +152,8 @@ DML_API int dml_cuda_bias_gradient(const struct dml_side* x, const struct dml_si
                                    const struct dml_stats* xs, const struct dml_stats* rs, float* out,
                                    void* stream);
 
-// Whether there are kernels for the exponentials of a softmax of rows of this dtype and width, 1 or 0.
-DML_API int dml_cuda_exponentials_fit(int32_t dtype, int64_t d);
+// Whether the GPU at hand has kernels for the exponentials of a softmax, of up to 512 components, 1 or 0.
+DML_API int dml_cuda_exponentials_fit(void);
 
 // Lays out rows in tiles of 64, padded with zeros to whole tiles and to chunks of 128 bytes, as
 // dml_cuda_exponentials takes them, bfloat16. Chunks: a power of two. Classes have inverse lengths, NULL for

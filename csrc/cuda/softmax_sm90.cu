@@ -6,7 +6,6 @@ namespace dml {
 namespace {
 
 constexpr int SHARING = 2;  // blocks that share classes, as those of weights_sm90.cu do
-constexpr int MOST_COMPONENTS = MOST_CHUNKS * components_of_chunk<bfloat16>;
 
 // What classes have besides. They enter the products with exponentials as they are, unless their inverse
 // lengths are far from 1: then times the power of two of these, and exponentials have the mantissa alone.
@@ -212,9 +211,9 @@ Status by_width(const dml_exponentials& how, void* stream) {
 
 using namespace dml;
 
-int dml_cuda_exponentials_fit(int32_t dtype, int64_t d) {
+int dml_cuda_exponentials_fit(void) {
   Gpu gpu;
-  return HAS_SM90A && dtype == DML_BFLOAT16 && d <= MOST_COMPONENTS && find_gpu(gpu) == 0 && gpu.major == 9;
+  return HAS_SM90A && find_gpu(gpu) == 0 && gpu.major == 9;
 }
 
 int dml_cuda_lay_out(const dml_rows* given, int64_t padded, int32_t chunks, void* tiles, const float* inverse,

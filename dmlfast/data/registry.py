@@ -130,7 +130,7 @@ def create_dataset(
     if isinstance(dataset, ImageDataset):
         dataset.on_error = on_error
     closed_set = dataset.closed_set
-    if closed_set and split != "val":  # which comes beside another split
+    if closed_set:
         logger.warning("%s is closed-set: its splits share classes", name)
     rows = split_rows(dataset.labels, parts, split, val_fraction, seed, closed_set=closed_set)
     if split == "test" and not len(rows):

@@ -63,7 +63,8 @@ class NormSoftmaxLoss(nn.Module):
         super().__init__()
         known = _known(classes)
         embedding_dim = checks.whole_number("embedding_dim", embedding_dim, 1)
-        if not 0 < checks.finite("class_fraction", class_fraction) <= 1:
+        class_fraction = checks.finite("class_fraction", class_fraction)
+        if not 0 < class_fraction <= 1:
             raise ValueError(f"class_fraction must be above 0 and at most 1, not {class_fraction}")
         if class_count is not None:
             class_count = checks.whole_number("class_count", class_count, 1)

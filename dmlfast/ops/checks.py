@@ -1,6 +1,7 @@
 """Checks of arguments, each raising one line that names the argument and what was expected."""
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -78,11 +79,15 @@ def finite(name: str, value: float) -> float:
 
 def whole_number(name: str, value: int, least: int) -> int:
     """The integer, ``least`` or above."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < least:
+    if number < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
-    return int(value)
+    return number
 
 
 def whole_numbers(name: str, values: Sequence[int]) -> list[int]:

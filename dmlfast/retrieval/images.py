@@ -107,7 +107,11 @@ def _data_set(features: Features, data_dir: str | None) -> list[AnyDataset]:
     name, split = features.attributes.get("dataset"), features.attributes.get("split")
     if not name or not split:
         raise UserError(f"{features.source} does not say which data set and split it is of")
-    data_dir = data_dir or features.attributes.get("data_dir")
+    known = features.attributes.get("data_dir")
+    if not data_dir and known and not Path(known).exists():
+        raise UserError(
+            f"{features.source} has its images in {known}, which is not there: give --data-dir"
+        )
     splits = [split] if split == "test" else ["train", "val"]
     options = parse_options(features.attributes.get("dataset_options"))
-    return [create_dataset(str(name), part, data_dir, **options) for part in splits]
+    return [create_dataset(str(name), part, data_dir or known, **options) for part in splits]

@@ -488,7 +488,7 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
         loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)
         three = classes[[0, 0, -1]]
         loss = loss_fn.eval()(torch.zeros(3, config.embedding_dim, device=device), three)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
     if getattr(loss_fn, "needs_head_steps", False) and not config.head_steps:
         raise UserError(f"the stage of the {config.loss} loss is in head-steps, which are 0")

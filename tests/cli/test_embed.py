@@ -278,6 +278,9 @@ def test_pictures_are_found_from_any_folder_and_where_they_moved_to(tmp_path, mo
     assert load_features("b.h5").attributes["data_dir"] == str(elsewhere / "moved")
     embeddings = [load_features(file).embeddings for file in ("a.h5", "b.h5")]
     np.testing.assert_array_equal(*embeddings)
+    assert main(["search", "a.h5", *draw, "b.png"]) == 1
+    gone = f"a.h5 has its images in {tmp_path / 'pictures'}, which is not there: give --data-dir"
+    assert gone in capsys.readouterr().err
     assert main(["search", "a.h5", *draw, "b.png", "--data-dir", "moved"]) == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     capsys.readouterr()

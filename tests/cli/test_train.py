@@ -106,6 +106,16 @@ def test_a_run_that_was_stopped_before_an_evaluation_claims_none(monkeypatch, ca
     assert "selected_on" not in load_features("f.h5").attributes
 
 
+def test_what_is_retyped_is_held_against_the_run(capsys):
+    words = ["--optimizer", "sgd", "--momentum", "0.8", "--out", "a"]
+    assert main([*TINY, *words]) == 0
+    again = ["train", "--resume", "--out", "a", "--max-steps", "8"]
+    assert main([*again, "--momentum", "0.8"]) == 0
+    assert RunFolder("a").checkpoint("last").step == 8
+    assert main([*again, "--candidates", "4"]) == 2
+    assert "--candidates is for sampler hard-neighbours" in capsys.readouterr().err
+
+
 def test_folders_mean_the_same_wherever_the_run_is_used(monkeypatch):
     words = ["--data-dir", "data", "--cache-images", "~/cache"]
     assert main([*TINY, *words, "--out", "a"]) == 0
@@ -159,6 +169,7 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--learners 2", 2, "--learners is for boosted losses, and lifted is none"),
         ("--weighting released", 2, "--weighting is for boosted losses, and lifted is none"),
         ("--groups 4,4", 2, "--groups is for boosted losses, and lifted is none"),
+        ("--loss bier --learners 2 --groups 4,4", 2, "--learners and --groups exclude each other"),
         ("--epochs 3", 2, "--epochs and --max-steps exclude each other"),
         ("--candidates 2", 2, "--candidates is for sampler hard-neighbours, and this is balanced"),
         ("--loss triplet --loss-options mining", 1, "loss options are NAME=VALUE"),

@@ -54,6 +54,12 @@ def test_norms_by_either_axis():
     assert norm_loss([weight, weight], "input") == 2 * 10 / 3
 
 
+def test_regressors_of_another_dtype_are_refused():
+    adversary = AdversarialLoss(GROUPS, norm_weight=0.0).bfloat16()
+    with pytest.raises(TypeError, match=r"must be torch\.float64, .* not torch\.bfloat16"):
+        adversary(OUTPUTS)
+
+
 def test_the_adversarial_loss_as_it_reads():
     torch.manual_seed(0)
     adversary = AdversarialLoss(GROUPS, norm_weight=0.7).double()

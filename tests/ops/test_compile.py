@@ -1,13 +1,16 @@
 """The ops under torch's own tools: opcheck, fake tensors, compile, autocast, double backward."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .helpers import IMPLS, KERNELS, Problem, lifted, pair_reduce, problem, results
+from dmlfast.ops import norm_softmax_loss
+
+from .helpers import IMPLS, KERNELS, Problem, generator, lifted, pair_reduce, problem, results
 
 OPS = pytest.mark.parametrize("op", [lifted, pair_reduce])
 EVERY_KERNEL = pytest.mark.parametrize("impl", KERNELS)
@@ -106,6 +109,21 @@ def test_a_compiled_loss_serves_every_batch_size(op):
         p = problem(n, m, 5, bias=True)
         expected = results(op, p, torch.ones_like, impl="cpu")
         assert all(map(torch.equal, results(compiled, p, torch.ones_like, impl="cpu"), expected))
+        graphs.append(backend.frame_count)
+    assert graphs == graphs[:1] * 3
+
+
+def test_a_compiled_softmax_serves_every_size():
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    op = partial(norm_softmax_loss, impl="cpu")
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend=backend)
+    graphs = []
+    for n, classes, d in ((12, 9, 5), (31, 40, 7), (65, 12, 24)):
+        random = generator(n)
+        rows, weight = (torch.randn(m, d, generator=random) for m in (n, classes))
+        labels = torch.randint(0, classes, (n,), generator=random)
+        assert torch.equal(compiled(rows, labels, weight), op(rows, labels, weight))
         graphs.append(backend.frame_count)
     assert graphs == graphs[:1] * 3
 

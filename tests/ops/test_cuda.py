@@ -103,6 +103,7 @@ def test_no_kernel_spills():
         ("sm_90a", "HGMMA", "exponentials_sm90_kernel"),
         ("sm_90a", "UBLKCP.S.G.MULTICAST", "exponentials_sm90_kernel"),
         ("sm_90a", "USETMAXREG", "gradient_sm90_kernel"),
+        ("sm_90a", "USETMAXREG", "exponentials_sm90_kernel"),
         ("sm_100", "HMMA", "gradient_kernel"),
     ],
 )

@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 import torch
+from dmlfast.bench import BENCHMARKS
 
 from dmlfast import ops
 from dmlfast.ops import dispatch, fastest, gpu, native
 from dmlfast.ops.cuda import library
 from dmlfast.ops.lifted import cpu, reference
+from dmlfast.ops.lifted import op as lifted_op
+from dmlfast.ops.norm_softmax import op as softmax_op
 
 CALLS = {
     "pair_reduce": lambda x, **options: ops.pair_reduce(x, torch.arange(4), **options),
@@ -324,3 +327,16 @@ def test_the_precision_that_torch_was_told_in_its_newer_way(monkeypatch, asked, 
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     assert ("tf32x3" if exact else "tf32") == how.PRECISION
+
+
+def test_what_was_measured_is_looked_up_by_the_name_it_was_measured_by(monkeypatch):
+    """Of ops with several backends for GPUs, which a table of results chooses from."""
+    asked = []
+    rows, labels = torch.randn(8, 4), torch.arange(8) // 4
+    with monkeypatch.context() as patched:
+        patched.setattr(fastest, "choose", lambda op, *_: asked.append(op) or "cpu")
+        patched.setattr(dispatch, "_able", lambda *_: ("triton", "cuda", "reference"))
+        lifted_op._forward(rows, None, labels, None, None, 1.0, False, False, dispatch.FASTEST)
+        softmax_op._kernels(dispatch.FASTEST, rows)
+    assert asked == ["lifted", "norm-softmax"]
+    assert set(asked) < set(BENCHMARKS)

@@ -242,7 +242,7 @@ def test_norm_softmax_options(options, dtype):
     exact, plain = (
         solve("reference", rows, labels, weight, kind) for kind in (torch.float64, FULL)
     )
-    for impl in {"triton", "cuda"} - set(without(rows.device, dtype, dtype, 40)):
+    for impl in {"triton", "cuda"} - set(without(rows.device, dtype, dtype)):
         found = solve(impl, rows, labels, weight)
         assert found[0].shape == ((n,) if options.get("reduction") == "none" else ())
         assert [t.dtype for t in found] == [FULL, dtype, dtype]

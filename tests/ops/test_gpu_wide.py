@@ -29,9 +29,9 @@ from .test_norm_softmax_cuda import (  # noqa: F401
     test_lengths_do_not_matter,
     test_many_classes_take_a_ring_of_tiles_in_several_parts,
     test_own_classes_are_left_out_wherever_they_are,
+    test_rows_of_the_same_dtype_have_kernels,
     test_serve_the_loss,
     test_take_any_size,
-    test_the_widest_rows_have_kernels,
     test_zeros_have_no_direction,
 )
 from .test_norm_softmax_cuda import (  # noqa: F401

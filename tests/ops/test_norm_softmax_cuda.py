@@ -8,8 +8,10 @@ import math
 import pytest
 import torch
 
+from dmlfast.ops import dispatch
 from dmlfast.ops.cuda import library
 from dmlfast.ops.norm_softmax import norm_softmax_loss, op
+from dmlfast.ops.norm_softmax.settings import Settings
 
 from .helpers import CAPABILITY, ULPS, assert_accurate, generator
 
@@ -187,9 +189,17 @@ def test_others_have_no_kernels(monkeypatch, dtype, d, capability):
     library.exponentials_fit.cache_clear()
 
 
-def test_the_widest_rows_have_kernels():
-    assert op.without(torch.device(DEVICE), BRAIN, BRAIN, 512) == ()
-    assert op.without(torch.device(DEVICE), BRAIN, FULL, 64) == ("cuda",)
+def test_rows_of_the_same_dtype_have_kernels():
+    assert op.without(torch.device(DEVICE), BRAIN, BRAIN) == ()
+    assert op.without(torch.device(DEVICE), BRAIN, FULL) == ("cuda",)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda", dispatch.FASTEST])
+def test_low_memory_goes_by_blocks_whoever_serves(name):
+    settings = Settings(0.05, 0.0, 0.0, 0.0, -100, low_memory=True)
+    assert op._by_blocks(settings, name)
+    assert not op._ahead("mean", settings, name)
+    assert op._ahead("mean", settings._replace(low_memory=False), name)
 
 
 @pytest.mark.parametrize(

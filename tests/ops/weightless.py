@@ -46,7 +46,7 @@ def cuda_library(launched: Callable[[str], None]) -> SimpleNamespace:
         "one_pass_scratch": lambda n: 0,
         "reduce_slots": lambda x, r, task: 2 * 132,
         "weights_fit": lambda x, r, task: int(x._obj.chunks > 2),
-        "exponentials_fit": lambda dtype, d: 1,
+        "exponentials_fit": lambda: 1,
         "find_code": lambda: 0,
         "error": lambda status: b"",
     }

@@ -83,7 +83,7 @@ def library() -> ctypes.CDLL:
     found.dml_cuda_one_pass_scratch.restype = _LONG
     found.dml_cuda_reduce_slots.argtypes = [_P] * 3
     found.dml_cuda_weights_fit.argtypes = [_P] * 3
-    found.dml_cuda_exponentials_fit.argtypes = [ctypes.c_int32, _LONG]
+    found.dml_cuda_exponentials_fit.argtypes = []
     found.dml_cuda_find_code.argtypes = []
     found.dml_cuda_error.argtypes = [ctypes.c_int]
     found.dml_cuda_error.restype = ctypes.c_char_p
@@ -91,12 +91,12 @@ def library() -> ctypes.CDLL:
 
 
 @cache
-def exponentials_fit(device: torch.device, dtype: torch.dtype, d: int) -> bool:
-    """Whether a device has kernels for the exponentials of a softmax of such rows."""
+def exponentials_fit(device: torch.device) -> bool:
+    """Whether a device has kernels for the exponentials of a softmax, of bfloat16 rows."""
     if why_no_library():
         return False
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return bool(library().dml_cuda_exponentials_fit(DTYPES[dtype], d))
+        return bool(library().dml_cuda_exponentials_fit())
 
 
 def launch(op: str, name: str, rows: torch.Tensor, *arguments: Any) -> None:

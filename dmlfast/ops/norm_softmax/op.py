@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from dmlfast.ops import checks, dispatch
+from dmlfast.ops import checks, dispatch, gpu
 from dmlfast.ops.cuda.library import exponentials_fit
 from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 from dmlfast.ops.norm_softmax import reference
@@ -17,6 +17,7 @@ _SETTINGS = (
     "int ignore_index, bool low_memory"
 )
 _WANTS = "bool want_rows, bool want_weight, str impl"
+WIDEST = 512  # components of a row that CUDA's kernels have registers for
 # whose kernels make gradients a block at a time where memory is low
 BY_BLOCKS = ("triton", "cuda", dispatch.FASTEST)
 
@@ -78,6 +79,9 @@ def norm_softmax_loss(
     checks.choice("reduction", reduction, REDUCTIONS)
     numbers = checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
     settings = Settings(*numbers, int(ignore_index), bool(low_memory))
+    lacking = without(embeddings.device, embeddings.dtype, weight.dtype)
+    if weight.shape[1] > WIDEST:
+        lacking = ("cuda",)
     return dispatch.call(
         "norm_softmax_loss",
         impl,
@@ -85,16 +89,15 @@ def norm_softmax_loss(
         plain=reference.norm_softmax_loss,
         fused=_fused,
         args=(embeddings, weight, labels, settings, reduction),
-        without=without(embeddings.device, embeddings.dtype, weight.dtype, weight.shape[1]),
+        without=lacking,
     )
 
 
 @torch.compiler.assume_constant_result
-def without(
-    device: torch.device, rows: torch.dtype, weight: torch.dtype, d: int
-) -> tuple[str, ...]:
-    """The backends that have no kernels for rows and weights of these dtypes and width."""
-    has_some = rows == weight == torch.bfloat16 and exponentials_fit(device, weight, d)
+def without(device: torch.device, rows: torch.dtype, weight: torch.dtype) -> tuple[str, ...]:
+    """The backends that have no kernels for rows and weights of these dtypes, of any width."""
+    on_gpu = device.type == "cuda" or gpu.emulated()
+    has_some = on_gpu and rows == weight == torch.bfloat16 and exponentials_fit(device)
     return () if has_some else ("cuda",)
 
 
