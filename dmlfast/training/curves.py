@@ -83,7 +83,7 @@ def _label(
     colour: str,
     *,
     up: float = 0,
-    right: float = 6,
+    right: float = 8,
 ) -> None:
     """Writes a text so many points up and right of a point; without `right`, above its middle."""
     axes.annotate(
