@@ -193,8 +193,9 @@ def remove_folder(path: str | Path) -> None:
     """Removes a folder so that its name never stands for a part of it."""
     path = Path(path)
     temporary = temporary_path(path)
-    os.rename(path, temporary)
-    shutil.rmtree(temporary)
+    old = temporary.with_name(f"{temporary.name}-old")  # another may be in the making
+    os.rename(path, old)
+    shutil.rmtree(old)
 
 
 def swap_link(link: str | Path, target: str) -> None:

@@ -175,14 +175,12 @@ def _csv(rows: list[dict[str, str]], header: bool) -> bytes:
 def create_run(config: TrainConfig, out: str | Path | None, overwrite: bool = False) -> RunFolder:
     """Makes the folder of a new run: `out`, or `runs/<date>-<loss>-<dataset>` under a new name.
 
-    A folder that holds something raises a `UserError`, unless it is a run and `overwrite` is set.
+    A folder that holds something raises a `UserError`, unless it is a run and `overwrite` is set:
+    it is gone when the new one is ready.
     """
     path = Path(out) if out is not None else _unused_path(config)
     check_out(path, overwrite)
     try:
-        if _is_taken(path):
-            with RunFolder(path).alone():
-                remove_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
@@ -190,6 +188,9 @@ def create_run(config: TrainConfig, out: str | Path | None, overwrite: bool = Fa
         run = RunFolder(temporary)
         run.checkpoints_path.mkdir()
         run.write_config(config)
+        if _is_taken(path):
+            with RunFolder(path).alone():
+                remove_folder(path)
     return RunFolder(path)
 
 

@@ -179,6 +179,21 @@ def test_links_that_were_copied_as_folders_become_links_again(run, tmp_path):
     assert sorted(os.listdir(copy.checkpoints_path)) == ["best", "last", "step-1", "step-2"]
 
 
+def test_a_run_that_cannot_be_replaced_stays(run, monkeypatch):
+    """As on a full disk."""
+    run.append_summary(row(1))
+
+    def write_config(self, config):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "write_config", write_config)
+    with pytest.raises(UserError, match=r"cannot write .*run: No space left on device"):
+        create_run(tiny_config(seed=1), run.path, overwrite=True)
+    assert run.config.seed == 0
+    assert run.summary() == [row(1)]
+    assert os.listdir(run.path.parent) == ["run"]
+
+
 def test_an_empty_folder_is_taken(tmp_path):
     assert create_run(tiny_config(), tmp_path).config == tiny_config()
 
