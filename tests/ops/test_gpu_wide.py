@@ -32,6 +32,7 @@ from .test_norm_softmax_cuda import (  # noqa: F401
     test_rows_of_the_same_dtype_have_kernels,
     test_serve_the_loss,
     test_take_any_size,
+    test_the_widest_rows_have_kernels,
     test_zeros_have_no_direction,
 )
 from .test_norm_softmax_cuda import (  # noqa: F401

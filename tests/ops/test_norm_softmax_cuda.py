@@ -124,16 +124,7 @@ def test_zeros_have_no_direction():
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_lengths_do_not_matter(low_memory, mixed, size):
     given = inputs(12, 130, 20)
-    power = 2.0 ** round(math.log2(size))
-    expected = kernels.forward(*given, 20.0, low_memory, True, True)
-    by_row, by_class = (torch.full((n, 1), power, device=DEVICE) for n in (12, 130))
-    if mixed:
-        by_row[::3], by_class[::2], by_class[1::4] = 1 / power, 1 / power, 1
-    rows, weight = given[0] * by_row, given[1] * by_class.to(BRAIN)
-    found = kernels.forward(rows, weight, *given[2:], 20.0, low_memory, True, True)
-    found = found[0], found[1] * by_row, found[2] * by_class
-    for got, truth in zip(found, expected, strict=True):
-        assert (got - truth).abs().max() <= 1e-5 * truth.abs().max()
+    common.check_lengths(given, size, mixed, low_memory, forward=kernels.forward)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -187,6 +178,13 @@ def test_others_have_no_kernels(monkeypatch, dtype, d, capability):
     with pytest.raises(RuntimeError, match=r"norm_softmax_loss: impl='cuda' .* has no kernels"):
         norm_softmax_loss(rows, torch.tensor([0, 1]), rows, impl="cuda")
     library.exponentials_fit.cache_clear()
+
+
+def test_the_widest_rows_have_kernels():
+    rows = torch.ones(2, op.WIDEST, device=DEVICE, dtype=BRAIN)
+    labels = torch.tensor([0, 1], device=DEVICE)
+    loss = norm_softmax_loss(rows, labels, rows, impl="cuda")
+    assert abs(loss.item() - math.log(2)) < 20 * torch.finfo(FULL).eps  # two logits of 20
 
 
 def test_rows_of_the_same_dtype_have_kernels():

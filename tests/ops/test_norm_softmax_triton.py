@@ -1,5 +1,7 @@
 """The Triton kernels of the normalised softmax: log-sum-exps and gradients, however cut."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -58,6 +60,21 @@ def check(given, scale=20.0, low_memory=False, forward=kernels.forward):
     allowed = ULPS + scale + rounded / torch.finfo(FULL).eps
     assert_accurate(found[1:], exact[1:], yard[1:], allowed)
     return found
+
+
+def check_lengths(given, size, mixed, low_memory, forward=kernels.forward):
+    """Rows and classes of this length have the gradients of others, over it."""
+    rows, weight, *rest = given
+    power = 2.0 ** round(math.log2(size))
+    by_row, by_class = (torch.full((len(t), 1), power, device=t.device) for t in (rows, weight))
+    if mixed:
+        by_row[::3], by_class[::2], by_class[1::4] = 1 / power, 1 / power, 1
+    expected = forward(*given, 20.0, low_memory, True, True)
+    scaled = rows * by_row, weight * by_class.to(weight.dtype)
+    found = forward(*scaled, *rest, 20.0, low_memory, True, True)
+    found = found[0], found[1] * by_row, found[2] * by_class
+    for got, truth in zip(found, expected, strict=True):
+        assert (got - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
 def set_sizes(monkeypatch, sizes):
@@ -205,16 +222,7 @@ def test_zeros_have_no_direction(dtype):
 @pytest.mark.parametrize("size", [1e30, 1e-30])
 def test_lengths_do_not_matter(dtype, d, low_memory, mixed, size):
     given = inputs(12, 30, d, dtype)
-    power = 2.0 ** torch.tensor(size).log2().round()
-    expected = kernels.forward(*given, 20.0, low_memory, True, True)
-    by_row, by_class = torch.full((12, 1), power), torch.full((30, 1), power)
-    if mixed:
-        by_row[::3], by_class[::2], by_class[1::4] = 1 / power, 1 / power, 1
-    rows, weight = given[0] * by_row, given[1] * by_class.to(dtype)
-    found = kernels.forward(rows, weight, *given[2:], 20.0, low_memory, True, True)
-    found = found[0], found[1] * by_row, found[2] * by_class
-    for got, truth in zip(found, expected, strict=True):
-        assert (got - truth).abs().max() <= 1e-5 * truth.abs().max()
+    check_lengths(given, size, mixed, low_memory)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

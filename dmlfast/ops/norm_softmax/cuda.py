@@ -75,12 +75,12 @@ class Sides(sides.Sides):
         low_memory: bool,
     ):
         super().__init__(rows, weight, labels, scale, low_memory)
-        self.row_bytes = self.laid_out(rows.shape[1])
+        self.row_bytes = self.layout_bytes(rows.shape[1])
         self.tiles = self._lay_out(self.copy, len(self.copy))
         self.by_row = 2 * scale * LOG2E.value * torch.frexp(self.inverse).mantissa
         self.classes_at_hand: LaidOut | None = None
 
-    def laid_out(self, d: int) -> int:
+    def layout_bytes(self, d: int) -> int:
         chunks = -(-2 * d // CHUNK)
         return CHUNK * (1 << (chunks - 1).bit_length())
 

@@ -43,24 +43,24 @@ def plan_of(
     itemsize: int,
     scale: float,
     low_memory: bool,
-    laid_out: int = 0,
+    layout_bytes: int = 0,
 ) -> Plan:
     """For n rows of ``width`` components and exponentials of ``itemsize`` bytes.
 
-    ``laid_out``: bytes of a row or class in another layout, where there is one.
+    ``layout_bytes``: of a row or class in another layout, where there is one.
     """
     running = scale * LOG2E.value + math.log2(classes) > SAFE
     classes = padded(classes)
     rows = min(ROWS, padded(n))
     room = BLOCK
     if low_memory:
-        copies = padded(n) * (3 * width * itemsize + laid_out)
+        copies = padded(n) * (3 * width * itemsize + layout_bytes)
         room = max(LOW_BLOCK, min(BLOCK, LOW - copies))
     elif not running:
         fitting = KEPT // (classes * itemsize) // TILE * TILE
         if fitting >= min(rows, LEAST):
             return Plan(min(rows, fitting), classes, True, False)
-    each = rows * itemsize + 4 * width + laid_out  # exponentials of a class, its gradient, itself
+    each = rows * itemsize + 4 * width + layout_bytes  # exponentials of a class, gradient, itself
     block = max(TILE, room // each // TILE * TILE)
     return Plan(rows, min(block, classes), classes <= block and not running, running)
 
@@ -88,7 +88,7 @@ class Sides:
         self.kept_dtype = configs.weights_dtype(self.products)
         self.tile = configs.tiles_of(self.kept_dtype).product
         size = self.products.DP, self.kept_dtype.itemsize
-        self.plan = plan_of(n, m, *size, scale, low_memory, self.laid_out(d))
+        self.plan = plan_of(n, m, *size, scale, low_memory, self.layout_bytes(d))
         scores = configs.tiles_of(weight.dtype).scores
         self.how = Exponentials(scale, self.products, scores, self.plan.running)
         self.inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
@@ -108,7 +108,7 @@ class Sides:
             of_them = self.copy[all_of_it], self.inverse[some], self.labels[some]
             yield some, all_of_it, Rows(first, *of_them)
 
-    def laid_out(self, d: int) -> int:
+    def layout_bytes(self, d: int) -> int:
         """Bytes of a row of d components in a layout of the backend's own, 0 without one."""
         return 0
 
