@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def merge(rows: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 
 def read_csv(path: str | Path) -> list[Row]:
     """The rows of a file; none where there is no file. Raises `UserError` for a foreign one."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
+        raise UserError(f"{path} is not a regular file")
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)

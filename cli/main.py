@@ -108,9 +108,8 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError):
-        return str(error)
+    if isinstance(error, OSError):  # without a name it is mostly that of the output
+        reason = error.strerror or str(error)
+        return reason if error.filename is None else f"{error.filename}: {reason}"
     kind, text = type(error).__name__, str(error).partition("\n")[0]
     return f"{kind}: {text} (--debug shows where)"

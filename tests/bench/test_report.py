@@ -52,6 +52,11 @@ def test_foreign_file_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == text
 
 
+def test_device_is_not_read_to_its_end() -> None:
+    with pytest.raises(UserError, match="/dev/null is not a regular file"):
+        read_csv("/dev/null")
+
+
 def test_file_of_before_there_were_gpus_is_read_and_gets_their_columns(tmp_path: Path) -> None:
     path = tmp_path / "bench.csv"
     update_csv(path, [ROW])

@@ -75,6 +75,7 @@ def test_a_command_that_works(command, capsys):
         (UserError("feats.h5 is damaged"), "Error: feats.h5 is damaged"),
         (FileNotFoundError(2, "No such file or directory", "a.yaml"), "Error: a.yaml: No such"),
         (OSError("odd"), "Error: odd"),
+        (OSError(28, "No space left on device"), "Error: No space left on device"),
         (ZeroDivisionError("by\nzero"), "Error: ZeroDivisionError: by (--debug shows where)"),
     ],
 )
