@@ -442,7 +442,7 @@ Status run(const dml_rows& rows, const int64_t* labels, float margin, float* los
 
 template <class T, class... Rest>
 Status run_with_quads(const dml_rows& rows, Rest... rest) {
-  return has_quads<T>(rows) ? run<Rows<T, true>>(rows, rest...) : run<Rows<T, false>>(rows, rest...);
+  return comes_in<T, 4>(rows) ? run<Rows<T, true>>(rows, rest...) : run<Rows<T, false>>(rows, rest...);
 }
 
 }  // namespace

@@ -23,11 +23,11 @@ __device__ __forceinline__ Quad<float> to_float(const Quad<T>& quad) {
   return {{to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3])}};
 }
 
-// Whether all quads are whole, and one instruction can load each.
-template <class T>
-bool has_quads(const dml_rows& rows) {
-  return rows.column_stride == 1 && rows.row_stride % 4 == 0 && rows.d % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(rows.data) % sizeof(Quad<T>) == 0;
+// Whether rows are whole in so many components, and one instruction can load these at a time.
+template <class T, int COMPONENTS>
+bool comes_in(const dml_rows& rows) {
+  return rows.column_stride == 1 && rows.row_stride % COMPONENTS == 0 && rows.d % COMPONENTS == 0 &&
+         reinterpret_cast<uintptr_t>(rows.data) % (COMPONENTS * sizeof(T)) == 0;
 }
 
 template <class Number, bool QUADS>

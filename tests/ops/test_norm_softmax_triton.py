@@ -14,7 +14,7 @@ from .helpers import ULPS, assert_accurate, generator
 
 pytest.importorskip("triton")
 from dmlfast.ops.norm_softmax import triton as kernels
-from dmlfast.ops.norm_softmax.triton import product, sides
+from dmlfast.ops.norm_softmax.triton import product, scores, sides
 
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
@@ -129,6 +129,24 @@ def test_the_library_multiplies_where_it_can(monkeypatch, dtype, d, cut, expecte
 def test_are_right_in_blocks_with_a_running_maximum(monkeypatch):
     set_sizes(monkeypatch, CUTS["blocks"])
     check(inputs(130, 150, 20, scale=100.0), 100.0)
+
+
+@pytest.mark.parametrize(("n", "slots"), [(1, 1), (37, 5), (16, 128), (50, 300)])
+def test_sums_are_added_up(n, slots):
+    sums = 40 * torch.randn(slots, n + 3, generator=generator(0))
+    sums[:, n:] = torch.nan  # the padding
+    sums[0], sums[:, 0] = -torch.inf, -torch.inf
+    found = torch.full((n,), torch.nan)
+    scores.add_up(sums, found, fresh=True)
+    exact, eps = sums[:, :n].double().logsumexp(0), torch.finfo(FULL).eps
+    assert (found.isneginf() == exact.isneginf()).all()
+    allowed = 4 * eps * (1 + exact.nan_to_num(neginf=0).abs().max())
+    assert (found - exact).nan_to_num().abs().max() <= allowed
+    before = torch.linspace(-100, 100, n)
+    found = before.clone()
+    scores.add_up(sums, found, fresh=False)
+    exact = torch.logaddexp(exact, before.double())
+    assert (found - exact).abs().max() <= 4 * eps * (1 + exact.abs().max())
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 2, 3), (3, 200, 129), (129, 3, 33)])

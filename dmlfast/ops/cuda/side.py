@@ -1,6 +1,7 @@
 """Both sides of the pairs as the CUDA kernels take them: ``dml_side`` and ``dml_task``."""
 
 import ctypes
+import functools
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from dmlfast.ops.pairs.term import PairTerm
 # As in csrc/cuda/tiles.h: rows of a band and of a tile, bytes of a chunk.
 BAND, TILE, CHUNK = 128, 64, 128
 COUNTED = 8192  # rows and columns up to which counting brings labels in order, sorting above
+BEGINNING = 3  # tiles that a program could have taken in the time that it takes to begin and to end
 LOG2E = 1.4426950408889634
 
 Range = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -135,9 +137,17 @@ def splits_of(programs: int, tiles: int, device: torch.device) -> int:
     """In how many parts so many tiles of columns are taken, each by so many programs: as few as
     have all multiprocessors done the soonest.
     """
-    processors = 4 if emulated() else _multiprocessors(device)
+    return _splits_of(programs, tiles, 4 if emulated() else _multiprocessors(device))
+
+
+@functools.lru_cache(maxsize=1024)
+def _splits_of(programs: int, tiles: int, processors: int) -> int:
     most = max(1, min(2 * processors // programs, tiles // 4))
-    return min(range(1, most + 1), key=lambda parts: -(-programs * parts // processors) / parts)
+
+    def time(parts: int) -> int:
+        return -(-programs * parts // processors) * (-(-tiles // parts) + BEGINNING)
+
+    return min(range(1, most + 1), key=time)
 
 
 def unit_of(term: PairTerm) -> float:

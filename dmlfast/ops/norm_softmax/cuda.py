@@ -119,7 +119,7 @@ class Sides(sides.Sides):
             kept=address(kept),
             pitch=0 if kept is None else kept.stride(0),
             kept_by=address(classes.kept_by),
-            parts=self.slots(x, part),
+            parts=self.slots(x, part) if sums is None else len(sums),
         )
         running = self.plan.running and shift is None
         _launch("dml_cuda_exponentials", x.labels, byref(how), running)

@@ -112,6 +112,41 @@ def scores_kernel(
         tl.store(kept + i.to(tl.int64)[:, None] * pitch + j[None, :], e)
 
 
+@triton.jit(do_not_specialize=["slots", "n", "fresh"])
+def add_up_kernel(sums, slots, padded, found, n, fresh, BS: tl.constexpr, BM: tl.constexpr):
+    """The logarithm of the sum of the slots of BM rows, and of what they have ``found`` already
+    unless it is ``fresh``.
+
+    sums: (slots, padded), logarithms. found: (n,).
+    """
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    before = tl.load(found + i, mask=(i < n) & (i * 0 + fresh < 1), other=-float("inf"))
+    tops = tl.full((BS, BM), NOTHING, tl.float32)
+    totals = tl.zeros((BS, BM), tl.float32)
+    for start in range(0, slots, BS):
+        slot = start + tl.arange(0, BS)
+        at = sums + slot.to(tl.int64)[:, None] * padded + i[None, :]
+        log = tl.load(at, mask=(slot < slots)[:, None], other=-float("inf"))
+        higher = tl.maximum(tops, log)
+        totals = totals * tl.exp(tops - higher) + tl.exp(log - higher)
+        tops = higher
+    top = tl.maximum(tl.max(tops, 0), before)
+    total = tl.sum(totals * tl.exp(tops - top[None, :]), 0) + tl.exp(before - top)
+    some = total != 0.0
+    log = tl.where(some, top + tl.log(tl.where(some, total, 1.0)), -float("inf"))
+    tl.store(found + i, log, mask=i < n)
+
+
+def add_up(sums: torch.Tensor, found: torch.Tensor, fresh: bool) -> None:
+    """Makes ``found`` (n,) the log-sum-exps of ``sums`` (slots, padded) over the slots, and of what
+    it holds already unless it is ``fresh``.
+    """
+    BM = 16
+    add_up_kernel[(-(-len(found) // BM),)](
+        sums, *sums.shape, found, len(found), int(fresh), BS=128, BM=BM, **configs.FUSED
+    )
+
+
 def score(
     rows: Rows,
     classes: Classes,

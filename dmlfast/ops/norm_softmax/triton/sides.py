@@ -8,7 +8,14 @@ import torch
 
 from dmlfast.ops.norm_softmax.triton.product import add_product
 from dmlfast.ops.norm_softmax.triton.rows import FAR, inverse_lengths, scaled
-from dmlfast.ops.norm_softmax.triton.scores import Classes, Exponentials, Rows, padded, score
+from dmlfast.ops.norm_softmax.triton.scores import (
+    Classes,
+    Exponentials,
+    Rows,
+    add_up,
+    padded,
+    score,
+)
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import TILE
 from dmlfast.ops.triton.tile import LOG2E
@@ -139,13 +146,22 @@ class Sides:
 
     def log_sums(self, x: Rows, kept: torch.Tensor | None) -> torch.Tensor:
         """(n,) log-sum-exps over all classes; fills ``kept`` (rows, classes padded), if given."""
-        found = []
-        for part in self.classes.parts(self.summed):
-            sums = self.given.new_empty(self.slots(x, part), len(x.scaled), dtype=torch.float32)
+        parts = list(self.classes.parts(self.summed))
+        slots = [self.slots(x, part) for part in parts]
+        size = len(x.scaled)
+        most = max(*slots, min(sum(slots), SUMS // (4 * size)))  # that there is room for
+        sums = self.given.new_empty(most, size, dtype=torch.float32)
+        found = torch.empty_like(x.inverse)
+        taken, fresh = 0, True
+        for part, more in zip(parts, slots, strict=True):
+            if taken + more > most:
+                add_up(sums[:taken], found, fresh)
+                taken, fresh = 0, False
             keep = None if kept is None else kept[:, part.first : part.first + part.padded]
-            self.score(x, part, sums=sums, kept=keep)
-            found.append(sums[:, : len(x.labels)].logsumexp(0))
-        return torch.stack(found).logsumexp(0)
+            self.score(x, part, sums=sums[taken : taken + more], kept=keep)
+            taken += more
+        add_up(sums[:taken], found, fresh)
+        return found
 
     def block(self, classes: int) -> torch.Tensor:
         """(rows, classes) for exponentials."""
