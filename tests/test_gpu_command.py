@@ -334,6 +334,50 @@ def test_a_test_that_does_not_end_ends_its_process_and_the_next_one_goes_on(fold
     assert run("2") == (-signal.SIGALRM, ["c passed", "a unfinished"])
 
 
+@pytest.mark.parametrize(
+    ("code", "seconds", "expected"),
+    [
+        (-signal.SIGKILL, -1, {"a": "left out", "b": "passed", "a longer one": "unfinished"}),
+        (-signal.SIGKILL, 60, {"a": "unfinished", "b": "passed", "a longer one": "unfinished"}),
+        (-signal.SIGALRM, -1, {"a": "unfinished", "b": "passed", "a longer one": "unfinished"}),
+    ],
+)
+def test_a_test_that_the_end_of_the_time_stops_is_left_out(
+    folder, monkeypatch, code, seconds, expected
+):
+    table = gpu.Table("test")
+
+    def tee(*_, **__):
+        for name, outcome in {
+            "a": "unfinished",
+            "b": "passed",
+            "a longer one": "unfinished",
+        }.items():
+            table.record("1", name, outcome)  # the last one by another process
+        return code, "b PASSED\na "
+
+    monkeypatch.setattr(gpu, "tee", tee)
+    monkeypatch.setattr(gpu, "RESTARTS", 1)
+    gpu.share_of_tests("1", time.time() + seconds, threading.Event(), "kernels", 0, 1)
+    assert table.outcomes("1") == expected
+
+
+def test_what_the_gpu_runs_does_not_share_a_process_with_patches_of_torch():
+    """Fresh memory of a test on a GPU is as torch makes it: a fill is a launch."""
+    files = [path for paths in gpu.TEST_FILES.values() for path in paths]
+    names = [path.removesuffix(".py").replace("/", ".") for path in files]
+    script = (
+        "import importlib, sys, torch\n"
+        "before = dict(vars(torch.Tensor))\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "changed = [n for n, each in vars(torch.Tensor).items() if before.get(n) is not each]\n"
+        "sys.exit(f'changed: {changed}' if changed else 0)"
+    )
+    command = [sys.executable, "-c", script, *names]
+    done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
 REFUSED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported\n"
 RACES = "========= RACECHECK SUMMARY: {} hazards displayed ({} errors, {} warnings)\n"

@@ -49,7 +49,7 @@ CLOCK_SECONDS = 80  # that are left for those
 PROCESSES = 12  # that share the tests of kernels: most of their time Triton compiles, on one core
 RESTARTS = 8  # of a process that breaks
 RUN_TESTS = "run-tests"  # how the command calls itself for a process with the tests
-BROKEN = 3  # exit code of that process where the GPU serves it no longer
+BROKEN = 77  # exit code, none of pytest's own, of that process where the GPU serves it no longer
 SMOKE = (  # cases of tests/ops/sanitize.py, one for every way in which threads wait for each other
     "cuda lifted 64x64x24 float32",  # at barriers of a cluster
     "cuda lifted 129x129x24 float32",  # of a grid
@@ -364,9 +364,19 @@ def share_of_tests(
     command = [sys.executable, __file__, RUN_TESTS, call, str(deadline), kind, str(share)]
     one_core = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"} if shares > 1 else {}
     for _ in range(RESTARTS):
-        code, _ = tee([*command, str(shares)], "test", deadline + GRACE, **one_core)
+        code, output = tee([*command, str(shares)], "test", deadline + GRACE, **one_core)
+        if code == -signal.SIGKILL and time.time() > deadline:
+            leave_out_unfinished(call, output)
         if stop.is_set() or time.time() > deadline or not (code == BROKEN or code < 0):
             break
+
+
+def leave_out_unfinished(call: str, output: str) -> None:
+    """Records what a process was at when its time was up: to be stopped says nothing of a test."""
+    table = Table("test")
+    for name, outcome in table.outcomes(call).items():
+        if outcome == "unfinished" and f"{name} " in output:
+            table.record(call, name, "left out")
 
 
 def sanitize(call: str, deadline: float) -> None:
@@ -387,6 +397,7 @@ def sanitize(call: str, deadline: float) -> None:
         before = table.outcomes()
         due = sorted(names, key=lambda name, tool=tool: before.get(f"{tool} {name}") == CLEAN)
         options = ["--tool", tool, "--target-processes", "application-only"]
+        options += ["--report-api-errors", "no"]  # those of our calls raise, others only ask
         until = ["--until", str(end - SANITIZER_GRACE), "--cases"]
         command = [program, *options, *script, *until]
         runs = [

@@ -251,12 +251,10 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text)}
 
 
-# fresh memory is not read before a kernel has written it, and here none does
-torch.Tensor.new_empty = torch.Tensor.new_zeros
-
-
 def main(capability: int, dtype: str, widths: list[int], form: str) -> None:
     driver.set_active(Driver(capability))
+    # fresh memory is not read before a kernel has written it, and here none does
+    torch.Tensor.new_empty = torch.Tensor.new_zeros
     launch = JITFunction.run
     seen = set()
     width = 0

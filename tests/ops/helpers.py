@@ -359,7 +359,7 @@ def largest_term(
     bias = 0.0 if p.bias is None else p.bias
     largest = 0.0
     for rows in p.rows.split(1024):
-        scores = rows @ r.T if score == "dot" else direct_distances(rows, r)
+        scores = rows @ r.T if score == "dot" else torch.cdist(rows.double(), r.double())
         largest = max(largest, float((scale * scores + (offset + margin) + bias).abs().max()))
     return largest
 

@@ -25,7 +25,7 @@ PROBLEMS = {
         "gradient": (16384, 128),
         "wide_reduce": (16384, 512),
         "weights": (16384, 512),
-        "product": (16384, 512),
+        "product": (4096, 512),  # of several blocks cuBLAS multiplies
         "scores": (4096, 512),
         "pddm": (2048, 128),
     },
