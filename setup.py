@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CPU_FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
@@ -175,6 +176,13 @@ class BuildNative(build_ext):
         make(target, "-shared", *objects)
 
 
+class Wheel(bdist_wheel):
+    """Of a platform, and of any Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 required()
 setup(
     package_dir={"dmlfast.cli": "cli", "dmlfast.bench": "bench"},
@@ -197,5 +205,5 @@ setup(
             depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
         ),
     ],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )
