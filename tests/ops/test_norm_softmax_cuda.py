@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.ops import dispatch
 from dmlfast.ops.cuda import library
@@ -143,10 +144,12 @@ def test_what_is_not_finite_makes_all_nan(value, which, scale):
 def test_columns_and_rows_may_be_strided(d, low_memory):
     rows, weight, *rest = inputs(40, 70, d)
     turned = rows.T.contiguous().T, weight.T.contiguous().T
-    # of these 16 bytes can be loaded at a time, of the next they cannot
-    apart = [torch.nn.functional.pad(t, (8, 16)).narrow(1, 8, d) for t in (rows, weight)]
-    off = [torch.nn.functional.pad(t, (3, 5)).narrow(1, 3, d) for t in (rows, weight)]
-    for given in (turned, apart, off):
+    # of the first 16 bytes can be loaded at a time, of the others they cannot
+    parts = [
+        [F.pad(t, (before, after)).narrow(1, before, d) for t in (rows, weight)]
+        for before, after in ((8, 16), (3, 5), (0, 5))
+    ]
+    for given in (turned, *parts):
         assert not given[1].is_contiguous()
         check((*given, *rest), low_memory=low_memory)
 
