@@ -127,14 +127,14 @@ def leaves(problem: Problem) -> list[torch.Tensor]:
     return [tensor for tensor in problem.values() if tensor.requires_grad]
 
 
-def step(loss: Loss, problem: Problem, scale: float = 1.0) -> torch.Tensor:
+def step(loss: Loss, problem: Problem, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
     """The loss, once forward and once backward; gradients, times the scale, are left in the
     problem's tensors.
     """
     for tensor in problem.values():
         tensor.grad = None
     value = loss(**problem)
-    value.backward(torch.full_like(value, scale))
+    value.backward(scale if isinstance(scale, torch.Tensor) else torch.full_like(value, scale))
     return value.detach()
 
 

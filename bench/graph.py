@@ -23,14 +23,15 @@ class CapturedStep:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            step(loss, own, scale)  # compiles what has to be compiled
+            value = step(loss, own, scale)  # compiles what has to be compiled
+            upstream = torch.full_like(value, scale)  # which is no part of the loss
             with _waiting_forbidden():
-                step(loss, own, scale)
+                step(loss, own, upstream)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=stream):
-            self.value = step(loss, own, scale)
-        self.problem = problem  # whose memory every replay reads
+            self.value = step(loss, own, upstream)
+        self.problem, self.upstream = problem, upstream  # whose memory every replay reads
         gradients = [leaf.grad for leaf in leaves(own)]
         self.filled = list(zip(leaves(problem), gradients, strict=True))
 

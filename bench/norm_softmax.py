@@ -80,6 +80,7 @@ def on_cpu(device: str, dtype: torch.dtype) -> str | None:
     return None if device == "cuda" else "it runs on a GPU alone"
 
 
+low_memory = partial(ops.norm_softmax_loss, low_memory=True)
 BENCHMARK = Benchmark(
     name="norm-softmax",
     problem=problem,
@@ -95,7 +96,12 @@ BENCHMARK = Benchmark(
         Competitor("chunked", lambda: baselines.norm_softmax_chunked),
         Competitor("cce", baselines.norm_softmax_cce, declines=on_cpu),
         Competitor("liger", baselines.norm_softmax_liger, declines=on_cpu),
-        Competitor("low-memory", lambda: partial(ops.norm_softmax_loss, low_memory=True)),
+        Competitor("low-memory", lambda: low_memory),
+        Competitor(
+            "low-memory-cuda",
+            lambda: partial(low_memory, impl="cuda"),
+            declines=ours("cuda").declines,
+        ),
         Competitor("sampled", lambda: sampled, truth=lambda size: sampled_truth),
     ),
     dmlfast=ours,

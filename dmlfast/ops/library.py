@@ -63,6 +63,23 @@ def register(
     return call
 
 
+def scaled(
+    gradient: torch.Tensor, grad: torch.Tensor, dtype: torch.dtype, own: bool = False
+) -> torch.Tensor:
+    """``gradient`` (N, D) times ``grad``, () or (D,), in a dtype: the product is taken in float32
+    and rounded once, so that a scaled half-precision gradient does not underflow.
+
+    ``own``: the memory of ``gradient`` may be taken for it.
+    """
+    if type(gradient) is not torch.Tensor or torch.compiler.is_compiling():
+        return (gradient * grad).to(dtype)
+    with torch.no_grad():  # there is no second derivative
+        if gradient.dtype == dtype:
+            return gradient.mul_(grad) if own else gradient * grad
+        # in one pass, and nothing of this size in float32 beside the gradient
+        return torch.mul(gradient, grad, out=torch.empty_like(gradient, dtype=dtype))
+
+
 class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

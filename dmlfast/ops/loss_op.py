@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.library import once_differentiable, register, scaled, statistic_dtype
 
 REDUCTIONS = ("nonzero", "mean", "sum")  # of the terms of a loss
 Found = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -85,14 +85,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     rows, columns, d_rows, d_columns = ctx.saved_tensors
     want_rows, want_columns = ctx.wants
+
+    def found(gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        return once_differentiable(scaled(gradient, grad, inputs.dtype), inputs)
+
     return (
-        _scaled(d_rows, grad, rows) if want_rows else None,
-        _scaled(d_columns, grad, columns) if want_columns else None,
+        found(d_rows, rows) if want_rows else None,
+        found(d_columns, columns) if want_columns else None,
         *[None] * ctx.others,
     )
-
-
-def _scaled(gradient: torch.Tensor, grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    # the product is taken in float32 and rounded once: a scaled half-precision gradient does not
-    # underflow
-    return once_differentiable((gradient * grad).to(inputs.dtype), inputs)

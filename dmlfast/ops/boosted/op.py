@@ -8,7 +8,7 @@ import torch
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.boosted import reference, triplets
 from dmlfast.ops.boosted.settings import BOOSTINGS, REDUCTIONS, Settings
-from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.library import once_differentiable, register, scaled, statistic_dtype
 
 Found = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -204,13 +204,10 @@ def _scaled(ctx: Any, op: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     made, ctx.made = ctx.made, None
     if made is None:  # the graph was retained, and the gradient has gone to the first pass
         made = op(rows.detach(), labels, *ctx.rest)[1]
-    in_place = type(made) is torch.Tensor and not torch.compiler.is_compiling()
-    with torch.no_grad():
-        gradient = made if in_place else made.clone()
-        parts = zip(gradient.split(ctx.rest[0], 1), grad.to(made.dtype).unbind(), strict=True)
-        for part, factor in parts:
-            part.mul_(factor)
-    return once_differentiable(gradient.to(rows.dtype), rows), None, *[None] * len(ctx.rest)
+    learners = zip(grad.to(made.dtype), ctx.rest[0], strict=True)
+    factors = torch.cat([factor.expand(width) for factor, width in learners])
+    gradient = scaled(made, factors, rows.dtype, own=True)
+    return once_differentiable(gradient, rows), None, *[None] * len(ctx.rest)
 
 
 def _fake(

@@ -6,7 +6,7 @@ import torch
 
 from dmlfast.ops import checks, dispatch, gpu
 from dmlfast.ops.cuda.library import exponentials_fit
-from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.library import once_differentiable, register, scaled, statistic_dtype
 from dmlfast.ops.norm_softmax import reference
 from dmlfast.ops.norm_softmax.assembly import counting, gradients, losses_and_gradients
 from dmlfast.ops.norm_softmax.settings import REDUCTIONS, Settings
@@ -220,7 +220,10 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     made, ctx.made = ctx.made, None
     found: Any
     if made is not None:
-        found = (_scaled(d, grad, x) for d, x in zip(made, (rows, weight), strict=True))
+        found = (
+            None if d is None else scaled(d, grad, like.dtype, own=True)
+            for d, like in zip(made, (rows, weight), strict=True)
+        )
     else:  # also where the graph was retained, and the gradients have gone to the first pass
         if ctx.reduction != "none":
             grad = grad * _shares(labels, ctx.reduction, Settings(*fields))
@@ -231,16 +234,6 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         once_differentiable(d_weight, weight) if want_weight else None,
         *[None] * (2 + len(ctx.rest)),
     )
-
-
-def _scaled(
-    gradient: torch.Tensor | None, grad: torch.Tensor, inputs: torch.Tensor
-) -> torch.Tensor | None:
-    """The gradient times ``grad``, in its own memory: that of the weights is large."""
-    if gradient is None:
-        return None
-    in_place = type(gradient) is torch.Tensor and not torch.compiler.is_compiling()
-    return (gradient.mul_(grad) if in_place else gradient * grad).to(inputs.dtype)
 
 
 def _fake(

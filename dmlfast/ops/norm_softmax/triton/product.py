@@ -14,34 +14,14 @@ FEW = 64  # tiles
 ALIGNED = 8  # components; rows that are not make a library slow
 
 
-@triton.jit(do_not_specialize=["n", "count", "steps", "all_steps", "again"])
-def product_kernel(
-    out, kept, pitch, other, row_stride, column_stride, inverse, far, n, count, d, steps,
-    all_steps, again, POWERS: tl.constexpr, TURNED: tl.constexpr, ROUNDED: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    BC: tl.constexpr,
+@triton.jit
+def _added(
+    acc, kept, pitch, i0, i, other, row_stride, column_stride, k, inverse, count, d, first, end,
+    POWERS: tl.constexpr, TURNED: tl.constexpr, ROUNDED: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Adds to a tile of ``out`` (parts, n, d) the product of what is kept and ``other`` (count, d).
-
-    A part takes ``steps`` of ``all_steps`` times BC columns that are kept; TURNED, rows. inverse:
-    (count,) of the classes that ``other`` is, None of rows. far: whether their POWERS are needed,
-    and whoever is started otherwise has nothing to do. again: something is in ``out`` already.
-    """
-    if inverse is not None:
-        if tl.load(far) != POWERS:
-            return
-    across, down = tl.cdiv(d, BK), tl.cdiv(n, BM)
-    program = tl.program_id(0)
-    part = program // (across * down)
-    i0 = (program // across % down * BM).to(tl.int64)
-    i, k = tl.arange(0, BM), program % across * BK + tl.arange(0, BK)
-    out += (part.to(tl.int64) * n + i0) * d
-    into = out + i[:, None] * d + k[None, :]
-    known = (i < n - i0)[:, None] & (k < d)[None, :]
-    acc = tl.zeros((BM, BK), tl.float32)
-    if again:
-        acc = tl.load(into, mask=known, other=0.0)
-    for step in range(part * steps, tl.minimum((part + 1) * steps, all_steps)):
+    """``acc`` and the products of the steps from ``first`` to ``end``."""
+    for step in range(first, end):
         j = tl.arange(0, BC)
         if TURNED:
             tile = kept + tl.cast(step, tl.int64) * BC * pitch + i0
@@ -58,6 +38,52 @@ def product_kernel(
         if ROUNDED:
             x = rounded_to_tf32(x)
         acc = tl.dot(e.to(OPERAND), x.to(OPERAND), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["n", "count", "steps", "all_steps", "again"])
+def product_kernel(
+    out, kept, pitch, other, row_stride, column_stride, inverse, far, n, count, d, steps,
+    all_steps, again, MADE: tl.constexpr, TURNED: tl.constexpr, ROUNDED: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    BC: tl.constexpr,
+):  # fmt: skip
+    """Adds to a tile of ``out`` (parts, n, d) the product of what is kept and ``other`` (count, d).
+
+    A part takes ``steps`` of ``all_steps`` times BC columns that are kept; TURNED, rows. inverse:
+    (count,) of the classes that ``other`` is, None of rows. far: whether their powers are needed.
+    again: something is in ``out`` already; MADE: the product without powers is, and is replaced.
+    """
+    if MADE:
+        if not tl.load(far):
+            return
+    across, down = tl.cdiv(d, BK), tl.cdiv(n, BM)
+    program = tl.program_id(0)
+    part = program // (across * down)
+    i0 = (program // across % down * BM).to(tl.int64)
+    i, k = tl.arange(0, BM), program % across * BK + tl.arange(0, BK)
+    out += (part.to(tl.int64) * n + i0) * d
+    into = out + i[:, None] * d + k[None, :]
+    known = (i < n - i0)[:, None] & (k < d)[None, :]
+    acc = tl.zeros((BM, BK), tl.float32)
+    if again:
+        acc = tl.load(into, mask=known, other=0.0)
+    first, end = part * steps, tl.minimum((part + 1) * steps, all_steps)
+    if inverse is None:
+        acc = _added(
+            acc, kept, pitch, i0, i, other, row_stride, column_stride, k, inverse, count, d, first,
+            end, False, TURNED, ROUNDED, OPERAND, PRECISION, BC,
+        )  # fmt: skip
+    elif tl.load(far):
+        acc = _added(
+            acc, kept, pitch, i0, i, other, row_stride, column_stride, k, inverse, count, d, first,
+            end, True, TURNED, ROUNDED, OPERAND, PRECISION, BC,
+        )  # fmt: skip
+    elif not MADE:
+        acc = _added(
+            acc, kept, pitch, i0, i, other, row_stride, column_stride, k, inverse, count, d, first,
+            end, False, TURNED, ROUNDED, OPERAND, PRECISION, BC,
+        )  # fmt: skip
     tl.store(into, acc, mask=known)
 
 
@@ -107,14 +133,12 @@ def add_product(
     steps = -(-all_steps // parts)
     parts = -(-all_steps // steps)
     into = out if parts == 1 else out.new_empty(parts, n, d)
-    for powers in (False,) if turned else (True,) if by_library else (False, True):
-        product_kernel[(tiles * parts,)](
-            into, kept, kept.stride(0), other, *other.stride(), inverse, far, n, len(other), d,
-            steps, all_steps, int(again and parts == 1), POWERS=powers, TURNED=turned,
-            ROUNDED=other.dtype == torch.float32 and how.W_PRECISION == "tf32",
-            OPERAND=how.W_OPERAND, PRECISION=how.W_PRECISION, **tile.blocks,
-            **configs.launch(tile),
-        )  # fmt: skip
+    product_kernel[(tiles * parts,)](
+        into, kept, kept.stride(0), other, *other.stride(), inverse, far, n, len(other), d,
+        steps, all_steps, int(again and parts == 1), MADE=by_library, TURNED=turned,
+        ROUNDED=other.dtype == torch.float32 and how.W_PRECISION == "tf32",
+        OPERAND=how.W_OPERAND, PRECISION=how.W_PRECISION, **tile.blocks, **configs.launch(tile),
+    )  # fmt: skip
     if parts > 1 and again:
         out += into.sum(0)
     elif parts > 1:

@@ -46,8 +46,9 @@ def rows_kernel(
             for start in range(first, first + BE, BT):
                 e = start + tl.arange(0, BT)
                 own = _owner(quadruplets, e, count, ENDS) == row
-                at = ends + e.to(tl.int64)[:, None] * D + k[None, :]
-                total += tl.sum(tl.load(at, mask=own[:, None] & (k < D)[None, :], other=0.0), 0)
+                if tl.max(own.to(tl.int32), 0) > 0:
+                    at = ends + e.to(tl.int64)[:, None] * D + k[None, :]
+                    total += tl.sum(tl.load(at, mask=own[:, None] & (k < D)[None, :], other=0.0), 0)
     tl.store(out, total, mask=k < D)
 
 
