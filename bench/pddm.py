@@ -9,7 +9,6 @@ from dmlfast.bench import batches
 from dmlfast.bench.baselines import chunk_rows, wide
 from dmlfast.bench.benchmark import Benchmark, Competitor, Loss, Problem
 from dmlfast.bench.sizes import Size, Sizes
-from torch.func import functional_call
 
 from dmlfast import losses
 
@@ -35,7 +34,10 @@ def problem(size: Size) -> Problem:
 def module(per: str, d: int, impl: str) -> losses.PDDMLoss:
     """The loss without weights, which are those of the problem."""
     with torch.device("meta"):
-        return losses.PDDMLoss(d, per=per, normalize_embeddings=False, impl=impl)
+        loss = losses.PDDMLoss(d, per=per, normalize_embeddings=False, impl=impl)
+    for layer in loss.unit.children():
+        layer._parameters.clear()
+    return loss
 
 
 def ours(per: str, impl: str) -> Competitor:
@@ -44,9 +46,11 @@ def ours(per: str, impl: str) -> Competitor:
     def step(
         embeddings: torch.Tensor, labels: torch.Tensor, **weights: torch.Tensor
     ) -> torch.Tensor:
-        named = {f"unit.{name.replace('_', '.')}": weight for name, weight in weights.items()}
         loss = module(per, embeddings.shape[1], impl)
-        value: torch.Tensor = functional_call(loss, named, (embeddings, labels))
+        for name, weight in weights.items():  # no parameter any more, but as quick to find
+            layer, of_layer = name.split("_")
+            vars(getattr(loss.unit, layer))[of_layer] = weight
+        value: torch.Tensor = loss(embeddings, labels)
         return value
 
     competitor = batches.dmlfast(step, impl, without=("cuda",))

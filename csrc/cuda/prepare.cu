@@ -4,36 +4,29 @@
 namespace dml {
 namespace {
 
-template <class T>
-__device__ T rounded(float value, bool fast) {
-  if constexpr (std::is_same_v<T, bfloat16>)
-    return to_bfloat16(value);
-  else if constexpr (std::is_same_v<T, float16>)
-    return to_float16(value);
-  else
-    return fast ? to_tf32(value) : value;
-}
-
-// One warp a row.
-template <class T>
+// One warp a row. WHOLE: of rows that come in units. centre: of float32 rows, may be missing.
+template <class T, bool WHOLE>
 __global__ void prepare_kernel(DML_ARGUMENT dml_side side, bool fast, const float* centre) {
-  constexpr int IN_UNIT = UNIT / int(sizeof(T)), IN_CHUNK = CHUNK / UNIT;
   const int64_t position = int64_t(blockIdx.x) * WARPS + warp_of();
   const bool there = position < side.given.n;
   const int64_t row = there ? given_row(side, int(position)) : 0;
   char* const tile = static_cast<char*>(side.rows) + position / TILE * side.chunks * TILE_CHUNK;
   float norm = 0.0f;
-  for (int unit = lane_of(); unit < side.chunks * IN_CHUNK; unit += WARP) {
-    T values[IN_UNIT];
-    for (int e = 0; e < IN_UNIT; e++) {
-      const int64_t k = int64_t(unit) * IN_UNIT + e;
-      float value = 0.0f;
-      if (there && k < side.given.d) value = component(side.given, row, k) - (centre ? centre[k] : 0.0f);
-      values[e] = rounded<T>(value, fast);
-      norm += to_float(values[e]) * to_float(values[e]);
+  for (int unit = lane_of(); unit < side.chunks * UNITS; unit += WARP) {
+    Unit<T> values = {};
+    if (there) values = unit_of<T, WHOLE>(side.given, row, unit);
+#pragma unroll
+    for (int e = 0; e < in_unit<T>; e++) {
+      T& value = values.at[e];
+      if constexpr (std::is_same_v<T, float>) {
+        const int64_t k = int64_t(unit) * in_unit<T> + e;
+        if (centre && there && k < side.given.d) value -= centre[k];
+        if (fast) value = to_tf32(value);
+      }
+      norm += to_float(value) * to_float(value);
     }
-    char* const place = tile + unit / IN_CHUNK * TILE_CHUNK + place_of(int(position % TILE), unit % IN_CHUNK);
-    for (int e = 0; e < IN_UNIT; e++) reinterpret_cast<T*>(place)[e] = values[e];
+    char* const place = tile + unit / UNITS * TILE_CHUNK + place_of(int(position % TILE), unit % UNITS);
+    *reinterpret_cast<Unit<T>*>(place) = values;
   }
   for (int by = 1; by < WARP; by *= 2) norm += __shfl_xor_sync(ALL_LANES, norm, by);
   if (lane_of() != 0) return;
@@ -69,7 +62,9 @@ __global__ void order_kernel(const int64_t* labels, int n, const int64_t* others
 template <class T>
 Status prepare(const dml_side& side, const dml_task& task, const float* centre, void* stream) {
   const Launch how{dim3{unsigned(side.padded / WARPS), 1, 1}, dim3{THREADS, 1, 1}, 0, stream};
-  return launch(prepare_kernel<T>, how, side, task.fast != 0, centre);
+  const auto kernel =
+      comes_in_units<T>(side.given, task.dtype) ? prepare_kernel<T, true> : prepare_kernel<T, false>;
+  return launch(kernel, how, side, task.fast != 0, centre);
 }
 
 }  // namespace
@@ -89,5 +84,5 @@ int dml_cuda_order(const int64_t* labels, int64_t n, const int64_t* others, int6
 }
 
 int dml_cuda_find_code(void) {
-  return dml::find_code(dml::prepare_kernel<float>);
+  return dml::find_code(dml::prepare_kernel<float, true>);
 }

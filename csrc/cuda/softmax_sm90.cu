@@ -22,28 +22,6 @@ struct Lengths {
   }
 };
 
-constexpr int IN_UNIT = UNIT / int(sizeof(bfloat16)), IN_CHUNK = CHUNK / UNIT;
-
-// The components of a unit, zeros beyond the last row and component. WHOLE: one instruction loads them.
-template <bool WHOLE>
-__device__ __forceinline__ Eight unit_of(const dml_rows& given, int64_t row, int unit) {
-  const int64_t first = int64_t(unit) * IN_UNIT;
-  Eight eight = {};
-  if (row >= given.n || first >= given.d) return eight;
-  if constexpr (WHOLE) {
-    const auto* const at = static_cast<const bfloat16*>(given.data) + row * given.row_stride + first;
-    eight = *reinterpret_cast<const Eight*>(at);
-  } else {
-#pragma unroll
-    for (int pair = 0; pair < IN_UNIT / 2; pair++) {
-      const int64_t k = first + pair * 2;
-      const float second = k + 1 < given.d ? component(given, row, k + 1) : 0.0f;
-      if (k < given.d) eight.pairs[pair] = to_bfloat16s(component(given, row, k), second);
-    }
-  }
-  return eight;
-}
-
 // One warp a row. Classes take the places of a tile that have eight of them beside each other in a thread.
 template <bool WHOLE>
 __global__ void lay_out_kernel(DML_ARGUMENT dml_rows given, DML_ARGUMENT Lengths lengths, int chunks,
@@ -52,9 +30,11 @@ __global__ void lay_out_kernel(DML_ARGUMENT dml_rows given, DML_ARGUMENT Lengths
   const int in_tile = int(row % TILE), place = lengths.inverse ? column_at(in_tile) : in_tile;
   if (lengths.inverse && lane_of() == 0) lengths.lay_out(row, row < given.n);
   char* const tile = tiles + row / TILE * chunks * TILE_CHUNK;
-  for (int unit = lane_of(); unit < chunks * IN_CHUNK; unit += WARP) {
-    char* const to = tile + unit / IN_CHUNK * TILE_CHUNK + place_of(place, unit % IN_CHUNK);
-    *reinterpret_cast<Eight*>(to) = unit_of<WHOLE>(given, row, unit);
+  for (int unit = lane_of(); unit < chunks * UNITS; unit += WARP) {
+    char* const to = tile + unit / UNITS * TILE_CHUNK + place_of(place, unit % UNITS);
+    const bool there = row < given.n;
+    *reinterpret_cast<Unit<bfloat16>*>(to) =
+        there ? unit_of<bfloat16, WHOLE>(given, row, unit) : Unit<bfloat16>{};
   }
 }
 
@@ -231,7 +211,7 @@ int dml_cuda_exponentials_fit(void) {
 int dml_cuda_lay_out(const dml_rows* given, int64_t padded, int32_t chunks, void* tiles, const float* inverse,
                      float far, float* by_class, float* kept_by, void* stream) {
   const Launch how{dim3{unsigned(padded / WARPS), 1, 1}, dim3{THREADS, 1, 1}, 0, stream};
-  const bool whole = given->dtype == DML_BFLOAT16 && comes_in<bfloat16, IN_UNIT>(*given);
+  const bool whole = comes_in_units<bfloat16>(*given, DML_BFLOAT16);
   return launch(whole ? lay_out_kernel<true> : lay_out_kernel<false>, how, *given,
                 Lengths{inverse, far, by_class, kept_by}, chunks, static_cast<char*>(tiles));
 }

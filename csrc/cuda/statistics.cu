@@ -10,6 +10,11 @@ constexpr int ALL = 1024;  // threads of a block that sees all rows
 constexpr float SAFE_SPAN =
     100.0f;  // powers of two that statistics may span where one exponential serves a pair
 
+// exp2(top) total
+struct Partial {
+  float top, total;
+};
+
 // Combines the values of all threads of a block; each gets the result.
 template <class N, class F>
 __device__ __forceinline__ N over_block(N value, const F& combined) {
@@ -24,23 +29,34 @@ __device__ __forceinline__ N over_block(N value, const F& combined) {
   return value;
 }
 
+// One thread of a warp a position: a warp of the block adds up some of the parts, the first one them all.
 __global__ void combine_kernel(DML_ARGUMENT Pairs pairs, const float* tops, const float* totals,
                                const float* slots, int count, float* value, float* result) {
   const dml_side& x = pairs.x;
-  const int64_t position = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-  if (position >= x.padded) return;
+  const int64_t position = int64_t(blockIdx.x) * WARP + lane_of();
   const bool exponential = pairs.task.reduce == DML_LOGSUMEXP;
   float top = exponential ? NOTHING : 0.0f, total = 0.0f;
   if (slots && Reach(pairs).is_short()) {
     top = Reach(pairs).high;
 #pragma unroll 8
-    for (int k = 0; k < count; k++) total += slots[k * x.padded + position];
+    for (int k = warp_of(); k < count; k += WARPS) total += slots[k * x.padded + position];
   } else {
-    for (int k = 0; k < pairs.task.splits && exponential; k++) top = max(top, tops[k * x.padded + position]);
-    for (int k = 0; k < pairs.task.splits; k++) {
+    for (int k = warp_of(); k < pairs.task.splits && exponential; k += WARPS)
+      top = max(top, tops[k * x.padded + position]);
+    for (int k = warp_of(); k < pairs.task.splits; k += WARPS) {
       const int64_t at = k * x.padded + position;
       total += exponential ? totals[at] * exp2(tops[at] - top) : totals[at];
     }
+  }
+  auto* const of_warps = reinterpret_cast<Partial*>(shared_memory());
+  of_warps[threadIdx.x] = {top, total};
+  __syncthreads();
+  if (warp_of() != 0) return;
+  for (int w = 1; w < WARPS; w++) top = max(top, of_warps[w * WARP + lane_of()].top);
+  total = 0.0f;
+  for (int w = 0; w < WARPS; w++) {
+    const Partial part = of_warps[w * WARP + lane_of()];
+    total += part.total * exp2(part.top - top);
   }
   const bool some = !exponential || total > 0.0f;
   const float found = exponential && some ? top + log2(total) : total;
@@ -115,7 +131,8 @@ Launch for_all(void* stream) {
 
 Status combine(const Pairs& pairs, const float* tops, const float* totals, const float* slots, int count,
                float* value, float* result, void* stream) {
-  const Launch how = for_positions(pairs.x.padded, stream);
+  const Launch how{dim3{unsigned(pairs.x.padded / WARP), 1, 1}, dim3{THREADS, 1, 1},
+                   THREADS * sizeof(Partial), stream};
   return launch(combine_kernel, how, pairs, tops, totals, slots, count, value, result);
 }
 

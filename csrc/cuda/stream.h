@@ -32,7 +32,7 @@ class Stream {
         tile_(first),
         ahead_tile_(first) {
     memory_ = shared_memory();
-    if constexpr (WHOLE > 0) {
+    if (WHOLE > 0 && first < end) {  // else nobody would wait for it
       copy(memory_, rows_of(x_, band * (BAND / TILE), 0), WHOLE * TILE_CHUNK);
       copy(memory_ + WHOLE * TILE_CHUNK, rows_of(x_, band * (BAND / TILE) + 1, 0), WHOLE * TILE_CHUNK);
     }

@@ -11,6 +11,7 @@
 namespace dml {
 
 constexpr int TILE = 64, UNIT = 16, CHUNK = 128, TILE_CHUNK = TILE * CHUNK;  // rows; bytes
+constexpr int UNITS = CHUNK / UNIT;                                          // of a chunk
 constexpr int WARP_ROWS = 16, BAND = WARPS * WARP_ROWS;
 constexpr int FRAGMENTS = TILE / 8;
 using Scores = float[FRAGMENTS][4];

@@ -71,14 +71,12 @@ __device__ __forceinline__ void over_rows(float (&sums)[FRAGMENTS][2]) {
   if constexpr (HALF > 1) over_rows<APART / 2>(sums);
 }
 
-// Adds to a slot the sums of the columns of a tile. The warps of the group meet once: before they are here
-// again the next tile has brought them together.
+// Adds to the sums of the columns of a tile, `before`, those of its values; a thread keeps one of them. The
+// warps of the group meet once: before they are here again the next tile has brought them together.
 template <int COUNT, class Meet>
-__device__ __forceinline__ void add_columns(const Scores& values, int tile, Sums<COUNT>& columns, float* slot,
-                                            const Meet& meet) {
+__device__ __forceinline__ void add_columns(const Scores& values, float before, Sums<COUNT>& columns,
+                                            float* of_column, const Meet& meet) {
   const int warp = warp_of() % COUNT, thread = warp * WARP + lane_of();
-  float* const of_column = slot + tile * TILE + thread;
-  const float before = thread < TILE ? *of_column : 0.0f;  // comes while the warps add up
   float sums[FRAGMENTS][2];
 #pragma unroll
   for (int f = 0; f < FRAGMENTS; f++)
@@ -102,8 +100,13 @@ __device__ __forceinline__ void add_run(const Pairs& pairs, Columns& columns, in
   const BandRows rows(pairs.x, band);
   const Span span(pairs.x, rows.first, WARP_ROWS);
   const float scale = pairs.task.scale, shift = pairs.task.offset - high;  // a bias has no triangle
+  const int thread = warp_of() % COUNT * WARP + lane_of();
   float total[2] = {};
   each_tile(pairs, columns, tiles, rows, [&](Scores& scores, int tile) {
+    const bool by_columns = tile >= (band + 1) * Triangle::PER_BAND;
+    float* const of_column = slot + tile * TILE + thread;
+    // comes while exponentials are taken
+    const float before = by_columns && thread < TILE ? *of_column : 0.0f;
     if (takes_all(pairs, span, rows.first, tile)) {
       each_pair(scores, tile, [&](float& score, int, int) { score = exp2(score * scale + shift); });
     } else {
@@ -114,7 +117,7 @@ __device__ __forceinline__ void add_run(const Pairs& pairs, Columns& columns, in
     float of_tile[2] = {};
     each_pair(scores, tile, [&](float& score, int h, int) { of_tile[h] += score; });
     for (int h = 0; h < 2; h++) total[h] += of_tile[h];
-    if (tile >= (band + 1) * Triangle::PER_BAND) add_columns<COUNT>(scores, tile, sums, slot, meet);
+    if (by_columns) add_columns<COUNT>(scores, before, sums, of_column, meet);
   });
 #pragma unroll
   for (int h = 0; h < 2; h++) {

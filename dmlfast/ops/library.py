@@ -66,7 +66,7 @@ def register(
 def scaled(
     gradient: torch.Tensor, grad: torch.Tensor, dtype: torch.dtype, own: bool = False
 ) -> torch.Tensor:
-    """``gradient`` (N, D) times ``grad``, () or (D,), in a dtype: the product is taken in float32
+    """``gradient`` times ``grad``, () or of rows (D,), in a dtype: the product is taken in float32
     and rounded once, so that a scaled half-precision gradient does not underflow.
 
     ``own``: the memory of ``gradient`` may be taken for it.

@@ -250,3 +250,17 @@ def test_an_error_of_cuda_names_the_op(monkeypatch):
 )
 def test_structures_are_declared_as_in_the_header(name, structure):
     assert fields_of_header(HEADER, name) == fields_of(structure)
+
+
+@pytest.mark.parametrize(
+    ("programs", "tiles", "part_bytes", "expected"),
+    [
+        (1, 3, 0, 1),  # too few tiles to share
+        (8, 512, 0, 16),  # all multiprocessors at once, and not twice
+        (256, 512, 16 << 20, 1),  # nearly two rounds
+        (157, 313, 10 << 20, 5),  # a second round that few would have
+        (157, 313, 64 << 20, 1),  # but not at any price
+    ],
+)
+def test_columns_are_cut_so_that_no_multiprocessor_waits(programs, tiles, part_bytes, expected):
+    assert side._splits_of(programs, tiles, 132, part_bytes) == expected

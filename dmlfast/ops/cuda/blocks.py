@@ -47,7 +47,9 @@ def gradient_of(
     """The gradient (n, d), float32, of the rows of ``pairs.x``."""
     x, r = pairs.x, pairs.r
     bands, tiles = x.padded // BAND, -(-r.n // TILE)
-    high = min(bands, ROWS // BAND)  # bands of a block
+    groups = -(-bands // (ROWS // BAND))
+    high = -(-bands // groups)  # bands of a block
+    high += high % 2  # two programs share tiles
     blocks = -(-tiles // max(1, WEIGHTS // (high * BAND * TILE)))  # of columns
     parts = pairs.splits(high, tiles // blocks)  # of a block
     splits = blocks * parts

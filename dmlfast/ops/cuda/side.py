@@ -14,7 +14,10 @@ from dmlfast.ops.pairs.term import PairTerm
 # As in csrc/cuda/tiles.h: rows of a band and of a tile, bytes of a chunk.
 BAND, TILE, CHUNK = 128, 64, 128
 COUNTED = 8192  # rows and columns up to which counting brings labels in order, sorting above
+ROUNDS = 8  # of programs, one after another on a multiprocessor, at most where columns are cut
 BEGINNING = 3  # tiles that a program could have taken in the time that it takes to begin and to end
+TILE_BYTES = 2 << 20  # that are cleared, and added up, in the time of a tile
+PARTS_BYTES = 64 << 20  # of all parts at most
 LOG2E = 1.4426950408889634
 
 Range = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -128,26 +131,31 @@ class Pairs(NamedTuple):
         """(1,) NaN where anything given is not finite, else 0."""
         return 0.0 * (self.x.largest + self.r.largest)
 
-    def splits(self, programs: int, tiles: int | None = None) -> int:
-        """Parts of the columns, or of so many tiles of them."""
-        return splits_of(programs, tiles or -(-self.r.n // TILE), self.x.given.device)
+    def splits(self, programs: int, tiles: int | None = None, part_bytes: int = 0) -> int:
+        """Parts of the columns, or of so many tiles of them, see `splits_of`."""
+        tiles = tiles or -(-self.r.n // TILE)
+        return splits_of(programs, tiles, self.x.given.device, part_bytes)
 
 
-def splits_of(programs: int, tiles: int, device: torch.device) -> int:
+def splits_of(programs: int, tiles: int, device: torch.device, part_bytes: int = 0) -> int:
     """In how many parts so many tiles of columns are taken, each by so many programs: as few as
-    have all multiprocessors done the soonest.
+    have all multiprocessors done the soonest. ``part_bytes``: of a part, which are added up.
     """
-    return _splits_of(programs, tiles, 4 if emulated() else _multiprocessors(device))
+    processors = 4 if emulated() else _multiprocessors(device)
+    return _splits_of(programs, tiles, processors, part_bytes)
 
 
 @functools.lru_cache(maxsize=1024)
-def _splits_of(programs: int, tiles: int, processors: int) -> int:
-    most = max(1, min(2 * processors // programs, tiles // 4))
+def _splits_of(programs: int, tiles: int, processors: int, part_bytes: int) -> int:
+    most = min(ROUNDS * processors // programs, tiles // 4)
+    if part_bytes:
+        most = min(most, max(PARTS_BYTES // part_bytes, 2 * processors // programs))
 
-    def time(parts: int) -> int:
-        return -(-programs * parts // processors) * (-(-tiles // parts) + BEGINNING)
+    def time(parts: int) -> float:
+        rounds = -(-programs * parts // processors)
+        return rounds * (-(-tiles // parts) + BEGINNING) + parts * part_bytes / TILE_BYTES
 
-    return min(range(1, most + 1), key=time)
+    return min(range(1, max(1, most) + 1), key=time)
 
 
 def unit_of(term: PairTerm) -> float:

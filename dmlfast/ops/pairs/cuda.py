@@ -110,7 +110,8 @@ def gradient_of(
     if blocks.fit(pairs):
         return blocks.gradient_of(pairs, xs, rs, middle, factor, share, lifted=lifted)
     slices = -(-x.chunks // KEPT)
-    splits = pairs.splits(x.padded // BAND * slices)
+    part_bytes = 4 * x.given.numel()
+    splits = pairs.splits(x.padded // BAND * slices, part_bytes=part_bytes)
     out = x.norm.new_zeros(splits, *x.given.shape)
     launch(
         "pair_grad",

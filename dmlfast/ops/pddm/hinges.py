@@ -74,10 +74,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor | None,
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    # in float32, and rounded once: a scaled half-precision gradient does not underflow
     rows, *weights = ctx.saved_tensors[: 1 + len(Weights._fields)]
     found = ctx.saved_tensors[1 + len(Weights._fields) :]
+    # in float32, and rounded once: a scaled half-precision gradient does not underflow
     d_rows, difference, mean, joint, rest = torch._foreach_mul(found, grad)
+    if len({tensor.dtype for tensor in (*weights[1::2], weights[6])}) == 1:
+        rest = rest.to(weights[6].dtype)  # at once
     d_bias, m_bias, j_bias, score, s_bias = rest.split(_sizes(weights))
     d_weights = difference, d_bias, mean, m_bias, joint, j_bias, score[None], s_bias
     made = (

@@ -108,7 +108,7 @@ def difference_branch(
     )  # fmt: skip
     if NORMALIZE:
         u *= inverse(apart)[:, None]
-    return relu(u + tl.load(unit.difference_bias + h)[None, :]), apart, along
+    return relu(u + tl.load(unit.difference_bias + h).to(tl.float32)[None, :]), apart, along
 
 
 @triton.jit
@@ -125,4 +125,4 @@ def mean_branch(
     )  # fmt: skip
     if NORMALIZE:
         v *= (2.0 * inverse(along))[:, None]
-    return relu(v + tl.load(unit.mean_bias + h)[None, :])
+    return relu(v + tl.load(unit.mean_bias + h).to(tl.float32)[None, :])

@@ -120,7 +120,7 @@ def pair_scores(
         tl.debug_barrier()  # it is read in another layout
     of_u = inverse(of_u)
     of_u = tl.where(of_u > 0.0, of_u, 1.0)
-    score = tl.zeros((BP,), tl.float32) + tl.load(unit.score_bias)
+    score = tl.zeros((BP,), tl.float32) + tl.load(unit.score_bias).to(tl.float32)
     for first in tl.range(0, HP, BC, disable_licm=True):
         c = first + tl.arange(0, BC)
         acc, squared = mean_products(
@@ -133,8 +133,9 @@ def pair_scores(
             acc = tl.dot(u, w, acc, input_precision=PRECISION)
         else:
             acc = kept_products(acc, scratch, unit.joint, c, HDP, HMP, OPERAND, PRECISION, BP, BU)
-        joint = relu(acc * of_u[:, None] + tl.load(unit.joint_bias + c)[None, :])
-        score += tl.sum(joint * tl.load(unit.score + c)[None, :], 1)
+        bias = tl.load(unit.joint_bias + c).to(tl.float32)
+        joint = relu(acc * of_u[:, None] + bias[None, :])
+        score += tl.sum(joint * tl.load(unit.score + c).to(tl.float32)[None, :], 1)
     return score + score * 0.0  # NaN where it is infinite
 
 

@@ -95,7 +95,7 @@ def packed(weights: Weights, plan: Plan) -> Packed:
         return in_blocks(given.to(plan.dtype), rows, columns)
 
     def vector(given: torch.Tensor, width: int) -> torch.Tensor:
-        return in_blocks(given.float().view(1, -1), 1, width)
+        return in_blocks(given.view(1, -1), 1, width)  # kernels take any precision
 
     return Packed(
         matrix(w.difference_weight, HDP, plan.DP),
@@ -105,7 +105,7 @@ def packed(weights: Weights, plan: Plan) -> Packed:
         matrix(joint, HP, HDP + HMP),
         vector(w.joint_bias, HP),
         vector(w.score_weight, HP),
-        in_blocks(w.score_bias.float().view(1, 1), 1, 1),
+        vector(w.score_bias, 1),
     )
 
 
