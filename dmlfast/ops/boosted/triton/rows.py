@@ -45,18 +45,15 @@ class Packed(NamedTuple):
 
 
 @triton.jit
-def table_kernel(table, parts, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
-    """The table of learners that have so many components each, and the part of each in the loss."""
-    first, chunk = 0, 0
-    for m in tl.static_range(len(GROUPS)):
-        end = chunk + (GROUPS[m] + CHUNK - 1) // CHUNK
-        tl.store(parts + m, 1.0 / len(GROUPS))
-        tl.store(table + m * FIELDS, first)
-        tl.store(table + m * FIELDS + 1, GROUPS[m])
-        tl.store(table + m * FIELDS + 2, chunk)
-        tl.store(table + m * FIELDS + 3, end)
-        first += GROUPS[m]
-        chunk = end
+def _learner(m, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
+    """The row of the table of one of the learners that have so many components each."""
+    first, size, chunk, end = m * 0, m * 0, m * 0, m * 0
+    for each in tl.static_range(len(GROUPS)):
+        first += tl.where(each < m, GROUPS[each], 0)
+        size += tl.where(each == m, GROUPS[each], 0)
+        chunk += tl.where(each < m, tl.cdiv(GROUPS[each], CHUNK), 0)
+        end += tl.where(each <= m, tl.cdiv(GROUPS[each], CHUNK), 0)
+    return first, size, chunk, end
 
 
 @triton.jit
@@ -68,17 +65,25 @@ def _given(given, own, there, k, size, row_stride, column_stride):
 
 @triton.jit(do_not_specialize=["n"])
 def pack_kernel(
-    given, row_stride, column_stride, n, table, packed, pitch, power, rest, padded, poison,
-    UNIT: tl.constexpr, ROUNDED: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr,
-    BD: tl.constexpr,
+    given, row_stride, column_stride, n, table, parts, packed, pitch, power, rest, padded, poison,
+    GROUPS: tl.constexpr, UNIT: tl.constexpr, ROUNDED: tl.constexpr, CHUNK: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Packs BM rows of a learner. UNIT: at length 1, ROUNDED to tf32 or not."""
+    """Packs BM rows of a learner, of which there are GROUPS. UNIT: at length 1, ROUNDED to tf32 or
+    not. The first rows make the table of learners, and what part of the loss each has.
+    """
     tile, m = tl.program_id(0), tl.program_id(1)
     i = tile.to(tl.int64) * BM + tl.arange(0, BM)
     there = i < n
-    table += m * FIELDS
-    size, chunk, end = tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
-    given += tl.load(table).to(tl.int64) * column_stride
+    start, size, chunk, end = _learner(m, GROUPS, CHUNK)
+    if tile == 0:
+        table += m * FIELDS
+        tl.store(table, start)
+        tl.store(table + 1, size)
+        tl.store(table + 2, chunk)
+        tl.store(table + 3, end)
+        tl.store(parts + m, 1.0 / len(GROUPS))
+    given += start.to(tl.int64) * column_stride
     largest = tl.zeros((BM,), tl.float32)
     wrong = tl.zeros((BM,), tl.float32)
     for first in range(0, size, BD):
@@ -155,13 +160,13 @@ def pack(rows: torch.Tensor, groups: list[int], padded: int, chunk: int, rounded
     learners, tiles = len(groups), -(-padded // BLOCK["BM"])
     table = rows.new_empty(learners, FIELDS.value, dtype=torch.int32)
     parts = rows.new_empty(learners, dtype=torch.float32)
-    table_kernel[(1,)](table, parts, GROUPS=tuple(groups), CHUNK=chunk, num_warps=1, **FUSED)
     packed = rows.new_empty(padded, chunks * chunk)
     power, rest = rows.new_empty(2, learners, padded, dtype=torch.float32)
     poison = rows.new_empty(learners, tiles, dtype=torch.float32)
     pack_kernel[(tiles, learners)](
-        rows, *rows.stride(), len(rows), table, packed, packed.stride(0), power, rest, padded,
-        poison, UNIT=rows.dtype == torch.float32, ROUNDED=rounded, CHUNK=chunk, **BLOCK, **FUSED,
+        rows, *rows.stride(), len(rows), table, parts, packed, packed.stride(0), power, rest,
+        padded, poison, GROUPS=tuple(groups), UNIT=rows.dtype == torch.float32, ROUNDED=rounded,
+        CHUNK=chunk, maxnreg=255, **BLOCK, **FUSED,
     )  # fmt: skip
     return Packed(table, parts, packed, power, rest, poison.sum(), chunk)
 
