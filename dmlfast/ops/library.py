@@ -71,13 +71,16 @@ def scaled(
 
     ``own``: the memory of ``gradient`` may be taken for it.
     """
-    if type(gradient) is not torch.Tensor or torch.compiler.is_compiling():
-        return (gradient * grad).to(dtype)
-    with torch.no_grad():  # there is no second derivative
-        if gradient.dtype == dtype:
-            return gradient.mul_(grad) if own else gradient * grad
-        # in one pass, and nothing of this size in float32 beside the gradient
-        return torch.mul(gradient, grad, out=torch.empty_like(gradient, dtype=dtype))
+    traced = type(gradient) is not torch.Tensor or torch.compiler.is_compiling()
+    if not traced and not torch.is_grad_enabled():
+        try:
+            if gradient.dtype == dtype:
+                return gradient.mul_(grad) if own else gradient * grad
+            # on a GPU in one pass, with nothing of this size in float32 beside the gradient
+            return torch.mul(gradient, grad, out=torch.empty_like(gradient, dtype=dtype))
+        except RuntimeError:  # several gradients at once, as of Jacobians, have no such products
+            pass
+    return (gradient * grad).to(dtype)
 
 
 class _OnceDifferentiable(torch.autograd.Function):

@@ -26,7 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from dmlfast import losses, ops
-from dmlfast.ops.cuda import library
+from dmlfast.ops.cuda import library, side
 from dmlfast.ops.dispatch import BACKENDS
 
 from .driver import Driver
@@ -76,6 +76,7 @@ def stand_in(launched: Callable[[str], None]) -> None:
         how["out"] if "out_dtype" in how else multiply(*given, **how)
     )
     torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
+    side.emulated = lambda: None  # which has fewer of these
 
 
 class Memory(TorchDispatchMode):
@@ -278,6 +279,7 @@ def softmax_memory(
 MEMORY: dict[str, Callable[[], tuple[Step, tuple[torch.Tensor, ...]]]] = {
     "lifted": partial(lifted_memory, 2**20, 128, "triton"),
     "lifted on cuda": partial(lifted_memory, 2**20, 128, "cuda"),
+    "lifted on cuda, in parts": partial(lifted_memory, 20_000, 128, "cuda"),
     "lifted on cuda, wide": partial(lifted_memory, 2**15, 512, "cuda"),
     "boosted": boosted_memory,
     **{

@@ -17,7 +17,7 @@ COUNTED = 8192  # rows and columns up to which counting brings labels in order, 
 ROUNDS = 8  # of programs, one after another on a multiprocessor, at most where columns are cut
 BEGINNING = 3  # tiles that a program could have taken in the time that it takes to begin and to end
 TILE_BYTES = 2 << 20  # that are cleared, and added up, in the time of a tile
-PARTS_BYTES = 64 << 20  # of all parts at most
+PARTS_BYTES = 64 << 20  # of all parts at most, besides their sum
 LOG2E = 1.4426950408889634
 
 Range = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -149,7 +149,7 @@ def splits_of(programs: int, tiles: int, device: torch.device, part_bytes: int =
 def _splits_of(programs: int, tiles: int, processors: int, part_bytes: int) -> int:
     most = min(ROUNDS * processors // programs, tiles // 4)
     if part_bytes:
-        most = min(most, max(PARTS_BYTES // part_bytes, 2 * processors // programs))
+        most = min(most, PARTS_BYTES // part_bytes)
 
     def time(parts: int) -> float:
         rounds = -(-programs * parts // processors)
