@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from dmlfast.bench import get_benchmark
-from dmlfast.bench.goals import GOALS
+from dmlfast.bench.goals import GOALS, OR
 from dmlfast.bench.report import Row, update_csv
 
 from dmlfast.ops.cuda import library
@@ -142,7 +142,7 @@ def test_every_goal_is_measured_with_whom_it_names_and_then_in_float32():
         given = {"all": baselines, "none": []}.get(case.baselines, case.baselines.split(","))
         assert set(given) <= set(baselines)
         what = case.loss == goal.op and goal.size in case.sizes.split(",")
-        wanted = {*goal.than.split(" or "), goal.by} - {""}
+        wanted = {*goal.than.split(OR), *goal.by.split(OR)} - {""}
         return what and goal.dtype in case.dtypes.split(",") and wanted <= set(given)
 
     goals = [goal for goal in GOALS if goal.where == "cuda"]
