@@ -16,7 +16,7 @@ from dmlfast.ops.cuda import library, side, stats
 from dmlfast.ops.lifted import cuda as lifted_cuda
 from dmlfast.ops.norm_softmax import cuda as norm_softmax_cuda
 
-from . import ahead, emulated, sanitize
+from . import ahead, emulated, helpers, sanitize
 from .helpers import (
     CAPABILITY,
     assert_kernels_accurate,
@@ -177,6 +177,15 @@ def test_more_rows_than_fit_on_chip(monkeypatch, capability, d):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         p = problem(270, d=d, per_class=40).to(dtype)
         assert_kernels_accurate(lifted, plain_lifted, p, kernels=("cuda",))
+
+
+@EMULATED
+@pytest.mark.parametrize("capability", ["8", "9"])
+def test_a_multiprocessor_meets_a_column_with_several_bands_of_rows(monkeypatch, capability):
+    monkeypatch.setenv(CAPABILITY, capability)
+    monkeypatch.setattr(helpers, "EMULATED_PAIRS", 10**6)
+    p = problem(700, d=8).to(torch.bfloat16)
+    assert_kernels_accurate(lifted, plain_lifted, p, kernels=("cuda",))
 
 
 @pytest.mark.skipif(gpu.why_no_cuda() is not None, reason=str(gpu.why_no_cuda()))
