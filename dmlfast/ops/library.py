@@ -72,15 +72,13 @@ def scaled(
     ``own``: the memory of ``gradient`` may be taken for it.
     """
     traced = type(gradient) is not torch.Tensor or torch.compiler.is_compiling()
-    if not traced and not torch.is_grad_enabled():
-        try:
-            if gradient.dtype == dtype:
-                return gradient.mul_(grad) if own else gradient * grad
-            # on a GPU in one pass, with nothing of this size in float32 beside the gradient
-            return torch.mul(gradient, grad, out=torch.empty_like(gradient, dtype=dtype))
-        except RuntimeError:  # several gradients at once, as of Jacobians, have no such products
-            pass
-    return (gradient * grad).to(dtype)
+    # several gradients at once, as Jacobians have them, have no memory of their own
+    if traced or torch.is_grad_enabled() or not torch._C._has_storage(grad):
+        return (gradient * grad).to(dtype)
+    if gradient.dtype == dtype:
+        return gradient.mul_(grad) if own else gradient * grad
+    # on a GPU in one pass, with nothing of this size in float32 beside the gradient
+    return torch.mul(gradient, grad, out=torch.empty_like(gradient, dtype=dtype))
 
 
 class _OnceDifferentiable(torch.autograd.Function):

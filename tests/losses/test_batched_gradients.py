@@ -6,9 +6,9 @@ import torch
 from dmlfast import losses
 
 LOSSES = {
-    "lifted": lambda: losses.LiftedStructuredLoss(),
-    "contrastive": lambda: losses.ContrastiveLoss(),
-    "triplet": lambda: losses.TripletLoss(),
+    "lifted": losses.LiftedStructuredLoss,
+    "contrastive": losses.ContrastiveLoss,
+    "triplet": losses.TripletLoss,
     "norm-softmax": lambda: losses.NormSoftmaxLoss(6, 8),
     "bier": lambda: losses.BIERLoss([3, 5]),
 }

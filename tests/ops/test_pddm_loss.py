@@ -1,5 +1,7 @@
 """The loss of quadruplets, in one launch and its gradients: against the reference in float64."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -223,6 +225,22 @@ def test_gradients_only_where_wanted(impl):
     assert torch.equal(unit.joint.weight.grad, d_weights[4])
     with torch.no_grad():
         torch.testing.assert_close(quadruplet_loss(leaf, quadruplets, unit, PAPER, impl=impl), loss)
+
+
+@EVERY_KERNEL
+@pytest.mark.parametrize("full", [[], ["joint"], ["difference", "mean", "joint", "score"]])
+def test_weights_of_any_precision_have_gradients_rounded_once(full, impl):
+    unit, x = unit_of(9, 7).bfloat16(), torch.randn(20, 9, generator=generator(0)).bfloat16()
+    quadruplets = quadruplets_of(20, 6)
+    expected = results(impl, x, deepcopy(unit).float(), quadruplets)
+    for name in full:
+        bias = getattr(unit, name).bias
+        bias.data = bias.data.float()
+    found = results(impl, x, unit, quadruplets)
+    assert torch.equal(found[0], expected[0])
+    for got, exact, given in zip(found[2:], expected[2:], unit.parameters(), strict=True):
+        assert got.dtype == given.dtype
+        assert torch.equal(got, exact.to(given.dtype))
 
 
 @EVERY_KERNEL

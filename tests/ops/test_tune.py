@@ -10,6 +10,7 @@ from dmlfast.ops.triton import configs, tune, tuned
 from dmlfast.ops.triton.tuned import CANDIDATES, FULL, HALF
 
 GPU = "A GPU"
+PROBLEMS = tune.PROBLEMS  # the fixture has others in their place
 SMALL = {HALF: {"small": (20, 8)}, FULL: {"reduce": (130, 8), "gradient": (130, 8)}}
 TILES = {
     HALF: {"small": ((32, 32, 16, 4, 1), (16, 16, 16, 4, 1))},
@@ -176,3 +177,10 @@ def test_every_shipped_tile_is_a_candidate_of_its_shape(kind, monkeypatch):
     for tiles in configs.TILES.values():
         for kernel, tile in tiles[kind]._asdict().items():
             assert all(len(tried) == len(tile) for tried in CANDIDATES[kind][kernel])
+
+
+@pytest.mark.parametrize("capability", configs.TILES)
+def test_the_product_that_is_tuned_is_of_one_block(capability):
+    """Of several blocks of bfloat16 weights the library multiplies, whatever the tile is."""
+    rows, _ = PROBLEMS[HALF]["product"]
+    assert rows <= configs.TILES[capability][HALF].weights.block
