@@ -33,7 +33,7 @@ def _added(
         own = tl.minimum(j, count - 1)  # what is kept beyond is 0
         at = own.to(tl.int64)[:, None] * row_stride + k.to(tl.int64)[None, :] * column_stride
         x = tl.load(other + at, mask=(k < d)[None, :], other=0.0)
-        if POWERS:
+        if POWERS and inverse is not None:
             x = x.to(tl.float32) * class_power(tl.load(inverse + own))[:, None]
         if ROUNDED:
             x = rounded_to_tf32(x)
@@ -54,8 +54,11 @@ def product_kernel(
     (count,) of the classes that ``other`` is, None of rows. far: whether their powers are needed.
     again: something is in ``out`` already; MADE: the product without powers is, and is replaced.
     """
+    powers = False
+    if inverse is not None:
+        powers = tl.load(far)
     if MADE:
-        if not tl.load(far):
+        if not powers:
             return
     across, down = tl.cdiv(d, BK), tl.cdiv(n, BM)
     program = tl.program_id(0)
@@ -69,12 +72,7 @@ def product_kernel(
     if again:
         acc = tl.load(into, mask=known, other=0.0)
     first, end = part * steps, tl.minimum((part + 1) * steps, all_steps)
-    if inverse is None:
-        acc = _added(
-            acc, kept, pitch, i0, i, other, row_stride, column_stride, k, inverse, count, d, first,
-            end, False, TURNED, ROUNDED, OPERAND, PRECISION, BC,
-        )  # fmt: skip
-    elif tl.load(far):
+    if powers:
         acc = _added(
             acc, kept, pitch, i0, i, other, row_stride, column_stride, k, inverse, count, d, first,
             end, True, TURNED, ROUNDED, OPERAND, PRECISION, BC,
