@@ -10,6 +10,7 @@ from torch import nn
 from dmlfast import ops
 from dmlfast.losses.base import refuse
 from dmlfast.ops import checks, dispatch
+from dmlfast.ops.library import is_plain
 from dmlfast.ops.norm_softmax.op import checked_settings
 
 
@@ -133,8 +134,8 @@ class NormSoftmaxLoss(nn.Module):
         found = torch.searchsorted(self.classes, labels.long())
         at_most_last = found.clamp_max(len(self.classes) - 1)
         wrong = self.classes[at_most_last] != labels
-        traced = torch.compiler.is_compiling()  # then the op finds them
-        if not (traced or labels.is_cuda) and wrong.any():
+        # the op finds them where labels are traced
+        if is_plain(labels) and not labels.is_cuda and wrong.any():
             raise ValueError(f"label {labels[wrong][0].item()} is none of the classes of this loss")
         return torch.where(wrong, len(self.classes), found)
 

@@ -1,6 +1,6 @@
 """The torch.library namespace ``dmlfast``, and how every op is registered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -22,18 +22,20 @@ def register(
 
     Traced calls (``torch.compile``, fake tensors) go through the registered op. Eager calls take
     the same forward and backward as an autograd function: the dispatcher's way to a Python kernel
-    costs tens of microseconds, as much as a loss at the batch sizes of the papers.
+    costs tens of microseconds, as much as a loss at the batch sizes of the papers. So do calls
+    within ``torch.func``, which knows no gradients of registered ops. The first argument is a
+    tensor that tells them apart; of a gradient that is the upstream one.
 
     ``forward`` may give None for an output; the registered op gives an empty tensor there.
     ``only_first``: the caller sees the first output alone, the others are kept for the gradient.
     """
     name = schema.split("(")[0]
 
-    def kernel(rows: torch.Tensor, *args: Any) -> Any:
-        output = forward(rows, *args)
+    def kernel(first: torch.Tensor, *args: Any) -> Any:
+        output = forward(first, *args)
         if not isinstance(output, tuple):
             return output
-        return tuple(rows.new_empty(0) if tensor is None else tensor for tensor in output)
+        return tuple(first.new_empty(0) if tensor is None else tensor for tensor in output)
 
     LIBRARY.define(schema)
     for device in ("CPU", "CUDA"):
@@ -41,6 +43,18 @@ def register(
     torch.library.register_fake(f"dmlfast::{name}", fake, lib=LIBRARY)
     torch.library.register_autograd(f"dmlfast::{name}", backward, setup_context=setup, lib=LIBRARY)
     op = getattr(torch.ops.dmlfast, name)
+
+    class Transformed(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return kernel(*args)
+
+        @staticmethod
+        def vmap(info: Any, dims: Sequence[Any], *args: Any) -> Any:
+            return _one_by_one(Transformed.apply, info.batch_size, dims, args)
+
+    Transformed.setup_context = staticmethod(setup)  # type: ignore[method-assign]
+    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     # forward() with a context: a separate setup_context makes torch inspect the signature at every
     # call
@@ -53,14 +67,49 @@ def register(
 
     Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
 
-    def call(rows: torch.Tensor, *args: Any) -> Any:
-        traced = torch.compiler.is_compiling() or type(rows) not in _PLAIN
-        if not traced and torch.is_grad_enabled():
-            return Eager.apply(rows, *args)
-        output = op(rows, *args) if traced else forward(rows, *args)
+    def call(first: torch.Tensor, *args: Any) -> Any:
+        if is_plain(first):
+            if torch.is_grad_enabled():
+                return Eager.apply(first, *args)
+            output = forward(first, *args)
+        else:
+            output = (Transformed.apply if _transformed() else op)(first, *args)
         return output[0] if only_first else output
 
     return call
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is neither traced nor stands for others, which have no memory: within
+    ``torch.func``, or where it is several upstream gradients at once, as Jacobians have them.
+    """
+    if torch.compiler.is_compiling() or type(tensor) not in _PLAIN:
+        return False
+    return torch._C._has_storage(tensor) and not _transformed()
+
+
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    stack = None if torch.compiler.is_compiling() else torch._C._functorch.peek_interpreter_stack()
+    return stack is not None
+
+
+def _one_by_one(op: Callable[..., Any], count: int, dims: Sequence[Any], args: Any) -> Any:
+    """What ``op`` makes of each of ``count`` members, stacked, and the dimensions they are
+    stacked in. dims: that of the members in each argument, None where all share it.
+    """
+    made = []
+    for k in range(count):
+        # a list of numbers has a list of dimensions
+        own = [
+            arg.select(dim, k) if isinstance(dim, int) else arg
+            for arg, dim in zip(args, dims, strict=True)
+        ]
+        made.append(op(*own))
+    if isinstance(made[0], torch.Tensor):
+        return torch.stack(made), 0
+    outputs = tuple(torch.stack(each) for each in zip(*made, strict=True))
+    return outputs, (0,) * len(outputs)
 
 
 def scaled(
@@ -71,9 +120,7 @@ def scaled(
 
     ``own``: the memory of ``gradient`` may be taken for it.
     """
-    traced = type(gradient) is not torch.Tensor or torch.compiler.is_compiling()
-    # several gradients at once, as Jacobians have them, have no memory of their own
-    if traced or torch.is_grad_enabled() or not torch._C._has_storage(grad):
+    if torch.is_grad_enabled() or not is_plain(grad):
         return (gradient * grad).to(dtype)
     if gradient.dtype == dtype:
         return gradient.mul_(grad) if own else gradient * grad
@@ -82,9 +129,14 @@ def scaled(
 
 
 class _OnceDifferentiable(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None: ...
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:

@@ -61,7 +61,7 @@ class TestOpcheck:
         stat = torch.ops.dmlfast.pair_reduce(*pairs, *term).detach()
         wants = True, p.columns is not None, p.bias is not None
         torch.library.opcheck(
-            torch.ops.dmlfast.pair_grad.default, (*pairs, stat, torch.ones(12), *wants, *term)
+            torch.ops.dmlfast.pair_grad.default, (torch.ones(12), *pairs, stat, *wants, *term)
         )
 
 

@@ -367,6 +367,26 @@ def test_what_cannot_be_is_said(changes, error, message):
         ops.pddm_scores(**arguments | changes)
 
 
+@pytest.mark.parametrize(
+    ("impl", "where"), [("cpu", "compiled"), ("cpu", "mapped"), ("reference", "eager")]
+)
+@pytest.mark.parametrize("wrong", [-1, 3, 2**40])
+def test_pairs_of_rows_that_are_not_there_are_refused(wrong, impl, where):
+    x, unit = torch.ones(3, 2), PDDMUnit(2)
+
+    def scores(j):
+        return ops.pddm_scores(x, unit, pairs=(torch.zeros_like(j), j), impl=impl)
+
+    j = torch.tensor([0, wrong])
+    call = {
+        "eager": lambda: scores(j),
+        "compiled": lambda: torch.compile(scores, backend="eager", fullgraph=True)(j),
+        "mapped": lambda: torch.func.vmap(scores)(j[None]),
+    }
+    with torch.no_grad(), pytest.raises(ValueError, match=f"from 0 to 2: there is {wrong}"):
+        call[where]()
+
+
 def test_quadruplets_of_an_unknown_kind():
     with pytest.raises(ValueError, match="per must be one of batch, class, anchor, not 'row'"):
         ops.pddm_hard_quadruplets(torch.ones(3, 2), torch.arange(3), per="row")

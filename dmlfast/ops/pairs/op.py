@@ -180,7 +180,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     if stat.dim() == 2:  # hinges and their numbers
         stat, grad = stat[0], grad[0]
     wants = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]]
-    found = _call_grad(*pairs, stat, grad, *wants, *ctx.term)
+    found = _call_grad(grad, *pairs, stat, *wants, *ctx.term)
     rows, columns, bias = (
         once_differentiable(gradient, tensor) if want else None
         for gradient, tensor, want in zip(found, (*pairs[:2], pairs[5]), wants, strict=True)
@@ -188,8 +188,8 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     return (rows, columns, None, None, None, bias, *[None] * 6)
 
 
-def _grad_forward(rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
-    *pairs, row_stat, row_grad, want_rows, want_columns, want_bias = rest[:10]
+def _grad_forward(row_grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
+    rows, *pairs, row_stat, want_rows, want_columns, want_bias = rest[:10]
     score, select, reduce, scale, offset, impl = rest[10:]
     term = PairTerm(score, select, reduce, scale, offset)
     stats = (row_stat, row_grad, None, None)
@@ -226,11 +226,11 @@ _call_reduce = register(
     backward=_backward,
 )
 _call_grad = register(
-    f"pair_grad({_PAIRS}Tensor row_stat, Tensor row_grad, bool want_rows, bool want_columns, "
+    f"pair_grad(Tensor row_grad, {_PAIRS}Tensor row_stat, bool want_rows, bool want_columns, "
     f"bool want_bias, {_TERM}) -> (Tensor, Tensor, Tensor)",
     forward=_grad_forward,
-    fake=lambda rows, columns, a, b, c, bias, s, g, *wants: tuple(
-        like.new_empty(like.shape) if want and like is not None else rows.new_empty(0)
+    fake=lambda grad, rows, columns, a, b, c, bias, s, *wants: tuple(
+        like.new_empty(like.shape) if want and like is not None else grad.new_empty(0)
         for like, want in zip((rows, columns, bias), wants, strict=False)
     ),
     setup=_no_setup,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from dmlfast.ops import dispatch
-from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.library import is_plain, once_differentiable, register, statistic_dtype
 from dmlfast.ops.pddm import reference
 from dmlfast.ops.pddm.settings import Hinges
 from dmlfast.ops.pddm.unit import PairUnit, Weights, weights_of
@@ -74,19 +74,21 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor | None,
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-    rows, *weights = ctx.saved_tensors[: 1 + len(Weights._fields)]
-    found = ctx.saved_tensors[1 + len(Weights._fields) :]
+    saved = ctx.saved_tensors  # once: recomputed ones can be had no second time
+    rows, *weights = saved[: 1 + len(Weights._fields)]
+    found = saved[1 + len(Weights._fields) :]
     # in float32, and rounded once: a scaled half-precision gradient does not underflow
-    d_rows, difference, mean, joint, rest = torch._foreach_mul(found, grad)
+    made = torch._foreach_mul(found, grad) if is_plain(grad) else [each * grad for each in found]
+    d_rows, difference, mean, joint, rest = made
     if len({tensor.dtype for tensor in (*weights[1::2], weights[6])}) == 1:
         rest = rest.to(weights[6].dtype)  # at once
     d_bias, m_bias, j_bias, score, s_bias = rest.split(_sizes(weights))
     d_weights = difference, d_bias, mean, m_bias, joint, j_bias, score[None], s_bias
-    made = (
+    gradients = (
         once_differentiable(d.to(tensor.dtype), tensor)
         for d, tensor in zip((d_rows, *d_weights), (rows, *weights), strict=True)
     )
-    return next(made), None, *made, *[None] * ctx.others
+    return next(gradients), None, *gradients, *[None] * ctx.others
 
 
 def _sizes(weights: list[torch.Tensor]) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 import torch
 
 from dmlfast.ops import checks, dispatch
-from dmlfast.ops.library import once_differentiable, register, statistic_dtype
+from dmlfast.ops.library import is_plain, once_differentiable, register, statistic_dtype
 from dmlfast.ops.pddm import reference
 from dmlfast.ops.pddm.gradient import gradients
 from dmlfast.ops.pddm.mining import Nearness, Scorer
@@ -56,15 +56,13 @@ def pddm_scores(
     weights = weights_of(unit, embeddings)
     if ref_emb is not None:
         checks.embeddings("ref_emb", ref_emb, like=embeddings)
-    checked = None
-    if pairs is not None:
-        checked = _check_pairs(pairs, embeddings, embeddings if ref_emb is None else ref_emb)
+    checked = None if pairs is None else _check_pairs(pairs, embeddings)
     normalize_inputs = bool(getattr(unit, "normalize_inputs", False))
     return dispatch.call(
         "pddm_scores",
         impl,
         embeddings,
-        plain=reference.pddm_scores,
+        plain=_plain,
         fused=_fused,
         args=(embeddings, ref_emb, checked, weights, normalize_inputs),
         without=("cuda",),
@@ -118,8 +116,8 @@ def pddm_hard_quadruplets(
         )
 
 
-def _check_pairs(pairs: Pairs, rows: torch.Tensor, columns: torch.Tensor) -> Pairs:
-    """As int64. Rows that are not there raise on the CPU; on a GPU their scores are NaN."""
+def _check_pairs(pairs: Pairs, rows: torch.Tensor) -> Pairs:
+    """As int64."""
     if not isinstance(pairs, tuple | list) or len(pairs) != 2:
         raise TypeError("pairs must be two tensors (P,) of row numbers")
     i, j = pairs
@@ -127,13 +125,25 @@ def _check_pairs(pairs: Pairs, rows: torch.Tensor, columns: torch.Tensor) -> Pai
     checks.labels("pairs[0]", i, i if i.dim() == 1 else i[..., None])
     checks.device("pairs[0]", i, rows)
     checks.labels("pairs[1]", j, i)
-    if not rows.is_cuda and not torch.compiler.is_compiling():
-        for k, (index, table) in enumerate(((i, rows), (j, columns))):
-            outside = (index < 0) | (index >= len(table))
-            if outside.any():
-                found = index[outside][0].item()
-                raise ValueError(f"pairs[{k}] must be from 0 to {len(table) - 1}: there is {found}")
     return i.long(), j.long()
+
+
+def _refuse_outside(pairs: Pairs, rows: torch.Tensor, columns: torch.Tensor | None) -> None:
+    """Rows that are not there are refused on the CPU; on a GPU their scores are NaN."""
+    for k, (index, table) in enumerate(zip(pairs, (rows, columns), strict=True)):
+        known = len(rows if table is None else table)
+        outside = (index < 0) | (index >= known)
+        if outside.any():
+            found = index[outside][0].item()
+            raise ValueError(f"pairs[{k}] must be from 0 to {known - 1}: there is {found}")
+
+
+def _plain(
+    rows: torch.Tensor, columns: torch.Tensor | None, pairs: Pairs | None, *rest: Any
+) -> torch.Tensor:
+    if pairs is not None and not rows.is_cuda and is_plain(pairs[0]):
+        _refuse_outside(pairs, rows, columns)
+    return reference.pddm_scores(rows, columns, pairs, *rest)
 
 
 class _Kernels:
@@ -177,6 +187,8 @@ def _forward(
     kernels = _Kernels(impl, rows, Weights(*weights), normalize_inputs)
     if i is None or j is None:
         return kernels.matrix(rows, columns)
+    if not rows.is_cuda:
+        _refuse_outside((i, j), rows, columns)
     return kernels.pairs(rows, i, j, columns)
 
 
