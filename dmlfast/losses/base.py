@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from dmlfast.ops import checks, dispatch
+from dmlfast.ops.pairs.reference import computed
 
 
 class PairLoss(torch.nn.Module):
@@ -59,13 +60,13 @@ class PairLoss(torch.nn.Module):
                 "and ref_labels"
             )
         checks.embeddings("embeddings", embeddings)
-        checks.is_tensor("labels", labels)
-        device = embeddings.device
-        labels = labels.to(device)
-        ref_labels = None if ref_labels is None else ref_labels.to(device)
+        if ref_emb is not None:
+            checks.embeddings("ref_emb", ref_emb, like=embeddings)
+        labels = moved("labels", labels, embeddings)
+        ref_labels = None if ref_labels is None else moved("ref_labels", ref_labels, embeddings)
         if self.normalize_embeddings:
-            embeddings = torch.nn.functional.normalize(embeddings)
-            ref_emb = None if ref_emb is None else torch.nn.functional.normalize(ref_emb)
+            embeddings = normalized(embeddings)
+            ref_emb = None if ref_emb is None else normalized(ref_emb)
         return self.compute(embeddings, labels, ref_emb, ref_labels, self_index)
 
     def compute(
@@ -82,6 +83,27 @@ class PairLoss(torch.nn.Module):
     def extra_repr(self) -> str:
         names = (*self.settings, "normalize_embeddings", "impl")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+def moved(name: str, labels: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """Labels on the device of the embeddings.
+
+    Raises:
+        TypeError, ValueError: they are no tensor, or without data where the embeddings have some.
+    """
+    checks.is_tensor(name, labels)
+    if labels.is_meta:
+        checks.device(name, labels, embeddings)
+    return labels.to(embeddings.device)
+
+
+def normalized(embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows (N, D) divided by their L2 norms, in float32 at least and rounded once. A row of zeros
+    stays one, and has no gradient.
+    """
+    rows = computed(embeddings)
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (rows / torch.nn.functional.threshold(length, 0.0, torch.inf)).to(embeddings.dtype)
 
 
 def refuse(

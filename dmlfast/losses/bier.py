@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.losses.base import refuse
+from dmlfast.losses.base import moved, refuse
 from dmlfast.losses.diversity import NORM_AXES, AdversarialLoss, activation_loss, norm_loss
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.boosted.settings import BOOSTINGS
@@ -149,8 +149,7 @@ class BIERLoss(nn.Module):
     def metric_loss(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The boosted losses of all learners, ()."""
         checks.embeddings("embeddings", embeddings)
-        checks.is_tensor("labels", labels)
-        given = embeddings, labels.to(embeddings.device), self.groups
+        given = embeddings, moved("labels", labels, embeddings), self.groups
         boosting, impl = self.boosting, self.impl
         if self.base != "deviance":
             loss = {

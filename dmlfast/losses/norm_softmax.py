@@ -1,6 +1,7 @@
 """The normalised softmax loss (Zhai and Wu, BMVC 2019), with its weights."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.losses.base import refuse
+from dmlfast.losses.base import moved, refuse
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import is_plain
 from dmlfast.ops.norm_softmax.op import checked_settings
@@ -18,9 +19,9 @@ class NormSoftmaxLoss(nn.Module):
     """Cross-entropy over the cosines of embeddings with learned weights of the classes.
 
     Where classes are sampled, a step compares with the batch's own classes and random others. Only
-    they get a gradient, which is then a sparse tensor: the optimiser must take such, as
-    `dmlfast.training.optimisation` makes them. What is drawn depends on `seed` and on how often it
-    was drawn before, which the state dict keeps.
+    they get a gradient, which is then a sparse tensor: the optimiser must take such, as `RowSGD`
+    and `RowAdamW` of `dmlfast.training.row_optimizers` do. What is drawn depends on `seed` and on
+    how often it was drawn before, which the state dict keeps.
 
     Args:
         classes: (C,) integers, the labels there are, each once; or their number, for 0 to C - 1.
@@ -30,7 +31,7 @@ class NormSoftmaxLoss(nn.Module):
         angular_margin: added to the angle with the own class, in radians (ArcFace).
         label_smoothing: share of the target that is spread over all classes.
         class_fraction: share of the classes that a step compares with, in training mode; 1 is all.
-        class_count: how many, in the place of the share; at most all, at least the batch's own.
+        class_count: how many, in the place of a share; at most all, at least the batch's own.
         low_memory: compute cosines twice rather than keep some.
         seed: of what is drawn.
         impl: "auto" or the name of a backend.
@@ -48,7 +49,7 @@ class NormSoftmaxLoss(nn.Module):
 
     def __init__(
         self,
-        classes: torch.Tensor | int,
+        classes: torch.Tensor | np.ndarray | Sequence[int] | int,
         embedding_dim: int,
         *,
         temperature: float = 0.05,
@@ -69,6 +70,8 @@ class NormSoftmaxLoss(nn.Module):
             raise ValueError(f"class_fraction must be above 0 and at most 1, not {class_fraction}")
         if class_count is not None:
             class_count = checks.whole_number("class_count", class_count, 1)
+            if class_fraction != 1:
+                raise ValueError("class_fraction and class_count are given, where one is enough")
         self.temperature, self.cosine_margin, self.angular_margin, self.label_smoothing = (
             checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
         )
@@ -107,10 +110,9 @@ class NormSoftmaxLoss(nn.Module):
         """
         refuse(self, "compares with classes", indices_tuple, ref_emb, ref_labels)
         checks.embeddings("embeddings", embeddings)
-        checks.is_tensor("labels", labels)
-        labels = labels.to(embeddings.device)
+        labels = moved("labels", labels, embeddings)
         checks.labels("labels", labels, embeddings)
-        own = self._own(labels)
+        own = self._own(labels.long().contiguous())
         if self.training and self.samples:
             drawn = self.draw(own)
             weight = nn.functional.embedding(drawn, self.weight, sparse=True)
@@ -131,18 +133,26 @@ class NormSoftmaxLoss(nn.Module):
 
     def _own(self, labels: torch.Tensor) -> torch.Tensor:
         """(N,) the rows of `weight` that belong to the labels; one past the last for no class."""
-        found = torch.searchsorted(self.classes, labels.long())
+        found = torch.searchsorted(self.classes, labels)
         at_most_last = found.clamp_max(len(self.classes) - 1)
         wrong = self.classes[at_most_last] != labels
         # the op finds them where labels are traced
-        if is_plain(labels) and not labels.is_cuda and wrong.any():
+        if is_plain(labels) and labels.device.type == "cpu" and wrong.any():
             raise ValueError(f"label {labels[wrong][0].item()} is none of the classes of this loss")
         return torch.where(wrong, len(self.classes), found)
 
     def draw(self, own: torch.Tensor) -> torch.Tensor:
         """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
         size.
+
+        Raises:
+            RuntimeError: a backward pass computes the loss again; others would be drawn.
         """
+        if torch._C._current_graph_task_id() >= 0:
+            raise RuntimeError(
+                f"{type(self).__name__}: sampled classes are drawn once, and the loss cannot be "
+                "computed again for its gradient: leave it out of torch.utils.checkpoint"
+            )
         generator = np.random.default_rng((self.seed, int(self.draws)))
         self.draws += 1
         C = len(self.classes)
@@ -161,10 +171,12 @@ class NormSoftmaxLoss(nn.Module):
         return ", ".join([f"{len(self.classes)}, {self.weight.shape[1]}", *settings])
 
 
-def _known(classes: torch.Tensor | int) -> torch.Tensor:
+def _known(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> torch.Tensor:
     """(C,) the labels there are, ascending."""
-    if isinstance(classes, int):
+    if isinstance(classes, int | np.integer):
         return torch.arange(checks.whole_number("classes", classes, 1))
+    if isinstance(classes, list | tuple | np.ndarray):
+        classes = torch.as_tensor(classes)
     if not isinstance(classes, torch.Tensor) or classes.is_floating_point():
         what = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
         raise TypeError(f"classes must be their number or a tensor of integers, not {what}")

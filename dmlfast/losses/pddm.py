@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.losses.base import refuse
+from dmlfast.losses.base import moved, normalized, refuse
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.checks import choice, finite, whole_number
 from dmlfast.ops.pairs.reference import computed
@@ -146,10 +146,9 @@ class PDDMLoss(nn.Module):
         """
         refuse(self, "mines its quadruplets in the batch", indices_tuple, ref_emb, ref_labels)
         checks.embeddings("embeddings", embeddings)
-        checks.is_tensor("labels", labels)
-        labels = labels.to(embeddings.device)
+        labels = moved("labels", labels, embeddings)
         if self.normalize_embeddings:
-            embeddings = nn.functional.normalize(embeddings)
+            embeddings = normalized(embeddings)
         unit = self.unit if self.mining == "score" else None
         found = ops.pddm_hard_quadruplets(embeddings, labels, unit, per=self.per, impl=self.impl)
         if not len(embeddings):

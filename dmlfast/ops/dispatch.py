@@ -8,7 +8,7 @@ back in silence.
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -64,32 +64,35 @@ def available() -> tuple[str, ...]:
 def why_not(name: str) -> str | None:
     """None where backend ``name`` is usable, else the reason; ValueError for an unknown name."""
     if name not in BACKENDS:
-        raise _unknown(name)
+        raise _unknown("impl", name, BACKENDS)
     return BACKENDS[name].why_not()
 
 
 def checked_impl(impl: str) -> str:
     """The name of a backend, usable here or not, or "auto"; ValueError for an unknown one."""
     if impl not in ("auto", *BACKENDS):
-        raise _unknown(impl)
+        raise _unknown("impl", impl, ("auto", *BACKENDS))
     return impl
 
 
-def _unknown(name: str) -> ValueError:
-    return ValueError(str(unknown_name("impl", str(name), ["auto", *BACKENDS])))
+def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    return ValueError(str(unknown_name(kind, str(name), known)))
 
 
 @torch.compiler.assume_constant_result
 def _choose(
     op: str, impl: str, device: str, dtype: torch.dtype, without: tuple[str, ...] = ()
 ) -> str:
-    wanted = (os.environ.get("DMLFAST_IMPL") or "auto") if impl == "auto" else impl
+    source, wanted = "impl", impl
+    if impl == "auto":
+        source, wanted = "DMLFAST_IMPL", os.environ.get("DMLFAST_IMPL") or "auto"
+    if wanted not in ("auto", *BACKENDS):
+        raise _unknown(source, wanted, ("auto", *BACKENDS))
     if wanted != "auto":
         reason = why_not(wanted) or BACKENDS[wanted].declines(device, dtype)
         if not reason and wanted in without:
             reason = "it has no kernels for it"
         if reason:
-            source = "DMLFAST_IMPL" if impl == "auto" else "impl"
             raise RuntimeError(f"{op}: {source}='{wanted}' cannot serve this call: {reason}")
         return wanted
     able = _able(device, dtype, gpu.interpreted(), gpu.emulated())

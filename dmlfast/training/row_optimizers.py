@@ -14,6 +14,15 @@ from torch import Tensor
 class _Rows(torch.optim.Optimizer):
     """Takes what is sparse out of a step of the optimiser that it is mixed into."""
 
+    refused: tuple[str, ...]  # options of that optimiser which rows do not know
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, see torch; ValueError for an option that is not served."""
+        super().add_param_group(param_group)
+        for name in self.refused:
+            if self.param_groups[-1][name]:
+                raise ValueError(f"{type(self).__name__} does not serve {name}: leave it out")
+
     def step(self, closure: Any = None) -> Any:
         """One step, on all gradients that there are."""
         sparse = []
@@ -48,6 +57,8 @@ class _Rows(torch.optim.Optimizer):
 class RowSGD(_Rows, torch.optim.SGD):
     """SGD with momentum and decay."""
 
+    refused = ("dampening", "nesterov", "maximize")
+
     def _step_rows(
         self, group: dict[str, Any], weight: Tensor, rows: Tensor, gradient: Tensor
     ) -> None:
@@ -61,6 +72,8 @@ class RowSGD(_Rows, torch.optim.SGD):
 
 class RowAdamW(_Rows, torch.optim.AdamW):
     """AdamW; a row's moments are corrected for how often it was seen."""
+
+    refused = ("amsgrad", "maximize")
 
     def _step_rows(
         self, group: dict[str, Any], weight: Tensor, rows: Tensor, gradient: Tensor

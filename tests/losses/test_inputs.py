@@ -1,5 +1,7 @@
 """What no loss can take, said alike by all of them."""
 
+import copy
+
 import pytest
 import torch
 
@@ -31,6 +33,68 @@ each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).
 def test_labels_are_a_tensor(loss):
     with pytest.raises(TypeError, match=r"^labels must be a torch.Tensor, not list$"):
         loss(ROWS, LABELS.tolist())
+
+
+@each_loss
+def test_a_default_dtype_changes_nothing(loss):
+    torch.manual_seed(0)
+    rows = torch.randn(4, 6, requires_grad=True)
+
+    def results():
+        value = loss(rows, LABELS)
+        return value.detach(), *torch.autograd.grad(value, rows)
+
+    expected = results()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(map(torch.equal, results(), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES[:4], LOSSES[5]], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 3e4])
+def test_rows_are_normalised_in_float32(loss, dtype, scale):
+    """A row of zeros stays one, without gradient; of half precision no length is lost."""
+    loss = copy.deepcopy(loss)
+    loss.normalize_embeddings = True
+    torch.manual_seed(0)
+    rows = (scale * torch.randn(4, 6).sign()).to(dtype)
+    rows[1] = 0
+    double = rows.double()
+    units = double / double.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    found, exact = (each.clone().requires_grad_() for each in (rows, units))
+    value = loss(found, LABELS)
+    value.backward()
+    loss.normalize_embeddings = False
+    expected = loss.double()(exact, LABELS)
+    expected.backward()
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=tolerance)
+    assert not found.grad[1].any()
+    g = exact.grad[[0, 2, 3]]
+    through = (g - units[[0, 2, 3]] * (g * units[[0, 2, 3]]).sum(1, keepdim=True)) / (
+        double[[0, 2, 3]].norm(dim=1, keepdim=True)
+    )
+    bound = tolerance * g.abs().max().item() / scale + torch.finfo(dtype).tiny
+    torch.testing.assert_close(found.grad[[0, 2, 3]].double(), through, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("loss", LOSSES[:4], ids=lambda loss: type(loss).__name__)
+def test_columns_of_their_own_are_tensors_on_the_device(loss):
+    with pytest.raises(TypeError, match=r"^ref_emb must be a torch.Tensor, not ndarray$"):
+        loss(ROWS, LABELS, ref_emb=ROWS.numpy(), ref_labels=LABELS)
+    with pytest.raises(TypeError, match=r"^ref_labels must be a torch.Tensor, not list$"):
+        loss(ROWS, LABELS, ref_emb=ROWS, ref_labels=LABELS.tolist())
+    with pytest.raises(ValueError, match=r"^ref_labels must be on the device .*, cpu, not meta$"):
+        loss(ROWS, LABELS, ref_emb=ROWS, ref_labels=LABELS.to("meta"))
+
+
+@each_loss
+def test_labels_have_data(loss):
+    with pytest.raises(ValueError, match=r"^labels must be on the device .*, cpu, not meta$"):
+        loss(ROWS, LABELS.to("meta"))
 
 
 @each_loss

@@ -1,8 +1,10 @@
 """The normalised softmax as a module: labels of any value, and sampled classes."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from dmlfast.losses import NormSoftmaxLoss, compares_with_classes, create_loss
 
@@ -109,6 +111,34 @@ def test_what_is_drawn_depends_on_the_seed_and_goes_on_where_it_was():
     assert [other(embeddings, labels).item() for _ in range(6)] != losses
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_sample_cannot_be_drawn_again_for_a_gradient(reentrant):
+    loss_fn, (embeddings, labels) = NormSoftmaxLoss(CLASSES, 6, class_count=5), batch()
+    embeddings.requires_grad_()
+    loss = checkpoint(loss_fn, embeddings, labels, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match=r"leave it out of torch\.utils\.checkpoint"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("classes", [[30, 7, 11], (30, 7, 11), np.array([30, 7, 11])], ids=type)
+def test_classes_may_be_listed(classes):
+    assert NormSoftmaxLoss(classes, 6).classes.tolist() == [7, 11, 30]
+    assert NormSoftmaxLoss(np.int64(3), 6).classes.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint64])
+def test_labels_have_any_dtype_and_stride(dtype):
+    loss_fn, (embeddings, labels) = NormSoftmaxLoss(CLASSES, 6), batch()
+    labels = labels.where(labels != -3, 7)
+    strided = labels.to(dtype).repeat_interleave(2)[::2]
+    assert torch.equal(loss_fn(embeddings, strided), loss_fn(embeddings, labels))
+
+
+def test_the_size_of_a_sample_is_given_once():
+    with pytest.raises(ValueError, match="class_fraction and class_count are given, where one is"):
+        NormSoftmaxLoss(5, 6, class_fraction=0.5, class_count=2)
+
+
 @pytest.mark.parametrize(
     "options", [{"class_fraction": 0.0}, {"class_fraction": 1.5}, {"class_count": 0}]
 )
@@ -120,7 +150,8 @@ def test_a_sample_has_a_size(options):
 @pytest.mark.parametrize(
     ("classes", "kind", "reason"),
     [
-        ([1, 2], TypeError, "a tensor of integers, not list"),
+        ([0.5, 2], TypeError, "a tensor of integers, not torch.float32"),
+        ({1, 2}, TypeError, "a tensor of integers, not set"),
         (2.5, TypeError, "a tensor of integers, not float"),
         (torch.tensor([0.0, 1.0]), TypeError, "a tensor of integers, not torch.float32"),
         (0, ValueError, "at least 1, not 0"),

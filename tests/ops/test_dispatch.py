@@ -187,7 +187,7 @@ class TestABackendAskedForByNameServesOrSaysWhyNot:
         return CALLS[op](x)
 
     def test_an_unknown_name(self, op, through, monkeypatch):
-        message = r"unknown impl 'cp': did you mean 'cpu'\?.*known:.*reference"
+        message = rf"unknown {through} 'cp': did you mean 'cpu'\?.*known: auto.*reference"
         with pytest.raises(ValueError, match=message):
             self.call(op, through, "cp", monkeypatch)
 
@@ -232,6 +232,8 @@ def test_available_names_and_reasons(monkeypatch):
     assert ops.why_not("cuda") is None
     with pytest.raises(ValueError, match=r"unknown impl 'tpu'"):
         ops.why_not("tpu")
+    with pytest.raises(ValueError, match=r"unknown impl 'auto' \(known: cpu, cuda, reference"):
+        ops.why_not("auto")
 
 
 def test_kernels_that_were_not_built_are_not_available(without_kernels):

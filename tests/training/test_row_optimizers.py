@@ -76,3 +76,21 @@ def test_state_is_saved_and_loaded(kind, plain, options):
         copy.grad = sparse(rows, values, (4, 3))
         first.step()
     assert torch.equal(weight, copy)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (RowSGD, {"nesterov": True, "momentum": 0.9}),
+        (RowSGD, {"dampening": 0.5}),
+        (RowSGD, {"maximize": True}),
+        (RowAdamW, {"maximize": True}),
+        (RowAdamW, {"amsgrad": True}),
+    ],
+)
+def test_what_rows_do_not_know_is_refused(kind, option):
+    name = next(iter(option))
+    with pytest.raises(ValueError, match=f"^{kind.__name__} does not serve {name}: leave it out$"):
+        kind([torch.nn.Parameter(torch.zeros(3, 2))], 0.1, **option)
+    with pytest.raises(ValueError, match=name):
+        kind([{"params": [torch.nn.Parameter(torch.zeros(3, 2))], **option}], 0.1)

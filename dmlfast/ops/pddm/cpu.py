@@ -73,7 +73,7 @@ def quadruplet_loss(
     on_scores = hinges.score_margin + S[1:] - S[0]
     on_distances = hinges.embedding_margin + D.view(shape)[0] - D.view(shape)[1:]
     both = on_scores.relu().sum(0) + hinges.embedding_weight * on_distances.relu().sum(0)
-    share = 1 / some.sum().clamp_min(1)
+    share = some.sum(dtype=S.dtype).clamp_min(1).reciprocal()
     loss = torch.where(some, both, 0).sum() * share + nan_unless_finite(rows, *weights)
     if not want:
         return (loss,)
