@@ -11,6 +11,7 @@ from dmlfast.losses.base import PairLoss
 from dmlfast.losses.bier import ABIERLoss, BIERLoss
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
+from dmlfast.losses.memory import CrossBatchMemory
 from dmlfast.losses.norm_softmax import NormSoftmaxLoss
 from dmlfast.losses.pddm import PDDMLoss, PDDMUnit
 from dmlfast.losses.triplet import TripletLoss
@@ -20,6 +21,7 @@ __all__ = [
     "ABIERLoss",
     "BIERLoss",
     "ContrastiveLoss",
+    "CrossBatchMemory",
     "GeneralizedLiftedStructuredLoss",
     "LiftedStructuredLoss",
     "NormSoftmaxLoss",

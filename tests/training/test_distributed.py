@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dmlfast.errors import UserError
+from dmlfast.losses import NormSoftmaxLoss
 from dmlfast.training import RunFolder, checkpoint, loop, train
 from dmlfast.training.distributed import join_world, resolve_device
 
@@ -121,6 +122,30 @@ def check_gather(rank: int, size: int, port: str) -> None:
 
 def test_rows_of_all_processes_and_the_gradient_of_ones_own():
     run_processes(check_gather, 2)
+
+
+def check_own_loop(rank: int, size: int, port: str) -> None:
+    """docs/training.md, loops of your own."""
+    torch.manual_seed(0)
+    network, loss_fn = nn.Linear(6, 4), NormSoftmaxLoss(3, 4)
+    images, labels = torch.randn(8, 6), torch.tensor([0, 0, 1, 2, 1, 2, 0, 1])
+    weights = [*network.parameters(), loss_fn.weight]
+    expected = torch.autograd.grad(loss_fn(network(images), labels), weights)
+    images, labels = images.chunk(size)[rank], labels.chunk(size)[rank]
+    join(rank, size, port)
+    with join_world("auto") as world:
+        network = world.wrap(network)
+        embeddings = network(images)
+        rows = embeddings.detach().requires_grad_()
+        loss_fn(world.gather(rows), world.gather(labels)).backward()
+        embeddings.backward(rows.grad * world.size)
+    for weight, gradient in zip(weights, expected, strict=True):
+        assert gradient.any()
+        torch.testing.assert_close(weight.grad, gradient)
+
+
+def test_a_loop_of_ones_own_has_the_gradient_of_the_whole_batch():
+    run_processes(check_own_loop, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""Pairs with the embeddings of earlier batches."""
+
+from typing import Any
+
+import torch
+
+from dmlfast.losses.base import PairLoss, moved
+from dmlfast.ops import checks
+
+
+class CrossBatchMemory(torch.nn.Module):
+    """A pair loss of the batch with what was embedded last, the batch itself included (Wang, Zhang,
+    Huang and Scott, Cross-Batch Memory for Embedding Learning, CVPR 2020).
+
+    Embeddings of earlier batches are a little out of date and have no gradient. Nothing is kept or
+    compared with in eval mode: that is the loss of the batch alone.
+
+    Args:
+        loss: one that takes ``ref_emb``, which is every :class:`PairLoss`.
+        embedding_dim: D.
+        size: how many rows are kept, the last ones; the state dict has them.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value.
+    """
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+
+    def __init__(self, loss: PairLoss, embedding_dim: int, size: int = 1024) -> None:
+        super().__init__()
+        if not isinstance(loss, PairLoss):
+            raise TypeError(f"loss must be one that takes ref_emb, not {type(loss).__name__}")
+        embedding_dim = checks.whole_number("embedding_dim", embedding_dim, 1)
+        self.loss = loss
+        self.size = checks.whole_number("size", size, 1)
+        self.seen = 0
+        self.register_buffer("rows", torch.zeros(self.size, embedding_dim))
+        self.register_buffer("labels", torch.zeros(self.size, dtype=torch.long))
+
+    def forward(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: Any = None
+    ) -> torch.Tensor:
+        """The loss, ().
+
+        Args:
+            embeddings: (N, D), of which in training at most ``size``.
+            labels: (N,) integers; moved to the device of the embeddings.
+            indices_tuple: must be None.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
+                given.
+        """
+        joined = self.training and indices_tuple is None
+        others = self._with(embeddings, labels) if joined else {}
+        loss: torch.Tensor = self.loss(embeddings, labels, indices_tuple, **others)
+        return loss
+
+    @torch.no_grad()
+    def _with(self, embeddings: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Puts the batch in the place of the oldest rows, and returns it with all others."""
+        checks.embeddings("embeddings", embeddings)
+        labels = moved("labels", labels, embeddings)
+        checks.labels("labels", labels, embeddings)
+        N, D = embeddings.shape
+        if self.rows.shape[1] != D or self.size < N:
+            raise ValueError(
+                f"embeddings must have shape (N, {self.rows.shape[1]}) with N <= {self.size}, the "
+                f"size of the memory, not {(N, D)}"
+            )
+        places = torch.arange(self.seen, self.seen + N, device=self.rows.device) % self.size
+        self.rows[places] = embeddings.to(self.rows)
+        self.labels[places] = labels.to(self.labels)
+        self.seen += N
+        kept = min(self.seen, self.size)
+        return {  # copies, of which the gradient is taken when other rows have come
+            "ref_emb": self.rows[:kept].to(embeddings, copy=True),
+            "ref_labels": self.labels[:kept].clone(),
+            "self_index": places,
+        }
+
+    def get_extra_state(self) -> int:
+        """How many rows there were so far."""
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        self.seen = state
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
