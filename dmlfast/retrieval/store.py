@@ -264,20 +264,39 @@ class _Sink(io.FileIO):
     """A file that keeps its first error to itself.
 
     HDF5 cannot close a file that it failed to write to, and crashes when the process ends. So a
-    write that failed or was interrupted, and every one after it, is taken for done, and `check`
-    tells of it.
+    write that failed or was interrupted, and every one after it, is taken for done and kept in
+    memory, where HDF5 reads it back, until `check` tells of it.
     """
 
     error: BaseException | None = None
 
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self.unwritten: list[tuple[int, bytes]] = []  # where, and what
+
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        done = 0
+        first, done = self.tell(), 0
         try:
             while self.error is None and done < len(view):
                 done += super().write(view[done:])
         except BaseException as error:
             self.error = error
+        if done < len(view):
+            self.unwritten.append((first + done, bytes(view[done:])))
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        if self.error is None:
+            return super().readinto(buffer) or 0
+        view = memoryview(buffer).cast("B")
+        first = self.tell()
+        done = super().readinto(view) or 0
+        view[done:] = bytes(len(view) - done)
+        for place, data in self.unwritten:
+            start, end = max(place, first), min(place + len(data), first + len(view))
+            if start < end:
+                view[start - first : end - first] = data[start - place : end - place]
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:

@@ -181,6 +181,20 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, limit):
     assert path.read_bytes() == before
 
 
+def test_what_the_disk_did_not_take_is_read_back(tmp_path):
+    """HDF5 reads what it wrote, and frees memory at addresses that it finds there."""
+    path, buffer = tmp_path / "f", bytearray(12)
+    path.write_bytes(b"0123456789AB")
+    with store._Sink(path, "r") as sink:  # every write fails
+        for place, data in ((8, b"abcd"), (9, b"XY"), (16, b"later")):
+            sink.seek(place)
+            assert sink.write(data) == len(data)
+        sink.seek(6)
+        assert sink.readinto(buffer) == 12
+    assert buffer == b"67aXYd\0\0\0\0la"
+    assert isinstance(sink.error, OSError)
+
+
 MEMORY = """
 import resource, sys, numpy as np
 from dmlfast.retrieval import FeatureWriter
