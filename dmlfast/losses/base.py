@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from dmlfast.ops import checks, dispatch
+from dmlfast.ops.library import is_plain
 from dmlfast.ops.pairs.reference import computed
 
 
@@ -101,9 +102,33 @@ def normalized(embeddings: torch.Tensor) -> torch.Tensor:
     """Rows (N, D) divided by their L2 norms, in float32 at least and rounded once. A row of zeros
     stays one, and has no gradient.
     """
-    rows = computed(embeddings)
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return (rows / torch.nn.functional.threshold(length, 0.0, torch.inf)).to(embeddings.dtype)
+    if is_plain(embeddings):
+        return _Normalized.apply(embeddings)
+    return _units(embeddings)[0].to(embeddings.dtype)
+
+
+def _units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of length 1, (N, D), and what they were divided by, (N, 1), in float32 at least."""
+    wide = computed(rows)
+    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    length = torch.nn.functional.threshold(length, 0.0, torch.inf)
+    return wide / length, length
+
+
+class _Normalized(torch.autograd.Function):
+    """The same with a gradient of half as many launches as autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        return _units(rows)[0].to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (rows,) = ctx.saved_tensors
+        units, length = _units(rows)
+        along = (grad * units).sum(1, keepdim=True)
+        return (torch.addcmul(grad, units, along, value=-1) / length).to(rows.dtype)
 
 
 def refuse(

@@ -15,6 +15,7 @@ from dmlfast.losses import (
     PDDMLoss,
     TripletLoss,
 )
+from dmlfast.losses.base import normalized
 
 ROWS, LABELS = torch.zeros(4, 6), torch.tensor([0, 0, 1, 1])
 LOSSES = [
@@ -148,3 +149,10 @@ def test_regressors_are_in_the_dtype_that_learners_are_compared_in(dtype, weight
 def test_the_adversarial_loss_asks_for_features_by_its_own_name():
     with pytest.raises(ValueError, match=r"^ABIERLoss needs features and weight"):
         ABIERLoss([2, 4])(ROWS, LABELS)
+
+
+def test_normalised_rows_have_gradients_of_both_orders():
+    rows = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(normalized, rows)
+    assert torch.autograd.gradgradcheck(normalized, rows)
+    torch.testing.assert_close(normalized(rows), torch.nn.functional.normalize(rows))
