@@ -47,6 +47,14 @@ struct dml_classes {
   int32_t threads;
 };
 
+// Rows and the class of each.
+struct dml_own {
+  const float* rows;     // (n, d)
+  const float* classes;  // (n, d)
+  int64_t n, d;
+  int32_t threads;
+};
+
 // A position-dependent metric unit: linear layers, weights (out, in), by the names of its README.
 struct dml_unit {
   const float *difference_weight, *difference_bias;  // (difference_dim, d)
@@ -93,6 +101,15 @@ DML_API int dml_cpu_triplet(const struct dml_pairs*, float margin, int32_t minin
 DML_API int dml_cpu_softmax(const struct dml_classes*, float scale, int64_t scratch_bytes,
                             const float* target, const float* row_weight, float* logsumexp, float* d_rows,
                             float* d_weight);
+
+// pairs (4, n): inverse lengths of rows and of classes, 0 of zeros, and at length 1 those of the difference
+// and of the sum of both.
+DML_API int dml_cpu_own_pairs(const struct dml_own*, float* pairs);
+
+// From the gradient of the angles between them, (n,), those of rows and classes: the former added to d_rows,
+// the latter put into d_classes; either may be NULL. pairs is that of dml_cpu_own_pairs.
+DML_API int dml_cpu_own_gradients(const struct dml_own*, const float* pairs, const float* d_angle,
+                                  float* d_rows, float* d_classes);
 
 // scores (n, m): of all pairs by the unit. No labels are looked at.
 DML_API int dml_cpu_pddm_matrix(const struct dml_pairs*, const struct dml_unit*, float* scores);

@@ -2,6 +2,7 @@
 // namespace.
 #include "boosted.h"
 #include "lifted.h"
+#include "own.h"
 #include "pddm.h"
 #include "softmax.h"
 #include "triplet.h"
@@ -121,6 +122,15 @@ int softmax(const dml_classes* p, float scale, int64_t scratch_bytes, const floa
     fill(d_rows, p->n * p->d, nan_value);
     fill(d_weight, p->c * p->d, nan_value);
   });
+}
+
+int own_pairs(const dml_own* p, float* pairs) {
+  return guarded([&] { OwnPairs(*p).measure(pairs); });
+}
+
+int own_gradients(const dml_own* p, const float* pairs, const float* d_angle, float* d_rows,
+                  float* d_classes) {
+  return guarded([&] { OwnPairs(*p).gradient(pairs, d_angle, d_rows, d_classes); });
 }
 
 int pddm_matrix(const dml_pairs* p, const dml_unit* u, float* scores) {

@@ -79,6 +79,22 @@ class Classes(ctypes.Structure):
         super().__init__(x, w, len(rows), *weight.shape, own, torch.get_num_threads())
 
 
+class Own(ctypes.Structure):
+    """``dml_own``, with the tensors whose addresses it holds."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("classes", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("threads", ctypes.c_int32),
+    )
+
+    def __init__(self, rows: torch.Tensor, classes: torch.Tensor) -> None:
+        self.tensors = float_rows(rows), float_rows(classes)
+        super().__init__(*map(address, self.tensors), *rows.shape, torch.get_num_threads())
+
+
 class Boosting(ctypes.Structure):
     """``dml_boosting``."""
 
@@ -158,6 +174,9 @@ def cpu_library() -> ctypes.CDLL:
         ctypes.c_int64,
         *[pointer] * 5,
     ]
+    own = ctypes.POINTER(Own)
+    library.dml_cpu_own_pairs.argtypes = [own, pointer]
+    library.dml_cpu_own_gradients.argtypes = [own, *[pointer] * 4]
     library.dml_cpu_boosted.argtypes = [pairs, ctypes.POINTER(Boosting), pointer, pointer]
     unit = ctypes.POINTER(MetricUnit)
     library.dml_cpu_pddm_matrix.argtypes = [pairs, unit, pointer]

@@ -1,4 +1,4 @@
-"""What no loss can take, said alike by all of them."""
+"""What losses take, and what none of them can, said alike by all."""
 
 import copy
 

@@ -130,6 +130,10 @@ def softmax(dtype: torch.dtype, d: int) -> None:
             norm_softmax.forward(x, w, labels, ones, ones, scale, False, True, True, smoothing)
             given = x, w, labels, ones, ones, ones, scale, True, True, smoothing
             norm_softmax.gradients(*given, dtype)
+    pairs = norm_softmax.own_pairs(x, w, labels)
+    d_rows = torch.zeros(300, d)
+    for found, want_classes in ((None, True), (d_rows, False), (d_rows, True)):
+        norm_softmax.own_gradients(x, w, labels, pairs, ones, found, want_classes)
 
 
 def weights(d: int, *widths: int) -> Weights:

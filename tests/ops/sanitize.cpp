@@ -163,6 +163,24 @@ void softmax(int64_t n, int64_t c, int64_t d, float scale, int64_t scratch, int 
   expect(all_finite(d_weight, c * d), "gradient of the classes", shape);
 }
 
+// Rows and the class of each, either a row of zeros here and there.
+void own(int64_t n, int64_t d, int threads) {
+  std::mt19937 random(unsigned(n + d));
+  Array<float> rows = numbers(n * d, random), classes = numbers(n * d, random), d_angle = numbers(n, random);
+  Array<float> pairs(new float[4 * n]), d_rows = numbers(n * d, random), d_classes(new float[n * d]);
+  std::fill(rows.get(), rows.get() + std::min<int64_t>(n, 2) * d, 0.0f);
+  std::fill(classes.get(), classes.get() + std::min<int64_t>(n, 1) * d, 0.0f);
+  const dml_own own{rows.get(), classes.get(), n, d, threads};
+  const dml_pairs shape{nullptr, nullptr, n, n, d, nullptr, nullptr, nullptr, threads};
+  dml_cpu_own_pairs(&own, pairs.get());
+  expect(all_finite(pairs, 4 * n), "rows and their classes", shape);
+  for (bool of_rows : {false, true})
+    dml_cpu_own_gradients(&own, pairs.get(), d_angle.get(), of_rows ? d_rows.get() : nullptr,
+                          of_rows ? nullptr : d_classes.get());
+  expect(all_finite(d_rows, n * d), "gradient of the angles for rows", shape);
+  expect(all_finite(d_classes, n * d), "gradient of the angles for classes", shape);
+}
+
 // Boosted learners on groups of columns.
 void boosted(int64_t n, const std::vector<int64_t>& groups, int threads) {
   std::mt19937 random(n + threads);
@@ -223,6 +241,8 @@ int main() {
       run(5, 0, 3, 2, threads), run(67, 71, 4, 1, threads), run(131, -1, 4, 1, threads);
       for (int64_t d : {1, 17, 33})
         for (int64_t scratch : {0, 400000, 1 << 24}) softmax(259, 531, d, 20.0f, scratch, threads);
+      for (int64_t n : {0, 1, 7, 67})
+        for (int64_t d : {1, 16, 33}) own(n, d, threads);
       softmax(1, 1, 3, 1.0f, 1 << 24, threads), softmax(7, 2, 5, 50.0f, 1 << 24, threads);
       softmax(1030, 9, 4, 50.0f, 0, threads), softmax(3, 1000, 8, 5.0f, 1 << 24, threads);
     }

@@ -29,6 +29,7 @@ MATRIX[120] = MATRIX[80]
 NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel", "add_up_kernel"}
+NO_PRODUCTS |= {"own_pairs_kernel", "own_gradients_kernel"}
 NO_PRODUCTS |= {"pack_kernel", "classes_kernel", "add_kernel"}
 NO_PRODUCTS |= {"extremes_kernel", "assemble_kernel", "rows_kernel"}
 FULL_PRODUCTS = {"quadruplets_kernel"}  # float32 whatever the rows are, of 16 rows at a time
@@ -47,6 +48,7 @@ def compiled(capability, dtype, widths, form):
 
 PAIRS = {"reduce_kernel", "gradient_kernel", "weights_kernel", "product_kernel"}
 SOFTMAX = {"scores_kernel", "add_up_kernel", "product_kernel"}
+SOFTMAX |= {"own_pairs_kernel", "own_gradients_kernel"}
 UNIT = {"projections_kernel", "pair_scores_kernel"}
 QUADRUPLETS = UNIT | {"extremes_kernel", "assemble_kernel", "quadruplets_kernel", "rows_kernel"}
 BOOSTED = {"classes_kernel", "pack_kernel", "weights_kernel"}

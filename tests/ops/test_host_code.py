@@ -54,6 +54,15 @@ def test_a_step_of_the_pddm_loss_takes_few_launches(mining, launches, most, per)
     assert len(case["others"]) <= most, case["others"]
 
 
+def test_a_step_of_the_softmax_takes_few_launches():
+    """Two for rows and their own classes, eight for all others, and for as many numbers as there
+    are rows torch's.
+    """
+    case = found("waits")["norm_softmax_loss triton mean {}"]
+    assert case["launches"] == 11
+    assert len(case["others"]) <= 41, case["others"]
+
+
 @pytest.mark.parametrize("case", MEMORY)
 def test_memory_beyond_inputs_and_gradients(case):
     assert 0 < found("memory")[case]["MiB"] <= MOST.get(case, 64)

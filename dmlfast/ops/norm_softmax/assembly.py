@@ -6,48 +6,86 @@ margins, the smoothing of labels, and rows that do not count.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.ops.norm_softmax.settings import Settings
-from dmlfast.ops.norm_softmax.units import angles, sum_of_units, tangents, through_norm, units
+from dmlfast.ops.norm_softmax.units import sum_of_units, through_norm, units
 
-# (rows (N, D) of weight's dtype, weight (C, D), labels (N,) int64, -1 where none, target (N,), row
-# weights (N,), scale, low_memory, want_rows, want_weight, everyone (D,) or None) -> log-sum-exps L
-# (N,) of scale * cosine over all classes but the label's, -inf over none; and the gradients of
-# sum_i row_weight_i softplus(L_i - target_i) for rows and weight, with the targets held fixed,
-# float32, None where not wanted; each class at length 1 has everyone's gradient besides
-Kernels = Callable[..., tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
-# The gradients alone, where memory is low: what is low_memory above is left out, L comes after the
-# row weights, and the dtype of the gradient of weight in the end
-GradientKernels = Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]]
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+class Kernels(Protocol):
+    """What a backend's module has. rows: (N, D) of weight's dtype; weight: (C, D); labels: (N,)
+    int64, -1 where none; target, row_weights: (N,) float32; everyone: (D,) float32 or None.
+    """
+
+    def forward(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        target: torch.Tensor,
+        row_weights: torch.Tensor,
+        scale: float,
+        low_memory: bool,
+        want_rows: bool,
+        want_weight: bool,
+        everyone: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Log-sum-exps L (N,) of scale * cosine over all classes but the label's, -inf over none;
+        and the gradients of sum_i row_weight_i softplus(L_i - target_i) for rows and weight, with
+        the targets held fixed, float32, None where not wanted. Each class at length 1 has
+        everyone's gradient besides.
+        """
+
+    def gradients(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        target: torch.Tensor,
+        row_weights: torch.Tensor,
+        logsumexp: torch.Tensor,
+        scale: float,
+        want_rows: bool,
+        want_weight: bool,
+        everyone: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> Gradients:
+        """The gradients alone, where memory is low and L is known; that of weight in ``dtype``. Not
+        of every backend.
+        """
+
+    def own_pairs(
+        self, rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """(4, N) float32: inverse lengths of the rows and of the classes of their labels, which are
+        all classes, 0 of zeros; and at length 1 the lengths of the difference and of the sum of
+        both, `TINY` where they are 0.
+        """
+
+    def own_gradients(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        pairs: torch.Tensor,
+        d_angle: torch.Tensor,
+        d_rows: torch.Tensor | None,
+        want_classes: bool,
+    ) -> torch.Tensor | None:
+        """Adds to ``d_rows`` the gradient of the angles between rows and their classes, times
+        d_angle (N,); returns that of each row's class, (N, D) float32, where wanted. ``pairs`` is
+        what `own_pairs` returns. Where both are parallel there is none.
+        """
 
 
 def counting(labels: torch.Tensor, settings: Settings) -> torch.Tensor:
     """(N,) 1 for the rows that count, else 0."""
     return (labels != settings.ignore_index).float()
-
-
-class _Own:
-    """Rows and their own classes at length 1, and the angle between them."""
-
-    def __init__(self, x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor):
-        self.x, self.x_inverse = units(x.float())
-        self.classes, self.inverse = units(weight.index_select(0, labels).float())
-        self.angle = angles(self.x, self.classes)
-
-    def to_rows(self, d_angle: torch.Tensor) -> torch.Tensor:
-        """(N, D) the gradient of the rows from that of the angles (N,)."""
-        factor = self.x_inverse * -d_angle[:, None]
-        return tangents(self.x, self.classes, self.angle).mul_(factor)
-
-    def to_classes(self, d_angle: torch.Tensor) -> torch.Tensor:
-        """(N, D) the gradient of each row's class."""
-        factor = self.inverse * -d_angle[:, None]
-        return tangents(self.classes, self.x, self.angle).mul_(factor)
 
 
 class _Batch:
@@ -60,12 +98,14 @@ class _Batch:
 
     def __init__(
         self,
+        kernels: Kernels,
         rows: torch.Tensor,
         weight: torch.Tensor,
         labels: torch.Tensor,
         row_weights: torch.Tensor,
         settings: Settings,
     ):
+        self.kernels = kernels
         self.weight = weight if rows.dtype == weight.dtype else weight.float()
         self.ignored = labels == settings.ignore_index
         self.labels, self.unknown = _known(labels, self.ignored, len(weight))
@@ -74,29 +114,26 @@ class _Batch:
         self.row_weights = self._shown(row_weights)
         self.settings, self.scale = settings, 1 / settings.temperature
         self.share = settings.label_smoothing / len(weight)
-        own = self._own()
-        self.kept = None if settings.low_memory else own
-        self.angle = own.angle
-        self.target = self.scale * (self._margined().cos() - settings.cosine_margin)
+        self.pairs = kernels.own_pairs(self.x, self.weight, self.labels)
+        self.angle = 2 * torch.atan2(self.pairs[2], self.pairs[3])
+        cosine = self._margined().cos()
+        if settings.cosine_margin:
+            cosine = cosine - settings.cosine_margin
+        self.target = self.scale * cosine
         self.everyone = self.total = self.others = None
         if settings.label_smoothing:
             self.total = sum_of_units(self.weight, settings.low_memory)
-            self.others = own.x @ self.total
-            self.everyone = self._d_everyone() @ own.x
-
-    def own(self) -> _Own:
-        """What the gradient takes of rows and their classes: computed again where memory is low."""
-        return self.kept or self._own()
-
-    def _own(self) -> _Own:
-        return _Own(self.x, self.weight, self.labels)
+            unit = units(self.x.float())[0]
+            self.others = unit @ self.total
+            self.everyone = self._d_everyone() @ unit
 
     def _shown(self, values: torch.Tensor) -> torch.Tensor:
         """Values (N,) of rows, 0 where one does not count and NaN where its label is unknown."""
         return values.masked_fill(self.ignored, 0).masked_fill_(self.unknown, math.nan)
 
     def _margined(self) -> torch.Tensor:
-        return self.angle + self.settings.angular_margin
+        margin = self.settings.angular_margin
+        return self.angle + margin if margin else self.angle
 
     def _d_everyone(self) -> torch.Tensor:
         """(N,) the gradient of each cosine of a row, of all classes alike."""
@@ -121,12 +158,17 @@ class _Batch:
             d_angle = d_angle - self.share * self.angle.sin()
         return self.scale * self.row_weights * d_angle
 
-    def finish_rows(self, d_rows: torch.Tensor, own: _Own, d_angle: torch.Tensor) -> None:
-        """Adds to what kernels have found what the own classes and smoothing give the rows."""
-        if self.total is not None:
+    def finish(
+        self, d_angle: torch.Tensor, d_rows: torch.Tensor | None, want_classes: bool
+    ) -> torch.Tensor | None:
+        """Adds to what kernels have found what the own classes and smoothing give the rows; returns
+        what each row gives its class, (N, D), where wanted.
+        """
+        if d_rows is not None and self.total is not None:
             everyone = self._d_everyone()[:, None] * self.total
-            d_rows += through_norm(everyone, own.x, own.x_inverse)
-        d_rows += own.to_rows(d_angle)
+            d_rows += through_norm(everyone, *units(self.x.float()))
+        given = self.x, self.weight, self.labels, self.pairs, d_angle
+        return self.kernels.own_gradients(*given, d_rows, want_classes)
 
 
 def losses_and_gradients(
@@ -145,21 +187,19 @@ def losses_and_gradients(
     if not len(rows):
         found = _no_gradients(rows, weight, want_rows, want_weight, torch.float32)
         return row_weights.float(), row_weights.new_zeros(0), *found
-    batch = _Batch(rows, weight, labels, row_weights, settings)
+    batch = _Batch(kernels, rows, weight, labels, row_weights, settings)
     given = batch.x, batch.weight, batch.for_kernels, batch.target, batch.row_weights, batch.scale
     wants = settings.low_memory, want_rows, want_weight
-    L, d_rows, d_weight = kernels(*given, *wants, batch.everyone)
+    L, d_rows, d_weight = kernels.forward(*given, *wants, batch.everyone)
     if want_rows or want_weight:
-        own, d_angle = batch.own(), batch.d_angle(L)
-        if d_rows is not None:
-            batch.finish_rows(d_rows, own, d_angle)
-        if d_weight is not None:
-            _add(d_weight, batch.labels, own.to_classes(d_angle))
+        d_own = batch.finish(batch.d_angle(L), d_rows, want_weight)
+        if d_weight is not None and d_own is not None:
+            _add(d_weight, batch.labels, d_own)
     return batch.losses(L), L, d_rows, d_weight
 
 
 def gradients(
-    kernels: GradientKernels,
+    kernels: Kernels,
     rows: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
@@ -176,13 +216,13 @@ def gradients(
     """
     if not len(rows):
         return _no_gradients(rows, weight, want_rows, want_weight, None)
-    batch = _Batch(rows, weight, labels, row_weights, settings)
+    batch = _Batch(kernels, rows, weight, labels, row_weights, settings)
     d_angle = batch.d_angle(L)
 
     def by_kernels(weight: torch.Tensor, labels: torch.Tensor, *wants: Any) -> Gradients:
         given = batch.x, weight, labels, batch.target, batch.row_weights, L, batch.scale
         want_rows, want_weight, dtype = wants
-        return kernels(*given, want_rows, want_weight, batch.everyone, dtype)
+        return kernels.gradients(*given, want_rows, want_weight, batch.everyone, dtype)
 
     own = _of_own_classes(by_kernels, batch, d_angle, weight.dtype) if want_weight else None
     wants = want_rows, want_weight, weight.dtype
@@ -191,21 +231,24 @@ def gradients(
         d_weight.index_put_((own[0],), own[1])
     del own
     if d_rows is not None:
-        batch.finish_rows(d_rows, batch.own(), d_angle)
+        batch.finish(d_angle, d_rows, False)
         d_rows = d_rows.to(rows.dtype)
     return d_rows, d_weight
 
 
 def _of_own_classes(
-    by_kernels: Callable[..., Any], batch: _Batch, d_angle: torch.Tensor, dtype: torch.dtype
+    by_kernels: Callable[..., Gradients], batch: _Batch, d_angle: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The classes of the batch in order (N,), some of them repeated, and their gradient (N, D)."""
     classes = batch.labels.sort().values
     place = torch.searchsorted(classes, batch.labels)  # the first of equal ones
     some = batch.weight.index_select(0, classes)
     labels = place.masked_fill(batch.ignored, -1)
-    found: torch.Tensor = by_kernels(some, labels, False, True, torch.float32)[1]
-    _add(found, place, batch.own().to_classes(d_angle))
+    found = by_kernels(some, labels, False, True, torch.float32)[1]
+    d_own = batch.finish(d_angle, None, True)
+    assert found is not None
+    assert d_own is not None
+    _add(found, place, d_own)
     first = torch.searchsorted(classes, classes)
     return classes, found.index_select(0, first).to(dtype)
 

@@ -22,7 +22,7 @@ def forward(
     want_weight: bool,
     everyone: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """See :data:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
+    """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
     classes = native.Classes(rows, weight, labels)
     logsumexp = native.empty(len(rows))
     d_rows = native.empty(*rows.shape) if want_rows else None
@@ -38,3 +38,32 @@ def forward(
     if d_weight is not None and everyone is not None:
         add_to_all(d_weight, weight, everyone)
     return logsumexp, d_rows, d_weight
+
+
+def own_pairs(rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
+    own = native.Own(rows, weight.index_select(0, labels))
+    found = native.empty(4, len(rows))
+    status = native.cpu_library().dml_cpu_own_pairs(ctypes.byref(own), native.address(found))
+    native.check(status, "norm_softmax_loss")
+    return found
+
+
+def own_gradients(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    pairs: torch.Tensor,
+    d_angle: torch.Tensor,
+    d_rows: torch.Tensor | None,
+    want_classes: bool,
+) -> torch.Tensor | None:
+    """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
+    own = native.Own(rows, weight.index_select(0, labels))
+    d_own = native.empty(*rows.shape) if want_classes else None
+    floats = pairs, native.float_rows(d_angle), d_rows, d_own
+    status = native.cpu_library().dml_cpu_own_gradients(
+        ctypes.byref(own), *map(native.address, floats)
+    )
+    native.check(status, "norm_softmax_loss")
+    return d_own

@@ -153,7 +153,7 @@ def _forward(
     shares = _shares(labels, reduction, settings)
     with torch.autocast(rows.device.type, enabled=False):
         losses, logsumexp, d_rows, d_weight = losses_and_gradients(
-            _kernels(impl, rows).forward,
+            _kernels(impl, rows),
             rows,
             weight,
             labels,
@@ -181,8 +181,8 @@ def _gradients(
     wants = settings, want_rows, want_weight
     with torch.autocast(rows.device.type, enabled=False):
         if logsumexp is not None:
-            return gradients(kernels.gradients, *given, logsumexp, *wants)
-        *_, d_rows, d_weight = losses_and_gradients(kernels.forward, *given, *wants)
+            return gradients(kernels, *given, logsumexp, *wants)
+        *_, d_rows, d_weight = losses_and_gradients(kernels, *given, *wants)
     return tuple(
         None if gradient is None else gradient.to(like.dtype)
         for gradient, like in zip((d_rows, d_weight), (rows, weight), strict=True)

@@ -2,9 +2,8 @@
 
 import torch
 
-from dmlfast.ops.norm_softmax.settings import PARALLEL
+from dmlfast.ops.norm_softmax.settings import TINY
 
-TINY = torch.finfo(torch.float32).tiny  # the least that is not subnormal
 CHUNK_BYTES = 8 << 20  # of float32 rows that are brought to length 1 at a time
 GPU_CHUNK_BYTES = 64 << 20  # where a launch takes longer than so many rows
 
@@ -16,25 +15,6 @@ def units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     inverse = norm.reciprocal().masked_fill_(norm == 0, 0)
     return scaled.mul_(inverse), inverse.div_(largest)
-
-
-def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(N,) radians between rows of length 1, pi / 2 where one or both are 0."""
-    difference, total = (
-        torch.linalg.vector_norm(each, dim=1).clamp_min_(TINY) for each in (a - b, a + b)
-    )
-    return difference.atan2_(total).mul_(2)
-
-
-def tangents(a: torch.Tensor, b: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """(N, D) the direction from each a to its b on the sphere, of length 1; 0 where they are
-    parallel.
-    """
-    # b - cos(angle) a, of small differences where the angle is small
-    towards = (b - a).addcmul_(2 * torch.sin(angle / 2).square()[:, None], a)
-    sine = torch.linalg.vector_norm(towards, dim=1, keepdim=True)
-    parallel = sine < PARALLEL
-    return towards.div_(sine.clamp_min_(PARALLEL)).masked_fill_(parallel, 0)
 
 
 def through_norm(gradient: torch.Tensor, unit: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,13 @@
 import torch
 
 from dmlfast.ops.gpu import on_its_device
+from dmlfast.ops.norm_softmax.triton.own import own_gradients, own_pairs
 from dmlfast.ops.norm_softmax.triton.rows import through_norm
 from dmlfast.ops.norm_softmax.triton.scores import Classes
 from dmlfast.ops.norm_softmax.triton.sides import SAFE, Sides
 from dmlfast.ops.triton.tile import LN2, LOG2E
+
+__all__ = ["forward", "gradients", "own_gradients", "own_pairs"]
 
 
 @on_its_device
@@ -176,6 +179,9 @@ def _factors(
     """(n,) row_weight scale sigmoid(L - target) exp(shift - L), which a gradient made of exp(s -
     shift) lacks; and the shift, (n,) powers of two, None where it is 0.
     """
-    shift = L.masked_fill(L.isneginf(), 0) if running else torch.zeros_like(L)
-    exponent = (shift - torch.logaddexp(L, target)).clamp_max(SAFE * LN2.value)  # L may be -inf
-    return row_weights * scale * exponent.exp(), shift * LOG2E.value if running else None
+    exponent, shift = torch.logaddexp(L, target).neg_(), None
+    if running:
+        shift = L.masked_fill(L.isneginf(), 0)
+        exponent, shift = exponent + shift, shift * LOG2E.value
+    exponent = exponent.clamp_max(SAFE * LN2.value)  # L may be -inf
+    return row_weights * scale * exponent.exp(), shift

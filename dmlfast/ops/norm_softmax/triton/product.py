@@ -56,7 +56,7 @@ def product_kernel(
     """
     powers = False
     if inverse is not None:
-        powers = tl.load(far)
+        powers = tl.load(far) > 0.0
     if MADE:
         if not powers:
             return
@@ -110,7 +110,7 @@ def add_product(
         kept: (rows, classes), both padded to whole tiles.
         other: (m, d) of any strides: classes, where ``out`` is of rows, or the padded rows.
         inverse: (m,), 1 / lengths of the classes, None where ``out`` is of classes.
-        far: (), whether any class of all has a length far from 1; None without ``inverse``.
+        far: (), above 0 where any class of all has a length far from 1; None without ``inverse``.
     """
     turned = inverse is None
     n, d = out.shape

@@ -31,39 +31,58 @@ def mantissa_of(inverse):
 
 
 @triton.jit
-def class_power(inverse):
-    """What a class is multiplied by in a product: 1 unless its length is far from 1."""
-    far = ((inverse < 1.0 / FAR) & (inverse > 0.0)) | (inverse > FAR)
-    return tl.where(far, power_of(inverse), 1.0)
+def _far(inverse):
+    return ((inverse < 1.0 / FAR) & (inverse > 0.0)) | (inverse > FAR)
 
 
 @triton.jit
-def _load(given, i, k, row_stride, column_stride, d):
+def class_power(inverse):
+    """What a class is multiplied by in a product: 1 unless its length is far from 1."""
+    return tl.where(_far(inverse), power_of(inverse), 1.0)
+
+
+@triton.jit
+def load_rows(given, i, k, row_stride, column_stride, d):
     """Components k of rows i, int64, as float32; 0 from component d on."""
     at = i[:, None] * row_stride + k.to(tl.int64)[None, :] * column_stride
     return tl.load(given + at, mask=(k < d)[None, :], other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["n"])
-def lengths_kernel(
-    given, row_stride, column_stride, inverse, n, d, BM: tl.constexpr, BD: tl.constexpr
-):
+@triton.jit
+def inverse_length(given, own, row_stride, column_stride, d, BM: tl.constexpr, BD: tl.constexpr):
     """1 / length of BM rows."""
-    i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    own = tl.minimum(i, n - 1)
     largest = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
-        x = _load(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
+        x = load_rows(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
     largest = tl.where(largest > 0.0, largest, 1.0)
     total = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
-        x = _load(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
+        x = load_rows(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
         x = x / largest[:, None]
         total += tl.sum(x * x, 1)
     length = tl.sqrt_rn(tl.where(total == 0.0, 1.0, total))
     found = tl.div_rn(tl.div_rn(1.0, length), largest)
-    tl.store(inverse + i, tl.where(total == 0.0, 0.0, found), mask=i < n)
+    return tl.where(total == 0.0, 0.0, found)
+
+
+@triton.jit(do_not_specialize=["n"])
+def lengths_kernel(
+    given, row_stride, column_stride, inverse, poison, far, n, d, BM: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """1 / length of BM rows. ``poison`` becomes NaN where one is not finite, and ``far``, if it is
+    there, 1 where one is far from 1; all who write write the same.
+    """
+    i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    own = tl.minimum(i, n - 1)
+    found = inverse_length(given, own, row_stride, column_stride, d, BM, BD)
+    tl.store(inverse + i, found, mask=i < n)
+    broken = tl.sum(found * 0.0, 0)
+    tl.store(poison, broken, mask=broken != 0.0)
+    if far is not None:
+        some = tl.max(_far(found).to(tl.float32), 0)
+        tl.store(far, some, mask=some > 0.0)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -85,7 +104,7 @@ def scaled_kernel(
         by = mantissa_of(by) * tl.load(factor + own)
     for first in range(0, DP, BD):
         k = first + tl.arange(0, BD)
-        x = _load(given, own, k, row_stride, column_stride, d) * by[:, None]
+        x = load_rows(given, own, k, row_stride, column_stride, d) * by[:, None]
         if ROUNDED:
             x = rounded_to_tf32(x)
         x = tl.where(there[:, None] & (k < d)[None, :], x, 0.0)
@@ -114,15 +133,15 @@ def through_norm_kernel(
     along = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
         k = first + tl.arange(0, BD)
-        unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
-        gradient = _load(found, own, k, d, 1, d)
+        unit = load_rows(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        gradient = load_rows(found, own, k, d, 1, d)
         if everyone is not None:
             gradient += (inv / other)[:, None] * tl.load(everyone + k, mask=k < d, other=0.0)
         along += tl.sum(gradient * unit, 1)
     for first in range(0, d, BD):
         k = first + tl.arange(0, BD)
-        unit = _load(given, own, k, row_stride, column_stride, d) * inv[:, None]
-        gradient = _load(found, own, k, d, 1, d)
+        unit = load_rows(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        gradient = load_rows(found, own, k, d, 1, d)
         if everyone is not None:
             gradient += (inv / other)[:, None] * tl.load(everyone + k, mask=k < d, other=0.0)
         across = (gradient - along[:, None] * unit) * one[:, None] * other[:, None]
@@ -131,22 +150,25 @@ def through_norm_kernel(
         tl.store(at, across, mask=(i < n)[:, None] & (k < d)[None, :])
 
 
-def _blocks(n: int, d: int) -> tuple[tuple[int], dict[str, int]]:
+def blocks_of(n: int, d: int) -> tuple[tuple[int], dict[str, int]]:
     """How many programs take rows of d components, and how much each."""
     width = min(1024, max(16, triton.next_power_of_2(d)))
     height = 2048 // width
     return (-(-n // height),), {"BM": height, "BD": width}
 
 
-def inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
+def inverse_lengths(
+    rows: torch.Tensor, poison: torch.Tensor, far: torch.Tensor | None = None
+) -> torch.Tensor:
     """(n,) float32, 1 / length of rows (n, d) of any dtype and strides, n > 0.
 
-    0 for a row of zeros, NaN for one that is not finite.
+    0 for a row of zeros, NaN for one that is not finite. ``poison`` and ``far`` (), float32 and 0:
+    what any of the rows is, see the kernel.
     """
     n, d = rows.shape
     inverse = rows.new_empty(n, dtype=torch.float32)
-    grid, blocks = _blocks(n, d)
-    lengths_kernel[grid](rows, *rows.stride(), inverse, n, d, **blocks, **FUSED)
+    grid, blocks = blocks_of(n, d)
+    lengths_kernel[grid](rows, *rows.stride(), inverse, poison, far, n, d, **blocks, **FUSED)
     return inverse
 
 
@@ -161,7 +183,7 @@ def scaled(
     or times the mantissas and a ``factor`` (n,); rounded to tf32 or not.
     """
     (n, d), (padded, width) = rows.shape, out.shape
-    grid, blocks = _blocks(padded, width)
+    grid, blocks = blocks_of(padded, width)
     scaled_kernel[grid](
         rows, *rows.stride(), inverse, factor, out, n, d, padded, DP=width, ROUNDED=rounded,
         **blocks, **FUSED,
@@ -182,7 +204,7 @@ def through_norm(
     0 or NaN, is added.
     """
     n, d = found.shape
-    grid, blocks = _blocks(n, d)
+    grid, blocks = blocks_of(n, d)
     through_norm_kernel[grid](
         found, rows, *rows.stride(), inverse, factor, everyone, poison,
         found if out is None else out, n, d, **blocks, **FUSED,

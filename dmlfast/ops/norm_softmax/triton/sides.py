@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from dmlfast.ops.norm_softmax.triton.product import add_product
-from dmlfast.ops.norm_softmax.triton.rows import FAR, inverse_lengths, scaled
+from dmlfast.ops.norm_softmax.triton.rows import inverse_lengths, scaled
 from dmlfast.ops.norm_softmax.triton.scores import (
     Classes,
     Exponentials,
@@ -76,7 +76,7 @@ class Sides:
     """Rows and classes of a call, and how they are taken.
 
     given: (n, d). inverse: (n,), 1 / their lengths. labels: (n,). poison: (), 0 or NaN where a row
-    or a class is not finite. far: (), whether any class has a length far from 1.
+    or a class is not finite. far: (), 1 where any class has a length far from 1, else 0.
 
     Exponentials are Triton's; another backend has a subclass with a `score` of its own.
     """
@@ -98,11 +98,9 @@ class Sides:
         self.plan = plan_of(n, m, *size, scale, low_memory, self.layout_bytes(d))
         scores = configs.tiles_of(weight.dtype).scores
         self.how = Exponentials(scale, self.products, scores, self.plan.running)
-        self.inverse, lengths = inverse_lengths(rows), inverse_lengths(weight)
-        self.classes = Classes(0, weight, lengths)
-        self.poison = (self.inverse * 0).sum() + (lengths * 0).sum()
-        far = (lengths > FAR.value) | ((lengths < 1 / FAR.value) & (lengths > 0))
-        self.far = far.any()
+        self.poison, self.far = rows.new_zeros(2, dtype=torch.float32)
+        self.inverse = inverse_lengths(rows, self.poison)
+        self.classes = Classes(0, weight, inverse_lengths(weight, self.poison, self.far))
         self.copy = rows.new_empty(padded(n), self.products.DP, dtype=weight.dtype)
         rounded = weight.dtype == torch.float32 and self.products.PRECISION == "tf32"
         scaled(rows, self.inverse, None, self.copy, rounded)
