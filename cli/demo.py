@@ -11,7 +11,14 @@ from typing import Any
 import click
 from dmlfast.cli.main import INTERRUPTED, cli
 
+from dmlfast.errors import UserError
+from dmlfast.files import TEMPORARY_PREFIX
+
 FEATURES = {"raw pixels": "--raw-pixels", "untrained network": "--untrained", "trained network": ""}
+MADE = {
+    *("run", "raw.h5", "untrained.h5", "trained.h5"),
+    *("montage.png", "map.png", "bench.csv", "bench.png"),
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +33,7 @@ FEATURES = {"raw pixels": "--raw-pixels", "untrained network": "--untrained", "t
 def command(out: Path, max_steps: int | None) -> None:
     """Train on the glyphs, embed, evaluate and benchmark, in a few minutes on a laptop."""
     started = time.monotonic()
+    check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     steps = [] if max_steps is None else ["--max-steps", max_steps]
     run = out / "run"
@@ -43,6 +51,16 @@ def command(out: Path, max_steps: int | None) -> None:
     bench = dmlfast("bench", "lifted", "--quick", "--csv", csv, "--plot", plot, "--json")
     minutes = (time.monotonic() - started) / 60
     click.echo("\n".join(["", *summary(out, reports, bench, minutes)]))
+
+
+def check_out(out: Path) -> None:
+    """Raises a `UserError` for a folder that holds anything but an earlier demo."""
+    from dmlfast.training import RunFolder
+
+    held = {path.name for path in out.iterdir()} if out.exists() else set()
+    held = {name for name in held if not name.startswith(TEMPORARY_PREFIX)}
+    if held and not (held <= MADE and RunFolder(out / "run").args_path.is_file()):
+        raise UserError(f"{out} is not empty and no earlier demo: choose another --out")
 
 
 def dmlfast(*words: Any) -> Any:

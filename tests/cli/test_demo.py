@@ -86,3 +86,33 @@ def test_interrupted_bench_interrupts_the_demo(
     stand_in("bench", [{"n": 512, "provider": "naive", "median_ms": 1.0}], 0)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     assert "never seen in training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held", [["raw.h5"], ["run/args.yaml", "thesis.tex"], ["run/notes"]])
+def test_a_folder_that_is_no_earlier_demo_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], held: list[str]
+) -> None:
+    out = tmp_path / "demo"
+    (out / "run").mkdir(parents=True)
+    for name in held:
+        (out / name).write_text("mine")
+    before = sorted(out.rglob("*"))
+    assert main(["demo", "--out", str(out)]) == 1
+    expected = f"Error: {out} is not empty and no earlier demo: choose another --out\n"
+    assert capsys.readouterr().err == expected
+    assert sorted(out.rglob("*")) == before
+    assert all((out / name).read_text() == "mine" for name in held)
+
+
+def test_an_earlier_demo_is_replaced_whatever_it_came_to(
+    tmp_path: Path, stand_in: Callable[[str, object, int], None]
+) -> None:
+    for name in ("train", "embed"):
+        stand_in(name, name, 0)
+    stand_in("eval", {"recall_at_1": 0.5, "map_at_r": 0.25}, 0)
+    stand_in("bench", [{"n": 512, "provider": "naive", "median_ms": 1.0}], 0)
+    (tmp_path / "run").mkdir()
+    for name in ("run/args.yaml", "raw.h5", "bench.csv", ".tmp-1-trained.h5"):
+        (tmp_path / name).write_text("old")
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "bench.csv").exists()
