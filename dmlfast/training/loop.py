@@ -110,6 +110,8 @@ def _train(
     with run.alone() if world.is_main else nullcontext():
         if resume:
             trainer.resume(run, report)
+        elif world.is_main and run.config != config:  # replaced before it was locked
+            raise UserError(f"another process has begun a run in {run}")
         if trainer.step >= trainer.total_steps:
             report(f"{run} is finished: {trainer.step} steps are done, of {trainer.total_steps}")
             return run, None

@@ -40,7 +40,7 @@ class Progress:
         self.steps_per_epoch = steps_per_epoch
         self.selected_on = selected_on
         self.decoding = decoding
-        self.events = EventFile(run.path / "tensorboard", first_step=first + 1)
+        self.events = EventFile(run.events_path, first_step=first + 1)
         self.bar = tqdm(
             total=total,
             initial=first,

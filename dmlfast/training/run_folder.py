@@ -47,6 +47,7 @@ class RunFolder:
         self.summary_path = self.path / "summary.csv"
         self.curves_path = self.path / "curves.png"
         self.checkpoints_path = self.path / "checkpoints"
+        self.events_path = self.path / "tensorboard"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -99,6 +100,11 @@ class RunFolder:
             re.fullmatch(r"step-(\d+)", path.name) for path in self.checkpoints_path.iterdir()
         )
         return sorted(int(match[1]) for match in matches if match)
+
+    def is_blank(self) -> bool:
+        """Whether nothing came of the run, such as one that failed in its first step."""
+        blank = {self.args_path, self.checkpoints_path, self.events_path}
+        return set(self.path.iterdir()) <= blank and not any(self.checkpoints_path.glob("*"))
 
     def newest_checkpoint(self, report: Report = quiet) -> Checkpoint | None:
         """The newest whole checkpoint; damaged ones are reported and passed over."""
@@ -175,8 +181,8 @@ def _csv(rows: list[dict[str, str]], header: bool) -> bytes:
 def create_run(config: TrainConfig, out: str | Path | None, overwrite: bool = False) -> RunFolder:
     """Makes the folder of a new run: `out`, or `runs/<date>-<loss>-<dataset>` under a new name.
 
-    A folder that holds something raises a `UserError`, unless it is a run and `overwrite` is set:
-    it is gone when the new one is ready.
+    A folder that holds something raises a `UserError`, unless it is a run of which nothing came, or
+    one that `overwrite` is set for: it is gone when the new one is ready.
     """
     path = Path(out) if out is not None else _unused_path(config)
     check_out(path, overwrite)
@@ -190,6 +196,7 @@ def create_run(config: TrainConfig, out: str | Path | None, overwrite: bool = Fa
         run.write_config(config)
         if _is_taken(path):
             with RunFolder(path).alone():
+                check_out(path, overwrite)  # another process may have trained into it
                 remove_folder(path)
     return RunFolder(path)
 
@@ -212,7 +219,7 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} is not a folder")
     if not RunFolder(path).args_path.is_file():
         raise UserError(f"{path} is not empty and no run: choose another --out")
-    if not overwrite:
+    if not overwrite and not RunFolder(path).is_blank():
         raise UserError(f"{path} holds a run already: --resume goes on, --overwrite replaces it")
 
 

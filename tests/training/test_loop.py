@@ -377,6 +377,32 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert [row["step"] for row in run.summary()] == [str(step) for step in range(1, burst)]
 
 
+def test_a_run_that_failed_in_its_first_step_is_replaced(tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("no first step")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "train_step", fail)
+        with pytest.raises(UserError, match="no first step"):
+            train(tiny_config(), tmp_path / "run")
+    run = train(tiny_config(max_steps=1), tmp_path / "run")
+    assert run.steps() == [1]
+    assert len(list(run.events_path.iterdir())) == 1
+
+
+def test_a_run_that_another_process_has_begun_meanwhile_is_left_to_it(tmp_path, monkeypatch):
+    real = loop.create_run
+
+    def overtaken(config, out, overwrite):
+        real(config, out, overwrite)
+        return real(tiny_config(seed=1), out)
+
+    monkeypatch.setattr(loop, "create_run", overtaken)
+    with pytest.raises(UserError, match="another process has begun a run in"):
+        train(tiny_config(), tmp_path / "run")
+    assert loop.RunFolder(tmp_path / "run").config.seed == 1
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     real = torch.optim.AdamW.step
 

@@ -4,10 +4,12 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 
 from dmlfast.errors import UserError
+from dmlfast.training import run_folder
 from dmlfast.training.run_folder import RunFolder, create_run, newest_run, open_run
 
 from .helpers import tiny_config
@@ -106,6 +108,38 @@ def test_default_names_are_new_each_time(tmp_path, monkeypatch):
     assert second.path.name == f"{first.path.name}-2"
 
 
+def test_a_run_of_which_nothing_came_is_replaced(run):
+    run.events_path.mkdir()
+    (run.events_path / "events.out.tfevents.1.1").write_bytes(b"old")
+    create_run(tiny_config(seed=1), run.path)
+    assert run.config.seed == 1
+    assert not run.events_path.exists()
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "checkpoints/step-3", "notes.txt"])
+def test_a_run_of_which_something_came_is_kept(run, name):
+    (run.path / name).write_text("x")
+    with pytest.raises(UserError, match="holds a run already: --resume goes on"):
+        create_run(tiny_config(seed=1), run.path)
+    assert (run.path / name).read_text() == "x"
+    assert run.config.seed == 0
+
+
+def test_what_came_of_a_run_meanwhile_is_kept(run, monkeypatch):
+    real = run_folder.atomic_folder
+
+    @contextmanager
+    def late(path):
+        with real(path) as temporary:
+            run.append_summary(row(1))
+            yield temporary
+
+    monkeypatch.setattr(run_folder, "atomic_folder", late)
+    with pytest.raises(UserError, match="holds a run already"):
+        create_run(tiny_config(seed=1), run.path)
+    assert run.summary() == [row(1)]
+
+
 def test_what_is_there_is_kept_unless_it_is_a_run_to_overwrite(run, tmp_path):
     (run.path / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="holds a run already"):
@@ -130,6 +164,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(run, tmp_path):
             pass
         with pytest.raises(UserError, match="another process is training into"):
             create_run(tiny_config(seed=1), run.path, overwrite=True)
+        with pytest.raises(UserError, match="another process is training into"):
+            create_run(tiny_config(seed=1), run.path)
         with create_run(tiny_config(), tmp_path / "other").alone():
             assert run.config.seed == 0
     create_run(tiny_config(seed=1), run.path, overwrite=True)
