@@ -399,6 +399,12 @@ def shared_classes(features: "Features", train: "Features") -> int:
     import numpy as np
 
     names = [file.attributes.get("dataset") for file in (features, train)]
+    if names.count(None) == 1:
+        silent, other = (features, train) if names[0] is None else (train, features)
+        raise UserError(
+            f"{silent.source} does not say of which data set it is (no `dataset`), and"
+            f" {other.source} is of {names[0] or names[1]}: their classes cannot be compared"
+        )
     if names[0] != names[1]:
         raise UserError(
             f"{features.source} is of {names[0]} and {train.source} of {names[1]}:"

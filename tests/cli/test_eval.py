@@ -177,7 +177,21 @@ def test_classes_that_were_trained_on_are_counted(tmp_path, feats, capsys):
     assert json.loads(capsys.readouterr().out)["classes_shared_with_train"] == 5
     other = write(tmp_path / "other.h5", slice(50), dataset="glyphs")
     assert main(["eval", feats, "--train-feats", other]) == 1
-    assert "classes cannot be compared" in capsys.readouterr().err
+    message = f"{feats} is of digits and {other} of glyphs: their classes cannot be compared"
+    assert capsys.readouterr().err == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_file_that_does_not_say_its_data_set_is_not_compared_with_one_that_does(
+    tmp_path, capsys, silent
+):
+    names = [{"dataset": None}, {"dataset": "digits"}]
+    files = [write(tmp_path / f"{n}.h5", slice(50), **names[n != silent]) for n in range(2)]
+    assert main(["eval", files[0], "--protocol", "knn", "--train-feats", files[1]]) == 1
+    assert capsys.readouterr().err == (
+        f"Error: {files[silent]} does not say of which data set it is (no `dataset`), and"
+        f" {files[1 - silent]} is of digits: their classes cannot be compared\n"
+    )
 
 
 def test_a_checkpoint_selected_on_the_test_classes_is_stamped(tmp_path, capsys):
