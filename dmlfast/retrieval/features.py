@@ -180,7 +180,10 @@ class Features:
         try:
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         except OSError as error:
-            raise UserError(f"cannot read {weights}: {error.strerror}") from error
+            raise UserError(
+                f"cannot read {weights}: {error.strerror}; {self.source} was embedded with it: put"
+                " it back there, or embed again"
+            ) from error
         made_by = self.attributes.get("checkpoint_sha256")
         if made_by and digest != made_by:
             raise UserError(f"{weights} has changed since {self.source} was made with it")
