@@ -226,7 +226,7 @@ def command(
     comparison = None if gallery else recipe_comparison(features)
     ranked = {"rank_by": rank_by, "seed": seed, **settings}
     report = evaluate_by(protocol, features, gallery, train, **ranked)
-    warn_of_nothing(report, feats, train_feats if protocol in CLASSIFICATION else gallery_feats)
+    refuse_nothing(report, feats, train_feats if protocol in CLASSIFICATION else gallery_feats)
     of_bits = None
     if binary:
         others = [None if file is None else file.binarized() for file in (gallery, train)]
@@ -259,13 +259,12 @@ def command(
         save_picture(draw(), path)
 
 
-def warn_of_nothing(report: dict[str, Any], feats: str, among: str | None) -> None:
-    """Says on stderr that there is nothing to find, where that is so."""
+def refuse_nothing(report: dict[str, Any], feats: str, among: str | None) -> None:
+    """Raises a `UserError` where no query has anything to find."""
     if report["queries"] == report.get("lone_queries", 0):
         where = f" in {among}" if among else ""
-        click.echo(
-            f"nothing to rank: no query of {feats} has an image of its class to find{where}",
-            err=True,
+        raise UserError(
+            f"nothing to rank: no query of {feats} has an image of its class to find{where}"
         )
 
 

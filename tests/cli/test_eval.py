@@ -69,16 +69,23 @@ def test_json(feats, capsys):
     assert result["attributes"]["model"] == "raw pixels"
 
 
-def test_what_is_not_defined_is_null_in_json_and_named_in_the_table(tmp_path, capsys):
-    with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
-        writer.append(np.array([[0.0], [1.0]]), np.array([1, 2]), ["a", "b"])
-    assert main(["eval", str(tmp_path / "f.h5"), "--json"]) == 0
+def test_what_is_not_defined_is_null_in_json_and_named_in_the_table(tmp_path, feats, capsys):
+    words = ["--protocol", "knn", "--train-feats", write(tmp_path / "t.h5", slice(300, 700))]
+    assert main(["eval", feats, *words, "--shots", "1,2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["recall_at_1"] is None
-    assert result["intervals"]["map_at_r"] == [None, None]
-    assert main(["eval", str(tmp_path / "f.h5"), "--bootstrap", "0"]) == 0
+    assert result["medium_shot_top_1"] is None
+    assert result["intervals"]["medium_shot_top_1"] == [None, None]
+    assert main(["eval", feats, *words, "--shots", "1,2", "--bootstrap", "0"]) == 0
+    (line,) = (line for line in lines(capsys) if line.startswith("  1 to 2 images, 0 classes"))
+    assert line.endswith(" n/a")
+
+
+def test_lone_queries_are_counted_in_the_table(tmp_path, capsys):
+    with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
+        writer.append(np.arange(4.0)[:, None], np.array([1, 2, 3, 3]), list("abcd"))
+    assert main(["eval", str(tmp_path / "f.h5"), "--bootstrap", "0", "--no-clustering"]) == 0
     output = lines(capsys)
-    assert "  recall at 1          n/a" in output
+    assert "  recall at 1     100.00 %" in output
     assert output[-1] == "left out: 2 queries with nothing to find"
 
 
@@ -90,22 +97,17 @@ def test_what_is_not_defined_is_null_in_json_and_named_in_the_table(tmp_path, ca
         (slice(1), ["--protocol", "zero-shot"], ""),
         (slice(40), ["--gallery-feats"], " in {other}"),
         (slice(40), ["--protocol", "knn", "--train-feats"], " in {other}"),
-        (slice(40), ["--train-feats"], None),
     ],
 )
-def test_that_there_is_nothing_to_find_is_told(tmp_path, capsys, rows, words, where):
+def test_where_there_is_nothing_to_find_it_is_an_error(tmp_path, capsys, rows, words, where):
     feats = write(tmp_path / "f.h5", rows)
     other = write(tmp_path / "o.h5", slice(60), shift=-5)
     others = [other for word in words if word.endswith("-feats")]
-    assert main(["eval", feats, *words, *others, "--json"]) == 0
+    assert main(["eval", feats, *words, *others, "--json"]) == 1
     output = capsys.readouterr()
-    told = f"nothing to rank: no query of {feats} has an image of its class to find"
-    expected = "" if where is None else told + where.format(other=other) + "\n"
-    assert output.err == expected
-    result = json.loads(output.out)
-    names = ("recall_at_1", "cmc_at_1", "hit_at_1", "top_1")
-    (value,) = [result[name] for name in names if name in result]
-    assert (value is None) == (where is not None)
+    told = f"Error: nothing to rank: no query of {feats} has an image of its class to find"
+    assert output.err == told + where.format(other=other) + "\n"
+    assert output.out == ""
 
 
 def test_k_beyond_the_gallery_is_the_whole_gallery(feats, capsys):
