@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dmlfast.recipes import Comparison
     from dmlfast.retrieval import Features, LinearClassifier
 
+OF_CLUSTERING = ("clustering_runs", "kmeans")
 MAX_RESAMPLES = 1_000_000  # minutes of work, for digits that nobody reads
 
 
@@ -284,7 +285,7 @@ def evaluate_learners(
 
 
 def check_options(ctx: click.Context, protocol: str) -> None:
-    """Refuses what was asked for on the command line and the protocol does not take."""
+    """Refuses what was asked for on the command line and has no part in the evaluation."""
     for param in ctx.command.params:
         given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
         takers = OPTIONS.get(param.opts[0])
@@ -293,6 +294,8 @@ def check_options(ctx: click.Context, protocol: str) -> None:
                 f"{param.opts[0]} does not go with protocol {protocol}, only with"
                 f" {', '.join(takers)}"
             )
+        if given and param.name in OF_CLUSTERING and not ctx.params["clustering"]:
+            raise click.UsageError(f"{param.opts[0]} does not go with --no-clustering")
 
 
 def refuse_binary(*files: "Features | None") -> None:

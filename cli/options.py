@@ -130,6 +130,8 @@ def refuse_idle(ctx: click.Context, config: TrainConfig) -> None:
         if typed.issuperset(names):
             options = " and ".join(f"--{option_name(name)}" for name in names)
             raise click.UsageError(f"{options} exclude each other")
+    if "schedule" in typed and config.schedule == "step" and not config.milestones:
+        raise click.UsageError("--schedule step needs --milestones, the steps at which rates fall")
     for name in typed:
         other, value = FIELDS[name].metadata["only_with"] or (name, getattr(config, name))
         if getattr(config, other) != value:

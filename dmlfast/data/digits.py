@@ -4,10 +4,13 @@ import numpy as np
 import torch
 
 from dmlfast.data.dataset import Dataset
+from dmlfast.errors import UserError
 
 
 def load_digits(data_dir: str | None = None) -> Dataset:
-    """All digits, white on black, not split. Nothing is stored, so `data_dir` is not used."""
+    """All digits, white on black, not split. They need no `data_dir`, and take none."""
+    if data_dir is not None:
+        raise UserError("digits come with scikit-learn: leave the data set's folder (data-dir) out")
     from sklearn import datasets  # slow to import
 
     digits = datasets.load_digits()

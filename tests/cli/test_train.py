@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dmlfast.cli.main import main
+from PIL import Image
 
 from dmlfast.retrieval import load_features
 from dmlfast.training import RunFolder, TrainConfig, loop
@@ -117,8 +118,14 @@ def test_what_is_retyped_is_held_against_the_run(capsys):
 
 
 def test_folders_mean_the_same_wherever_the_run_is_used(monkeypatch):
-    words = ["--data-dir", "data", "--cache-images", "~/cache"]
-    assert main([*TINY, *words, "--out", "a"]) == 0
+    for name in ("1/a.png", "1/b.png", "2/a.png", "2/b.png", "3/a.png", "4/a.png"):
+        path = Path("data", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    words = ["--dataset", "folder", "--data-dir", "data", "--cache-images", "~/cache"]
+    words += ["--image-size", "8", "--val-fraction", "0", "--batch-size", "4"]
+    assert main([*TINY, *words, "--images-per-class", "2", "--out", "a"]) == 0
     config, here = RunFolder("a").config, Path.cwd()
     assert config.data_dir == str(here / "data")
     assert config.cache_images == str(Path.home() / "cache")
@@ -150,6 +157,7 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        ("--data-dir data", 1, "digits come with scikit-learn: leave the data set's folder"),
         ("--dataset glyph", 1, "unknown data set 'glyph': did you mean 'glyphs'?"),
         ("--loss liftd", 1, "unknown loss 'liftd': did you mean 'lifted'?"),
         ("--backbone convet", 1, "'convet': did you mean 'convnet'?"),
@@ -162,6 +170,7 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--batch-size many", 2, "'--batch-size': 'many' is not a valid integer"),
         ("--batch-size 0", 2, "'--batch-size': must be at least 1, not 0"),
         ("--milestones 4,2 --schedule step", 2, "must be ascending whole numbers"),
+        ("--schedule step", 2, "--schedule step needs --milestones"),
         ("--milestones 4", 1, "milestones are for schedule step"),
         ("--sampler pairs --images-per-class 2", 2, "is for sampler balanced, and this is pairs"),
         ("--momentum 0.5", 2, "--momentum is for optimizer sgd, and this is adamw"),
