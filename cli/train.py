@@ -26,6 +26,11 @@ from dmlfast.training import (
     train,
     training_card,
 )
+from dmlfast.training.config import FIELDS, option_name
+
+RESUMABLE = ", ".join(
+    f"--{option_name(name)}" for name, field in FIELDS.items() if field.metadata["resumable"]
+)
 
 
 @click.command("train", cls=GroupedCommand)
@@ -40,7 +45,12 @@ from dmlfast.training import (
     " line wins.",
 )
 @click.option("--out", metavar="RUN", help="Run folder; by default runs/<date>-<loss>-<dataset>.")
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest whole checkpoint in --out, by the settings of the run, of which"
+    f" only {RESUMABLE} may be given anew.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @setting_options
@@ -58,8 +68,7 @@ def command(
 
     Without any option it trains the lifted structured loss on the glyphs; -c lifted-cub, or another
     recipe, by the settings of a paper. Ctrl-C saves a checkpoint and stops; --resume with the same
-    --out goes on, with the settings of the run where no others are given. Under torchrun all
-    processes train one network.
+    --out goes on. Under torchrun all processes train one network.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")

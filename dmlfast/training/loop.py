@@ -113,11 +113,18 @@ def _train(
         elif world.is_main and run.config != config:  # replaced before it was locked
             raise UserError(f"another process has begun a run in {run}")
         if trainer.step >= trainer.total_steps:
-            report(f"{run} is finished: {trainer.step} steps are done, of {trainer.total_steps}")
+            report(finished(run, trainer.step, trainer.total_steps))
             return run, None
         report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
         with stop_on_signals() as stop:
             return run, trainer.fit(run, stop)
+
+
+def finished(run: RunFolder, step: int, total: int) -> str:
+    """The line on a run with nothing left to do."""
+    if step > total:
+        return f"{run} has {step} steps already, more than {total}: there is nothing to do"
+    return f"{run} is finished: {step} steps are done, of {total}"
 
 
 class Trainer:

@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_before_an_evaluation_claims_none(monkeypatch, ca
     capsys.readouterr()
     assert main(["train", "--out", "a", "--resume", "--max-steps", "1"]) == 0
     out, err = capsys.readouterr()
-    assert "a is finished: 2 steps are done, of 1" in err
+    assert "a has 2 steps already, more than 1: there is nothing to do" in err
     assert out.splitlines()[0] == "a: 2 steps"
     assert "best" not in out
     assert main(["embed", "a", "--out", "f.h5"]) == 0
@@ -237,6 +237,11 @@ def test_help_names_every_setting_in_its_group(capsys):
             continue
         assert f"\n  --{field.name.replace('_', '-')} " in text
         assert f"\n{field.metadata['group']}:\n" in text
+    assert (
+        "of which only --data-dir, --cache-images, --impl, --epochs, --max-steps, --eval-interval,"
+        " --checkpoint-interval, --keep-checkpoints, --log-interval, --device, --workers may be"
+        " given anew."
+    ) in " ".join(text.split())
     assert "divided over" in " ".join(text.split())
     assert set(yaml.safe_load(TrainConfig().to_yaml())) - {"recipe"} <= {
         word.strip("-") for word in text.split() if word.startswith("--")

@@ -55,7 +55,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished):
     assert run.path == finished.path
     assert any("is finished: 8 steps are done, of 8" in line for line in lines)
     train(tiny_config(max_steps=3), finished.path, resume=True, report=lines.append)
-    assert lines[-1] == f"{finished} is finished: 8 steps are done, of 3"
+    assert lines[-1] == f"{finished} has 8 steps already, more than 3: there is nothing to do"
     assert contents(finished.path) == before
 
 
