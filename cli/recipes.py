@@ -19,8 +19,8 @@ COLUMNS = ("name", "data set", "loss", "backbone", "length", "targets")
 def command(name: str | None, as_json: bool) -> None:
     """List the recipes, or show the settings and the targets of one.
 
-    NAME is that of a recipe, or the path of a YAML file. `dmlfast train -c NAME` trains by it.
-    Where published results differ, all of them are targets.
+    NAME is that of a recipe, or the path of a file that holds one. `dmlfast train -c NAME` trains
+    by it. Where published results differ, all of them are targets.
     """
     recipes = [load_recipe(known) for known in ([name] if name else recipe_names())]
     if as_json:

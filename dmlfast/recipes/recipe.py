@@ -162,6 +162,11 @@ def _path(name: str) -> Path:
 
 def _check_recipe(content: Mapping[Any, Any], name: str, path: Path) -> Recipe:
     where = path.name if path.parent == FOLDER else str(path)
+    if content and all(str(key).replace("-", "_") in FIELDS for key in content):
+        raise UserError(
+            f"{where} holds settings alone, for `dmlfast train -c`; a recipe has a title, a paper"
+            " and settings"
+        )
     values = _check_keys(content, where, RECIPE_KEYS, MORE_RECIPE_KEYS)
     settings = check_settings(values["settings"], f"{where}: settings")
     if "recipe" in settings:

@@ -463,7 +463,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise UserError(f"{path} is not a YAML file{where}: {problem}") from None
     if content is None:
-        return {}
+        raise UserError(f"{path} is empty: it must hold keys and values, such as `batch-size: 256`")
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, such as `batch-size: 256`")
     return content

@@ -84,6 +84,15 @@ def test_names_that_there_are_not(capsys):
     assert [path.name for path in Path().iterdir()] == ["own.yaml"]
 
 
+def test_a_file_of_settings_is_told_from_a_recipe(capsys):
+    Path("c.yaml").write_text("recipe: lifted-cub\nbatch-size: 64\n")
+    assert main(["recipes", "c.yaml"]) == 1
+    assert capsys.readouterr().err == (
+        "Error: c.yaml holds settings alone, for `dmlfast train -c`; a recipe has a title, a paper"
+        " and settings\n"
+    )
+
+
 def test_a_run_by_a_recipe(capsys):
     words = ["-c", "own.yaml", "--out", "a"]
     assert main(["train", *words, "--weights", "none", "--json"]) == 0

@@ -198,6 +198,7 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--resume --out nowhere", 1, "nowhere is no run folder"),
         ("--out /proc/none", 1, "cannot write /proc/none"),
         ("-c nowhere.yaml", 2, "cannot read nowhere.yaml: No such file"),
+        ("-c empty.yaml", 2, "empty.yaml is empty: it must hold keys and values"),
         ("-c bad.yaml", 2, "bad.yaml: unknown key 'batch-sise': did you mean 'batch-size'?"),
         ("-c type.yaml", 2, "type.yaml: lr must be a number, not 'fast'"),
         ("extra", 2, "unexpected extra argument"),
@@ -205,13 +206,14 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
 )
 def test_wrong_usage_is_one_line_and_leaves_nothing(capsys, words, code, message):
     Path("bad.yaml").write_text("batch-sise: 3\n")
+    Path("empty.yaml").touch()
     Path("type.yaml").write_text("lr: fast\n")
     assert main([*TINY, *words.split()]) == code
     err = capsys.readouterr().err
     (line,) = [line for line in err.splitlines() if line.startswith("Error")]
     assert message.lower() in line.lower()
     assert "Traceback" not in err
-    assert sorted(path.name for path in Path().iterdir()) == ["bad.yaml", "type.yaml"]
+    assert {path.name for path in Path().iterdir()} == {"bad.yaml", "empty.yaml", "type.yaml"}
     if words.startswith("-c"):  # the command line was not at fault: its usage is not shown
         assert err == f"{line}\n"
 

@@ -121,7 +121,7 @@ def test_names_that_there_are_not(tmp_path, monkeypatch):
     (tmp_path / "lifted-cub").write_text("lr: 0.5")
     assert load_settings("plain") == load_settings("./lifted-cub") == {"lr": 0.5}
     assert load_settings("lifted-cub")["dataset"] == "cub200"  # the recipe, not the file
-    with pytest.raises(UserError, match="plain: unknown key 'lr'"):
+    with pytest.raises(UserError, match="plain holds settings alone, for `dmlfast train -c`"):
         load_recipe("plain")
 
 

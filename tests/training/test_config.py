@@ -43,12 +43,6 @@ def test_milestones_in_yaml(tmp_path, text, numbers):
     assert read_settings(path) == {"milestones": numbers}
 
 
-def test_an_empty_yaml_gives_nothing(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("# nothing\n")
-    assert read_settings(path) == {}
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -84,6 +78,8 @@ def test_an_empty_yaml_gives_nothing(tmp_path):
         ("milestones: null", "milestones must be ascending whole numbers"),
         ("optimizer: adam", "optimizer must be adamw or sgd, not 'adam'"),
         ("loss: 3", "loss must be a text, not 3"),
+        ("", "is empty: it must hold keys and values"),
+        ("# lr: 3\n", "is empty: it must hold keys and values"),
         ("- lr", "must hold keys and values, such as `batch-size: 256`"),
         ("lr: [", "is not a YAML file, line "),
         ("!!python/object/apply:os.getcwd []", "is not a YAML file"),
