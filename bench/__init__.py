@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from dmlfast.errors import unknown_name
+from dmlfast.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from dmlfast.bench.benchmark import Benchmark
@@ -19,12 +19,26 @@ BENCHMARKS = {
     "triplet": ("dmlfast.bench.triplet", "Triplet loss, over all triplets of a batch"),
 }
 
+# Losses by whose name there is no benchmark, and what is measured of them.
+COVERED = {
+    "a-bier": "boosted, without what makes learners differ",
+    "bier": "boosted",
+    "generalized-lifted": "lifted, the nearest to it",
+}
+
 DTYPES = ("float32", "bfloat16", "float16")  # that embeddings can be measured in
+
+
+def check_name(name: str) -> None:
+    """Raises a `UserError` where no benchmark is called `name`."""
+    if name in COVERED:
+        raise UserError(f"there is no benchmark '{name}': the one for that loss is {COVERED[name]}")
+    if name not in BENCHMARKS:
+        raise unknown_name("benchmark", name, BENCHMARKS)
 
 
 def get_benchmark(name: str) -> "Benchmark":
     """The benchmark called `name`. Raises `UserError` where there is none."""
-    if name not in BENCHMARKS:
-        raise unknown_name("benchmark", name, BENCHMARKS)
+    check_name(name)
     benchmark: Benchmark = importlib.import_module(BENCHMARKS[name][0]).BENCHMARK
     return benchmark

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from dmlfast.bench import BENCHMARKS, DTYPES, get_benchmark
+from dmlfast.bench import BENCHMARKS, DTYPES, check_name, get_benchmark
 from dmlfast.bench.machine import machine_slug
 from dmlfast.bench.sizes import CLASS_SIZES, PAIR_SIZES
 from dmlfast.cli.pictures import picture_path
@@ -179,8 +179,7 @@ def command(
     if list_only or name is None:
         click.echo(_listing())
         return 0
-    if name not in BENCHMARKS:
-        raise unknown_name("benchmark", name, BENCHMARKS)
+    check_name(name)
 
     import torch
     from dmlfast.bench import harness

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dmlfast.bench import harness, memory
+from dmlfast.bench import BENCHMARKS, COVERED, harness, memory
 from dmlfast.bench.devices import Cpu
 from dmlfast.bench.machine import machine_name, machine_slug
 from dmlfast.bench.report import read_csv
 from dmlfast.cli.main import main
+
+from dmlfast.losses import loss_names
 
 RUN = ["bench", "lifted", "--sizes", "24x4,32x4", "--baselines", "naive", "--rounds", "2"]
 RUN += ["--device", "cpu"]
@@ -93,6 +95,9 @@ def test_all_backends_but_interpreted_ones(capsys: pytest.CaptureFixture[str]) -
     ("arguments", "code", "message"),
     [
         (["lifetd"], 1, "unknown benchmark 'lifetd': did you mean 'lifted'?"),
+        (["bier"], 1, "no benchmark 'bier': the one for that loss is boosted\n"),
+        (["a-bier"], 1, "no benchmark 'a-bier': the one for that loss is boosted, without"),
+        (["generalized-lifted"], 1, "the one for that loss is lifted, the nearest to it"),
         (["lifted", "--baselines", "naiv"], 1, "unknown baseline 'naiv': did you mean 'naive'?"),
         (["lifted", "--impl", "cqu"], 1, "unknown impl 'cqu'"),
         (
@@ -193,3 +198,8 @@ def _interrupted_after(calls: int, function: Callable[..., object]) -> Callable[
         return function(*args)
 
     return wrapper
+
+
+def test_every_loss_has_a_benchmark_or_one_that_stands_for_it() -> None:
+    assert set(loss_names()) == (BENCHMARKS.keys() & set(loss_names())) | COVERED.keys()
+    assert {text.split(",")[0] for text in COVERED.values()} <= BENCHMARKS.keys()
