@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from dmlfast.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -77,7 +75,7 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
         fsync_path(temporary)
         os.replace(temporary, path)
         fsync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -148,7 +146,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         fsync_folder(temporary)
         os.rename(temporary, path)
         fsync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise write_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

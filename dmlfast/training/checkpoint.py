@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from dmlfast.errors import UserError
@@ -92,8 +92,8 @@ def save_checkpoint(
     with atomic_folder(folder) as temporary:
         save_model(model, temporary)
         if loss_fn.state_dict():
-            save_file(_contiguous(loss_fn.state_dict()), temporary / LOSS)
-        save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
+            (temporary / LOSS).write_bytes(save(_contiguous(loss_fn.state_dict())))
+        (temporary / OPTIMIZER).write_bytes(save(_optimizer_tensors(optimizer)))
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / STATE).write_text(json.dumps({**state, "sha256": digests}, indent=2) + "\n")
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -139,10 +140,22 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dmlfast.training.checkpoint.save_file", full)
+    monkeypatch.setattr("dmlfast.training.checkpoint.save", full)
     with pytest.raises(UserError, match=r"cannot write .*step-2: No space left on device"):
         save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_all_files_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path / "step-2", *trained_parts(0), STATE)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-2").iterdir()}
+    tensors = [f"{name}.safetensors" for name in ("model", "loss", "optimizer")]
+    assert modes == dict.fromkeys(["model.json", "state.json", *tensors], 0o666 & ~umask)
 
 
 def test_the_name_stands_for_a_whole_checkpoint_only(tmp_path, monkeypatch):
