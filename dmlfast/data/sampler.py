@@ -128,7 +128,8 @@ class ClassBalancedSampler(Sampler):
         if num_classes > len(sizes):
             raise UserError(
                 f"a batch size of {batch_size} with {images_per_class} images per class needs "
-                f"{num_classes} classes, and there are {len(sizes)}{hint}"
+                f"{num_classes} classes, and there are {len(sizes)}{hint}, or more "
+                "--images-per-class"
             )
         super().__init__(labels, batch_size, seed)
         self.images_per_class = images_per_class

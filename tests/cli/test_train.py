@@ -165,7 +165,7 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--impl cp", 1, "unknown impl 'cp': did you mean 'cpu'?"),
         ("--images-per-class 1 --batch-size 3", 1, "images-per-class must be at least 2"),
         ("--batch-size 100000", 1, "batch size of 100000"),
-        ("--batch-size 256", 1, "needs 64 classes, and there are 3: try --batch-size 12"),
+        ("--batch-size 256", 1, "there are 3: try --batch-size 12, or more --images-per-class"),
         ("--batch-size 10", 1, "batch size of 10 is no multiple of images per class, 4"),
         ("--batch-size many", 2, "'--batch-size': 'many' is not a valid integer"),
         ("--batch-size 0", 2, "'--batch-size': must be at least 1, not 0"),

@@ -103,7 +103,7 @@ def test_any_labels(sizes, images_per_class, num_classes, seed, step):
     if batch_size > len(labels) or num_classes > len(sizes):
         with pytest.raises(UserError) as error:
             ClassBalancedSampler(labels, batch_size, images_per_class, seed)
-        if hint := re.search(r"try --batch-size (\d+)$", str(error.value)):
+        if hint := re.search(r"try --batch-size (\d+)(, or more|$)", str(error.value)):
             ClassBalancedSampler(labels, int(hint[1]), images_per_class, seed)
         else:
             assert images_per_class > len(labels)
@@ -132,7 +132,7 @@ def test_any_labels(sizes, images_per_class, num_classes, seed, step):
             124,
             4,
             "a batch size of 124 with 4 images per class needs 31 classes, and there are 30: "
-            "try --batch-size 120",
+            "try --batch-size 120, or more --images-per-class",
         ),
         (24, 0, "images per class must be at least 1, not 0"),
     ],
