@@ -150,6 +150,17 @@ def test_a_file_of_float64(tmp_path, feats, capsys):
     assert Image.open(drawn).size == (2000, 1600)
 
 
+def test_the_smallest_file_of_another_program(tmp_path, feats, capsys):
+    """As docs/feature_files.md has it."""
+    own = tmp_path / "own.h5"
+    with h5py.File(feats) as old, h5py.File(own, "w") as file:
+        file["embeddings"], file["labels"] = old["embeddings"][:], old["labels"][:]
+        file["paths"] = [f"{row}" for row in range(300)]
+    expected, result = result_of(capsys, feats), result_of(capsys, str(own))
+    assert result["intervals"] == expected["intervals"]
+    assert result["map_at_r"] == expected["map_at_r"]
+
+
 def test_json_holds_nothing_but_json(tmp_path, capsys):
     feats = write(tmp_path / "f.h5", slice(30), rate=np.inf, rates=[1.0, np.nan])
     assert main(["eval", feats, "--json", "--no-clustering"]) == 0
