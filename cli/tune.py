@@ -39,7 +39,7 @@ def command(seconds: float, csv_path: str | None, resume: bool, forget: bool) ->
     if reason is None and gpu.interpreted():
         reason = "Triton interprets its kernels (TRITON_INTERPRET=1)"
     if reason:
-        raise UserError(f"nothing to tune: {reason}")
+        raise UserError(f"nothing to {'forget' if forget else 'tune'}: {reason}")
     from dmlfast.ops.triton import tuned
     from dmlfast.ops.triton.tune import tune
 

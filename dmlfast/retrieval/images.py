@@ -91,6 +91,8 @@ def _fitted(image: Image.Image, dataset: AnyDataset, invert: bool) -> np.ndarray
 
 def open_picture(path: str | Path) -> Image.Image:
     """Reads an image file, turned as its camera says."""
+    if not str(path):
+        raise UserError("the name of the image is empty")
     try:
         with Image.open(path) as image:
             image.load()

@@ -370,10 +370,12 @@ def _reading(path: str | Path) -> Iterator[h5py.File]:
     """Yields an HDF5 file opened for reading; what is wrong with it becomes one line."""
     try:
         with open(path, "rb") as plain:
-            is_hdf5 = bool(plain.read(1))
+            is_empty = not plain.read(1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not is_hdf5 or not h5py.is_hdf5(path):
+    if is_empty:
+        raise UserError(f"{path} is empty")
+    if not h5py.is_hdf5(path):
         raise UserError(f"{path} is not an HDF5 file")
     try:
         with h5py.File(path, "r") as file:

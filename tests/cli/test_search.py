@@ -195,6 +195,7 @@ def test_queries_that_cannot_be_made(tmp_path, feats, dataset, capsys):
     ambiguous = fails([str(twice), "--query-path", "a"], capsys)
     assert ambiguous == f"Error: {twice} has 2 rows with path 'a': give an index\n"
     assert "cannot read" in fails([feats, "--query", str(tmp_path / "none.png")], capsys)
+    assert fails([feats, "--query", ""], capsys) == "Error: the name of the image is empty\n"
     (tmp_path / "text.png").write_text("hello")
     assert "is not an image" in fails([feats, "--query", str(tmp_path / "text.png")], capsys)
 

@@ -5,10 +5,12 @@ from dmlfast.cli.main import main
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--forget"], ["--seconds", "5"]])
-def test_without_a_gpu_there_is_nothing_to_tune(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "what"), [([], "tune"), (["--forget"], "forget"), (["--seconds", "5"], "tune")]
+)
+def test_without_a_gpu_there_is_nothing_to_tune(arguments, what, capsys):
     assert main(["tune", *arguments]) == 1
-    assert capsys.readouterr().err.startswith("Error: nothing to tune: Triton interprets")
+    assert capsys.readouterr().err.startswith(f"Error: nothing to {what}: Triton interprets")
 
 
 def test_seconds_are_not_negative(capsys):

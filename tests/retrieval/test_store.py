@@ -392,9 +392,10 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, case):
 
 
 def test_no_hdf5_at_all(tmp_path):
-    for content in (b"", b"hello", bytes(4096)):
+    cases = {b"": "empty", b"hello": "not an HDF5 file", bytes(4096): "not an HDF5 file"}
+    for content, what in cases.items():
         (tmp_path / "f.h5").write_bytes(content)
-        with pytest.raises(UserError, match=r"f\.h5 is not an HDF5 file"):
+        with pytest.raises(UserError, match=rf"f\.h5 is {what}$"):
             load_features(tmp_path / "f.h5")
     with pytest.raises(UserError, match=r"cannot read .*none\.h5: No such file or directory"):
         load_features(tmp_path / "none.h5")
