@@ -1,6 +1,7 @@
 """Many paths below one folder, kept compactly and never left."""
 
 import os
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -46,7 +47,11 @@ def _utf8(path: str) -> bytes:
     try:
         return path.encode()
     except UnicodeEncodeError:
-        raise UserError(f"the file name {path!a} is not UTF-8") from None
+        encoding = sys.getfilesystemencoding()
+        reason = "is not UTF-8"
+        if encoding != "utf-8":
+            reason = f"cannot be read in the locale's encoding, {encoding}: try LC_ALL=C.UTF-8"
+        raise UserError(f"the file name {path!a} {reason}") from None
 
 
 def check_relative(path: str, source: str | Path) -> str:

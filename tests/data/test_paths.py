@@ -1,6 +1,8 @@
 """Many paths in little memory, none of which leaves its folder."""
 
+import os
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +36,23 @@ def test_takes_the_bytes_of_the_names_and_eight_more():
 def test_names_that_are_not_utf8():
     with pytest.raises(UserError, match=r"the file name 'a\\udcff\.jpg' is not UTF-8"):
         PathList(["a\udcff.jpg"])
+
+
+def test_names_that_the_locale_cannot_read(tmp_path):
+    (tmp_path / "ä.jpg").touch()
+    code = "import os; from dmlfast.data.paths import PathList; PathList(os.listdir())"
+    narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | narrow,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        r"dmlfast.errors.UserError: the file name '\udcc3\udca4.jpg' cannot be read in the locale's"
+        " encoding, ascii: try LC_ALL=C.UTF-8"
+    )
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "a\\..\\x", "\\x"])
