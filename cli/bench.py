@@ -14,7 +14,7 @@ import click
 from dmlfast.bench import BENCHMARKS, DTYPES, check_name, get_benchmark
 from dmlfast.bench.machine import machine_slug
 from dmlfast.bench.sizes import CLASS_SIZES, PAIR_SIZES
-from dmlfast.cli.pictures import picture_path
+from dmlfast.cli.pictures import picture_path, refuse_overwriting
 
 from dmlfast.errors import UserError, unknown_name
 
@@ -180,6 +180,7 @@ def command(
         click.echo(_listing())
         return 0
     check_name(name)
+    refuse_overwriting({"--plot": plot}, {"--csv": csv_path})
 
     import torch
     from dmlfast.bench import harness

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 from dmlfast.cli.eval_report import learner_lines, report_lines
-from dmlfast.cli.pictures import picture_path, save_picture
+from dmlfast.cli.pictures import picture_path, refuse_overwriting, save_picture
 from dmlfast.cli.protocols import (
     CLASSIFICATION,
     OPTIONS,
@@ -206,6 +206,8 @@ def command(
         raise click.UsageError(f"protocol {assumed} needs the training images: --train-feats")
     if binary and rank_by != "distance":
         raise click.UsageError(f"--binary is ranked by distance, not by {rank_by}")
+    files = {"FEATS.h5": feats, "--gallery-feats": gallery_feats, "--train-feats": train_feats}
+    refuse_overwriting({"--montage": montage, "--map": map_path}, files)
 
     from dmlfast.retrieval import load_features
 

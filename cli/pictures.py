@@ -1,5 +1,7 @@
 """Options that name a picture to write."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,20 @@ def picture_path(ctx: click.Context, param: click.Parameter, path: str | None) -
     except UserError as error:
         raise click.BadParameter(str(error), ctx, param) from None
     return Path(path)
+
+
+def refuse_overwriting(
+    pictures: Mapping[str, Path | None], others: Mapping[str, str | Path | None]
+) -> None:
+    """Raises the wrong usage of a picture that is one of the other files, or another picture.
+
+    Both are by what names them on the command line.
+    """
+    names = {os.path.realpath(path): name for name, path in others.items() if path}
+    for option, path in pictures.items():
+        name = names.setdefault(os.path.realpath(path), option) if path else option
+        if name != option:
+            raise click.UsageError(f"{option} would overwrite the file of {name}, '{path}'")
 
 
 def save_picture(picture: "Image.Image", path: Path) -> None:

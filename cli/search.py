@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from dmlfast.cli.pictures import picture_path, save_picture
+from dmlfast.cli.pictures import picture_path, refuse_overwriting, save_picture
 
 from dmlfast.errors import UserError
 
@@ -91,6 +91,7 @@ def command(
         raise click.UsageError("give one of --query, --query-index and --query-path")
     if invert and query is None:
         raise click.UsageError("--invert is for the image file of --query")
+    refuse_overwriting({"--montage": montage}, {"FEATS.h5": feats, "--query": query})
     from dmlfast.retrieval import load_features
     from dmlfast.retrieval.images import embed_picture, image_source
 

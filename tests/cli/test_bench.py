@@ -121,6 +121,11 @@ def test_all_backends_but_interpreted_ones(capsys: pytest.CaptureFixture[str]) -
         (["lifted", "--rounds", "0"], 2, "--rounds"),
         (["lifted", "--csv", "none/bench.csv"], 2, "'none/bench.csv' is not a file in a folder"),
         (["lifted", "--plot", "bench.txt"], 2, "'bench.txt' must end in"),
+        (
+            ["lifted", "--csv", "a.png", "--plot", "./a.png"],
+            2,
+            "overwrite the file of --csv, 'a.png'",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -495,6 +495,23 @@ def test_wrong_usage(feats, capsys, arguments, message):
     assert message in output.err
 
 
+def test_a_picture_replaces_no_other_file(tmp_path, capsys):
+    """Also where the files are not there yet, and so before they are read."""
+    drawn = str(tmp_path / "a.png")
+    other = str(tmp_path / "none" / ".." / "a.png")
+    (tmp_path / "none").mkdir()
+    for arguments, message in [
+        (
+            ["f.h5", "--montage", drawn, "--map", other],
+            "--map would overwrite the file of --montage",
+        ),
+        ([drawn, "--map", other], "--map would overwrite the file of FEATS.h5"),
+        (["f.h5", "--gallery-feats", drawn, "--montage", drawn], "the file of --gallery-feats"),
+    ]:
+        assert main(["eval", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_files_that_are_wrong(tmp_path, feats, capsys):
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["train"] = np.zeros((3, 2))

@@ -177,6 +177,24 @@ def test_inversion_is_of_a_picture(feats, capsys):
     assert "--invert is for the image file of --query" in capsys.readouterr().err
 
 
+def test_the_picture_is_not_a_file_that_is_read(tmp_path, feats, dataset, capsys):
+    photo, link = tmp_path / "photo.png", tmp_path / "link.png"
+    dataset.image(42).save(photo)
+    link.symlink_to(feats)
+    before = photo.read_bytes()
+    for query, montage, name in [
+        (["--query", str(photo)], tmp_path / "model" / ".." / "photo.png", "--query"),
+        (["--query-index", "1"], link, "FEATS.h5"),
+    ]:
+        assert main(["search", feats, *query, "--montage", str(montage)]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        expected = f"Error: --montage would overwrite the file of {name}, '{montage}'"
+        assert output.err.splitlines()[-1] == expected
+    assert photo.read_bytes() == before
+    assert link.is_symlink()
+
+
 def fails(arguments, capsys):
     assert main(["search", *arguments]) == 1
     output = capsys.readouterr()
