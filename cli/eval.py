@@ -21,6 +21,7 @@ from dmlfast.cli.protocols import (
 )
 
 from dmlfast.errors import UserError
+from dmlfast.text import visible
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -251,13 +252,12 @@ def command(
             result["recipe"] = comparison.to_plain()
         click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
     else:
-        click.echo(
-            "\n".join(report_lines(features, gallery, protocol, report, comparison, of_bits))
-        )
+        lines = report_lines(features, gallery, protocol, report, comparison, of_bits)
+        click.echo("\n".join(map(visible, lines)))
         if alone:
             click.echo("\n".join(["", *learner_lines(alone)]))
         if shared is not None:
-            click.echo(f"classes shared with {train_feats}: {shared}")
+            click.echo(visible(f"classes shared with {train_feats}: {shared}"))
     for draw, path in pictures:
         save_picture(draw(), path)
 
@@ -450,6 +450,6 @@ def _map(features: "Features", seed: int, data_dir: str | None) -> "Callable[[],
     try:
         image_of = image_source(features, data_dir=data_dir)
     except UserError as error:
-        click.echo(f"the map shows dots: {error}", err=True)
+        click.echo(visible(f"the map shows dots: {error}"), err=True)
         image_of = None
     return partial(draw_map, features, image_of=image_of, seed=seed)

@@ -13,6 +13,7 @@ import click
 
 import dmlfast
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.text import visible
 
 # Each module holds a Click command called `command` and is imported only to run it.
 COMMANDS = {
@@ -87,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            click.echo(f"Error: {_one_line(error)}", err=True)
+            click.echo(f"Error: {visible(_one_line(error))}", err=True)
         return 1
 
 

@@ -9,6 +9,7 @@ import click
 
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_write_path, check_writable
+from dmlfast.text import visible
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,4 +50,4 @@ def save_picture(picture: "Image.Image", path: Path) -> None:
     """Writes a picture, whole or not at all, and says so on stderr."""
     with atomic_write_path(path) as temporary:
         picture.save(temporary)
-    click.echo(f"wrote {path}", err=True)
+    click.echo(visible(f"wrote {path}"), err=True)

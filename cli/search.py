@@ -10,6 +10,7 @@ import click
 from dmlfast.cli.pictures import picture_path, refuse_overwriting, save_picture
 
 from dmlfast.errors import UserError
+from dmlfast.text import visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,10 +114,11 @@ def command(
         click.echo(json.dumps(result, indent=2))
     else:
         nearest = "nearest" if rank_by == "distance" else f"most similar by {rank_by} score"
-        click.echo(f"{nearest} to {name} among {len(features):,} images of {features.title}")
+        lines = [f"{nearest} to {name} among {len(features):,} images of {features.title}"]
         digits = 0 if features.binary else 4
         for hit in hits:
-            click.echo(f"{hit.rank:>4}  {hit.value:<9.{digits}f}  {hit.path}  {hit.class_name}")
+            lines.append(f"{hit.rank:>4}  {hit.value:<9.{digits}f}  {hit.path}  {hit.class_name}")
+        click.echo("\n".join(map(visible, lines)))
     if montage and image_of:
         save_picture(_draw(features, query, row, hits, name, image_of, rank_by), montage)
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast.data.paths import PathList, check_inside
 from dmlfast.errors import UserError
+from dmlfast.text import visible
 
 ON_ERROR = ("stop", "skip")
 BOTH, QUERY, GALLERY = 0, 1, 2  # the values of `role`
@@ -112,7 +113,8 @@ class ImageDataset:
             if self.on_error == "stop":
                 raise
             self.unreadable[index] = str(error)
-            logger.warning("%s: skipped, number %d of %s", error, len(self.unreadable), self.name)
+            text = "%s: skipped, number %d of %s"
+            logger.warning(text, visible(str(error)), len(self.unreadable), self.name)
             return None
 
     def take(
@@ -165,7 +167,7 @@ class ImageDataset:
         faults = {row: fault for row, fault in enumerate(found) if fault}
         if not faults:
             return self
-        some = "; ".join(list(faults.values())[:NAMED])
+        some = visible("; ".join(list(faults.values())[:NAMED]))
         text = "%d of the %d images of %s (%s) are left out: %s"
         logger.warning(text, len(faults), len(self), self.name, self.split, some)
         rows = np.setdiff1d(np.arange(len(self)), list(faults))

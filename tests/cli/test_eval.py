@@ -234,6 +234,17 @@ def test_the_card_says_what_the_file_knows(tmp_path, capsys):
     assert "protocol leave-one-out, checkpoint of the last step" in lines(capsys)
 
 
+def test_what_a_file_says_breaks_no_line(tmp_path, capsys):
+    feats = write(tmp_path / "f\n.h5", slice(50), model="res\x1b[31mnet", loss="lif\nted")
+    assert main(["eval", feats, "--no-clustering"]) == 0
+    output = lines(capsys)
+    assert output[1].startswith(r"res\x1b[31mnet, 64 dimensions")
+    assert output[2] == r"loss lif\nted"
+    assert main(["eval", feats, "--ks", "1", "--gallery-feats", str(tmp_path / "n\n.h5")]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert r"n\n.h5" in error
+
+
 def test_targets_stand_beside_the_results(tmp_path, capsys):
     targets = [
         {

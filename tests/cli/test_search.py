@@ -94,6 +94,25 @@ def test_the_lines(feats, dataset, capsys):
     assert lines[0].split()[2] in dataset.paths
 
 
+def test_names_do_not_break_the_lines(tmp_path, capsys):
+    odd, names = ["a\nb", "\x1b[31mc", "d"], ["Gr\u00fcn \u72ac", "x\ty\u202e"]
+    with FeatureWriter(tmp_path / "f.h5", dimension=1, class_names=names) as writer:
+        writer.append(np.arange(3.0)[:, None], np.array([0, 0, 1]), odd)
+    feats = str(tmp_path / "f.h5")
+    assert main(["search", feats, "--query-path", odd[0]]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == rf"nearest to a\nb among 3 images of {feats}"
+    assert [line.split()[2:] for line in lines] == [
+        [r"\x1b[31mc", "Gr\u00fcn", "\u72ac"],
+        ["d", r"x\ty\u202e"],
+    ]
+    told = fails([feats, "--query-path", "a\nc"], capsys)
+    assert r"has no path 'a\nc': did you mean 'a\nb'" in told
+    assert main(["search", feats, "--query-path", odd[0], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["query"], found["results"][0]["path"]) == (odd[0], odd[1])
+
+
 def test_the_picture(tmp_path, feats, dataset, capsys):
     out = tmp_path / "found.png"
     assert main(["search", feats, "--query-index", "5", "--montage", str(out)]) == 0
