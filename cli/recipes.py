@@ -8,6 +8,7 @@ import click
 from dmlfast.cli.card import metric_name, percent, target_lines
 
 from dmlfast.recipes import Recipe, load_recipe, recipe_names
+from dmlfast.text import columns
 from dmlfast.training.config import option_name
 
 COLUMNS = ("name", "data set", "loss", "backbone", "length", "targets")
@@ -49,10 +50,7 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 def table(recipes: list[Recipe]) -> Iterator[str]:
     """A line for each recipe."""
-    rows = [COLUMNS, *map(_row, recipes)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from columns([COLUMNS, *map(_row, recipes)])
     yield ""
     yield "dmlfast recipes NAME shows one; dmlfast train -c NAME --data-dir DIR trains by it"
 

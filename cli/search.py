@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 from dmlfast.cli.pictures import picture_path, refuse_overwriting, save_picture
 
 from dmlfast.errors import UserError
-from dmlfast.text import visible
+from dmlfast.text import columns, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,27 +101,33 @@ def command(
     features.ranking(rank_by)  # refused before a picture is embedded
     image_of = image_source(features, data_dir=data_dir) if montage else None
     if query is not None:
-        row = None
+        row, asked = None, query
         embedding = embed_picture(features, query, invert=invert, data_dir=data_dir)
     else:
         row = find_row(features, query_index, query_path)
+        asked = features.paths[row]
         embedding = features.embeddings[row : row + 1]
     hits = search(features, embedding, top, row, rank_by)
 
-    name = features.paths[row] if row is not None else Path(str(query)).name
     if as_json:
         found = [hit.to_plain() for hit in hits]
-        result = {"features": feats, "query": name, "ranked_by": rank_by, "results": found}
+        result = {"features": feats, "query": asked, "ranked_by": rank_by, "results": found}
         click.echo(json.dumps(result, indent=2))
     else:
         nearest = "nearest" if rank_by == "distance" else f"most similar by {rank_by} score"
-        lines = [f"{nearest} to {name} among {len(features):,} images of {features.title}"]
-        digits = 0 if features.binary else 4
-        for hit in hits:
-            lines.append(f"{hit.rank:>4}  {hit.value:<9.{digits}f}  {hit.path}  {hit.class_name}")
-        click.echo("\n".join(map(visible, lines)))
+        title = f"{nearest} to {asked} among {len(features):,} images of {features.title}"
+        click.echo("\n".join([visible(title), *table(hits, rank_by, 0 if features.binary else 4)]))
     if montage and image_of:
-        save_picture(_draw(features, query, row, hits, name, image_of, rank_by), montage)
+        save_picture(_draw(features, asked, row, hits, image_of, rank_by), montage)
+
+
+def table(hits: list[Hit], rank_by: str, digits: int) -> Iterator[str]:
+    """A heading and a line for each image that was found, its value with so many digits."""
+    rows = [("rank", f"{_measure(rank_by):>8}", "path", "class")]
+    for hit in hits:
+        value = f"{hit.value:8.{digits}f}"
+        rows.append((f"{hit.rank:4}", value, visible(hit.path), visible(hit.class_name)))
+    return columns(rows)
 
 
 def find_row(features: "Features", index: int | None, path: str | None) -> int:
@@ -153,7 +160,8 @@ def search(
 
     from dmlfast.retrieval import nearest_neighbours
 
-    measure, sign = ("distance", 1) if rank_by == "distance" else ("score", -1)
+    measure = _measure(rank_by)
+    sign = 1 if measure == "distance" else -1
     found, distances = nearest_neighbours(
         embedding,
         features.embeddings,
@@ -176,12 +184,15 @@ def search(
     ]
 
 
+def _measure(rank_by: str) -> str:
+    return "distance" if rank_by == "distance" else "score"
+
+
 def _draw(
     features: "Features",
-    query: str | None,
+    asked: str,
     row: int | None,
     hits: list[Hit],
-    name: str,
     image_of: "ImageOf",
     rank_by: str,
 ) -> "Image.Image":
@@ -197,7 +208,8 @@ def _draw(
         frame = None if label is None else GREEN if hit.label == label else RED
         caption = f"{hit.value:.{digits}f}  {readable(hit.class_name)}"
         tiles.append(Tile(image_of(hit.path), frame, caption))
-    image = open_picture(query) if query is not None else image_of(name)
+    image = open_picture(asked) if row is None else image_of(asked)
+    name = Path(asked).name if row is None else asked
     by = f"{features.distance} distance" if rank_by == "distance" else f"{rank_by} score"
     subtitle = f"among {len(features):,} images of {features.title}, by {by}"
     return draw_search(image, tiles, f"Nearest to {name}", subtitle)

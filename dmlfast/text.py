@@ -1,5 +1,7 @@
 """Text as it is shown to people."""
 
+from collections.abc import Iterator, Sequence
+
 
 def visible(text: str) -> str:
     r"""The text with an escape for whatever does not print, such as `\n` for the end of a line.
@@ -13,3 +15,10 @@ def visible(text: str) -> str:
 def escaped(character: str) -> str:
     r"""A character as Python writes it in ASCII, such as `\x1b` or `\u72ac`."""
     return character.encode("unicode_escape").decode()
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line for each row, its cells below each other and two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -249,7 +249,8 @@ def test_search(feats, tmp_path, capsys):
     assert "distance" not in result["results"][0]
     montage = tmp_path / "found.png"
     assert main([*arguments, "--rank-by", "pddm", "--montage", str(montage)]) == 0
-    head, first, *_ = capsys.readouterr().out.splitlines()
+    head, columns, first, *_ = capsys.readouterr().out.splitlines()
+    assert columns.split() == ["rank", "score", "path", "class"]
     assert head.startswith(f"most similar by pddm score to {features.paths[5]} among ")
     assert first.split()[:3] == ["1", f"{-distances[0, 0]:.4f}", features.paths[found[0, 0]]]
     assert Image.open(montage).width > 100

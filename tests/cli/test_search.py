@@ -87,11 +87,26 @@ def test_rows_of_the_file_do_not_find_themselves(feats, dataset, capsys):
 
 def test_the_lines(feats, dataset, capsys):
     assert main(["search", feats, "--query-index", "5", "--top", "2"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    head, columns, *lines = capsys.readouterr().out.splitlines()
     assert head == f"nearest to {dataset.paths[5]} among 100 images of digits test"
-    assert len(lines) == 2
-    assert lines[0].split()[0] == "1"
-    assert lines[0].split()[2] in dataset.paths
+    wide = max(len(line.split()[2]) for line in lines)
+    assert columns == f"rank  distance  {'path':{wide}}  class"
+    assert main(["search", feats, "--query-index", "5", "--top", "2", "--json"]) == 0
+    assert lines == [
+        f"{hit['rank']:4}  {hit['distance']:8.4f}  {hit['path']:{wide}}  {hit['class_name']}"
+        for hit in results(capsys)
+    ]
+
+
+def test_a_picture_is_called_as_it_was_given(tmp_path, feats, dataset, capsys, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    dataset.image(42).save(tmp_path / "photos" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["search", feats, "--query", "photos/a.png"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["query"] == "photos/a.png"
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("nearest to photos/a.png among 100 images")
 
 
 def test_names_do_not_break_the_lines(tmp_path, capsys):
@@ -100,7 +115,7 @@ def test_names_do_not_break_the_lines(tmp_path, capsys):
         writer.append(np.arange(3.0)[:, None], np.array([0, 0, 1]), odd)
     feats = str(tmp_path / "f.h5")
     assert main(["search", feats, "--query-path", odd[0]]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    head, _, *lines = capsys.readouterr().out.splitlines()
     assert head == rf"nearest to a\nb among 3 images of {feats}"
     assert [line.split()[2:] for line in lines] == [
         [r"\x1b[31mc", "Gr\u00fcn", "\u72ac"],
@@ -166,7 +181,7 @@ def test_among_sign_bits_the_query_is_its_sign_bits(tmp_path, dataset, capsys):
     out = tmp_path / "found.png"
     assert main(["search", feats, "--query-index", "42", "--montage", str(out)]) == 0
     first = expected[expected != 42][0]
-    line = capsys.readouterr().out.splitlines()[1]
+    line = capsys.readouterr().out.splitlines()[2]
     assert line.split()[:3] == ["1", str(distances[first]), dataset.paths[first]]
     assert Image.open(out).width > 100
 
