@@ -208,8 +208,11 @@ def _draw(
         frame = None if label is None else GREEN if hit.label == label else RED
         caption = f"{hit.value:.{digits}f}  {readable(hit.class_name)}"
         tiles.append(Tile(image_of(hit.path), frame, caption))
-    image = open_picture(asked) if row is None else image_of(asked)
-    name = Path(asked).name if row is None else asked
+    if label is None:
+        name, query = Path(asked).name, Tile(open_picture(asked), None, "query")
+    else:
+        caption = f"query\n{readable(features.class_name(label))}"
+        name, query = asked, Tile(image_of(asked), None, caption)
     by = f"{features.distance} distance" if rank_by == "distance" else f"{rank_by} score"
     subtitle = f"among {len(features):,} images of {features.title}, by {by}"
-    return draw_search(image, tiles, f"Nearest to {name}", subtitle)
+    return draw_search(query, tiles, f"Nearest to {name}", subtitle)

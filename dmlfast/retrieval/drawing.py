@@ -54,7 +54,13 @@ def readable(name: str) -> str:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> str:
-    """The text in at most `lines` lines of `width` pixels, cut with an ellipsis."""
+    """The text in at most `lines` lines of `width` pixels, cut with an ellipsis.
+
+    Where the text has lines, only its last is broken.
+    """
+    first, end, rest = text.partition("\n")
+    if end and lines > 1:
+        return f"{_cut(first, font, width)}\n{shortened(rest, font, width, lines - 1)}"
     words, rows = text.split(), [""]
     for position, word in enumerate(words):
         longer = f"{rows[-1]} {word}".strip()

@@ -79,7 +79,7 @@ def draw_montage(
 
 
 def draw_search(
-    query: Image.Image,
+    query: Tile,
     found: Sequence[Tile],
     title: str,
     subtitle: str,
@@ -91,7 +91,7 @@ def draw_search(
     picture, draw = canvas(width, 2 * MARGIN + HEADER + max(1, len(rows)) * ROW - GAP)
     header(draw, MARGIN, width, (title, subtitle))
     for row, tiles in enumerate(rows or [[]]):
-        first = Tile(query, None, "query") if row == 0 else None
+        first = query if row == 0 else None
         _draw_row(picture, MARGIN, MARGIN + HEADER + row * ROW, [first, *tiles])
     return picture
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from dmlfast.data import create_dataset, prepare_images
 from dmlfast.models import create_model, save_model
-from dmlfast.retrieval import FeatureWriter, load_features
+from dmlfast.retrieval import FeatureWriter, load_features, montage
 
 WIDTHS = (4, 4, 8, 8, 8)
 
@@ -128,13 +128,19 @@ def test_names_do_not_break_the_lines(tmp_path, capsys):
     assert (found["query"], found["results"][0]["path"]) == (odd[0], odd[1])
 
 
-def test_the_picture(tmp_path, feats, dataset, capsys):
+def test_the_picture(tmp_path, feats, dataset, monkeypatch):
+    queries, draw = [], montage.draw_search
+    monkeypatch.setattr(
+        montage, "draw_search", lambda query, *rest: queries.append(query) or draw(query, *rest)
+    )
     out = tmp_path / "found.png"
     assert main(["search", feats, "--query-index", "5", "--montage", str(out)]) == 0
     with_classes = Image.open(out).convert("RGB")
     dataset.image(5).save(tmp_path / "photo.png")
     query = ["--query", str(tmp_path / "photo.png")]
     assert main(["search", feats, *query, "--montage", str(out)]) == 0
+    assert queries[0].caption == f"query\n{dataset.class_names[dataset.labels[5]]}"
+    assert queries[1].caption == "query"
     framed = [np.asarray(p).std(axis=2).max() for p in (with_classes, Image.open(out))]
     assert framed[0] > 50 > framed[1]  # no right and wrong where the query's class is not known
 
@@ -216,14 +222,14 @@ def test_the_picture_is_not_a_file_that_is_read(tmp_path, feats, dataset, capsys
     dataset.image(42).save(photo)
     link.symlink_to(feats)
     before = photo.read_bytes()
-    for query, montage, name in [
+    for query, out, name in [
         (["--query", str(photo)], tmp_path / "model" / ".." / "photo.png", "--query"),
         (["--query-index", "1"], link, "FEATS.h5"),
     ]:
-        assert main(["search", feats, *query, "--montage", str(montage)]) == 2
+        assert main(["search", feats, *query, "--montage", str(out)]) == 2
         output = capsys.readouterr()
         assert output.out == ""
-        expected = f"Error: --montage would overwrite the file of {name}, '{montage}'"
+        expected = f"Error: --montage would overwrite the file of {name}, '{out}'"
         assert output.err.splitlines()[-1] == expected
     assert photo.read_bytes() == before
     assert link.is_symlink()

@@ -193,6 +193,9 @@ def test_text_is_broken_and_cut():
     assert broken.endswith("…")
     assert all(font.getlength(row) <= font.getlength("three four") for row in broken.split("\n"))
     assert shortened("", font, 50, 3) == ""
+    own = shortened("query\none two three four five six", font, font.getlength("three four"), 3)
+    assert own.split("\n")[:2] == ["query", "one two"]
+    assert own.count("\n") == 2
 
 
 def test_names_in_capitals_are_written_small():
