@@ -28,6 +28,7 @@ from dmlfast.retrieval.neighbours import nearest_neighbours
 # Units of layout. A row of tiles is a query, a gap and its neighbours.
 TILE, GAP, QUERY_GAP, BLOCK_GAP, CAPTION, MARGIN = 62, 10, 18, 32, 32, 28
 FRAME = 3
+CAPTION_GAP = 6  # between captions of neighbours, more than between words
 HEADER, HEADING = 56, 40  # above the blocks, and above the rows of a block
 ROW = TILE + CAPTION + GAP
 
@@ -177,10 +178,10 @@ def _draw_tile(picture: Image.Image, x: int, y: int, tile: Tile) -> None:
     image = fitted(tile.image.convert("RGB"), side - 2 * border)
     picture.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
     draw.rectangle((x, y, x + side - 1, y + side - 1), outline=tile.frame or LINE, width=border)
-    font = typeface(7.5)
+    font = typeface(7)
     draw.multiline_text(
         (x + side / 2, y + side + 3 * SCALE),
-        shortened(tile.caption, font, (TILE + GAP - 2) * SCALE, lines=3),
+        shortened(tile.caption, font, (TILE + GAP - CAPTION_GAP) * SCALE, lines=3),
         tile.frame or GREY,
         font,
         anchor="ma",

@@ -59,6 +59,18 @@ def test_frames_tell_right_from_wrong():
     assert (frames(alone, GREEN), frames(alone, RED)) == (2, 2)
 
 
+def test_captions_of_neighbours_stay_apart():
+    captions = ["W" * 40, "Greek small letter omega with dasia", "WWW WWW WWW WWW WWW WWW"]
+    tiles = [montage.Tile(plain("a"), None, caption) for caption in captions]
+    picture = np.asarray(montage.draw_search(tiles[0], tiles * 2, "", "", columns=6))
+    top = (montage.MARGIN + montage.HEADER + TILE) * SCALE
+    inked = np.flatnonzero((picture[top : top + montage.CAPTION * SCALE] < 255).any(axis=(0, 2)))
+    gaps = np.diff(inked)
+    wide = gaps[gaps >= (montage.CAPTION_GAP - 1) * SCALE]  # a letter's edge is between pixels
+    assert len(wide) == 6  # between seven captions
+    assert 2 * typeface(7).getlength(" ") < montage.CAPTION_GAP * SCALE
+
+
 def test_the_worst_queries_are_the_worst():
     asked = []
 
