@@ -215,4 +215,4 @@ def _draw(
         name, query = asked, Tile(image_of(asked), None, caption)
     by = f"{features.distance} distance" if rank_by == "distance" else f"{rank_by} score"
     subtitle = f"among {len(features):,} images of {features.title}, by {by}"
-    return draw_search(query, tiles, f"Nearest to {name}", subtitle)
+    return draw_search(query, tiles, f"Nearest to {visible(name)}", subtitle)

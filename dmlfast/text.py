@@ -1,20 +1,17 @@
 """Text as it is shown to people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 
-def visible(text: str) -> str:
+def visible(text: str, shown: Callable[[str], bool] = str.isprintable) -> str:
     r"""The text with an escape for whatever does not print, such as `\n` for the end of a line.
+
+    `shown` says of a character whether it is left as it is.
 
     >>> visible("Gr\u00fcn\n\x1b[31m")
     'Gr\u00fcn\\n\\x1b[31m'
     """
-    return "".join(c if c.isprintable() else escaped(c) for c in text)
-
-
-def escaped(character: str) -> str:
-    r"""A character as Python writes it in ASCII, such as `\x1b` or `\u72ac`."""
-    return character.encode("unicode_escape").decode()
+    return "".join(c if shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

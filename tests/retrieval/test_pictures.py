@@ -205,9 +205,26 @@ def test_text_is_broken_and_cut():
     assert broken.endswith("…")
     assert all(font.getlength(row) <= font.getlength("three four") for row in broken.split("\n"))
     assert shortened("", font, 50, 3) == ""
+    word = shortened("Black_footed_Albatross_2", font, font.getlength("Black_footed"), 3)
+    assert word == "Black_footed\n_Albatross_2"
     own = shortened("query\none two three four five six", font, font.getlength("three four"), 3)
     assert own.split("\n")[:2] == ["query", "one two"]
     assert own.count("\n") == 2
+
+
+def test_characters_without_a_glyph_are_escapes():
+    font = typeface(7.5)
+    assert shortened("dog \u72ac 1", font, 10_000, 1) == r"dog \u72ac 1"
+    assert shortened("\u03a9\xef \u0645 \x1b", font, 10_000, 1) == "\u03a9\xef \u0645 \\x1b"
+    assert shortened("\u72ac" * 20, font, 200, 3).endswith("\u2026")
+    assert readable("a\nb\tc") == r"a\nb\tc"
+
+    empty = plain("a").resize((30, 30))
+    boxes, escapes = (
+        np.asarray(montage.draw_search(montage.Tile(empty, None, name), [], "", ""))
+        for name in ("\u72ac", r"\u72ac")
+    )
+    assert (boxes == escapes).all()
 
 
 def test_names_in_capitals_are_written_small():
