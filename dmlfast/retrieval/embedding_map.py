@@ -3,9 +3,10 @@
 import colorsys
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 from dmlfast.retrieval.drawing import (
+    INK,
     SCALE,
     ImageOf,
     canvas,
@@ -20,6 +21,8 @@ from dmlfast.retrieval.features import DISTANCES, Features
 WIDTH, HEIGHT, MARGIN, TOP = 1000, 800, 28, 66  # units
 MAX_IMAGES = 480
 NAME_WIDTH = 110
+FRAME = 3  # around an image
+LEGEND_CLASSES, LEGEND_COLUMNS, LEGEND_ROW, SWATCH = 40, 5, 14, 9
 
 
 def draw_map(
@@ -29,8 +32,8 @@ def draw_map(
 
     The classes, `classes` of those with at least two images, are drawn by `seed`; every class has
     its own colour. With `image_of`, which gives the image of a path, the images themselves are
-    shown: grey ones as ink of the class's colour, others in a frame of it; without it, dots with
-    the names of the classes. Takes seconds.
+    shown: grey ones as ink of the class's colour, others in a frame of it, above a legend of up to
+    40 classes; without it, dots with the names of the classes. Takes seconds.
     """
     rows = _sample(features.labels, classes, seed)
     shown, class_of = np.unique(features.labels[rows], return_inverse=True)
@@ -38,7 +41,11 @@ def draw_map(
     points = _lay_out(features, rows, side, seed)
     colours = [_colour(i, len(shown)) for i in range(len(shown))]
 
-    picture, draw = canvas(WIDTH, HEIGHT)
+    names = [features.class_name(label) for label in shown]
+    legend = names if image_of and len(names) <= LEGEND_CLASSES else []
+    legend_rows = -(-len(legend) // LEGEND_COLUMNS)
+
+    picture, draw = canvas(WIDTH, HEIGHT + legend_rows * LEGEND_ROW)
     title = f"Map of the embedding: {features.title}"
     total = len(np.unique(features.labels))
     of_all = f", of {total:,}" if len(shown) < total else ""
@@ -50,8 +57,10 @@ def draw_map(
         else:
             _paste(picture, image_of(features.paths[row]), point, side, colours[colour])
     if image_of is None:
-        for index, label in enumerate(shown):
-            _draw_name(draw, points[class_of == index], features.class_name(label), colours[index])
+        for index, name in enumerate(names):
+            _draw_name(draw, points[class_of == index], name, colours[index])
+    for index, name in enumerate(legend):
+        _draw_legend(draw, *divmod(index, legend_rows), name, colours[index])
     return picture
 
 
@@ -116,21 +125,34 @@ def _paste(
     colour: tuple[int, int, int],
 ) -> None:
     """A grey image as ink of `colour` on the picture's white, another in a frame of it."""
-    small = fitted(image, round(side * SCALE))
+    border = 0 if image.mode == "L" else FRAME * SCALE
+    small = fitted(image, round(side * SCALE) - 2 * border)
     x, y = (round(float(c) * SCALE - s / 2) for c, s in zip(point, small.size, strict=True))
     if small.mode == "L":
         ground = Image.new("L", small.size, small.getpixel((0, 0)))
         picture.paste(colour, (x, y), ImageChops.difference(small, ground))
     else:
-        picture.paste(small.convert("RGB"), (x, y))
-        box = (x, y, x + small.width - 1, y + small.height - 1)
-        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=SCALE)
+        framed = ImageOps.expand(small.convert("RGB"), border, colour)
+        picture.paste(framed, (x - border, y - border))
 
 
 def _draw_dot(
     draw: ImageDraw.ImageDraw, point: np.ndarray, side: float, colour: tuple[int, int, int]
 ) -> None:
     draw.circle(tuple(point * SCALE), side / 2 * SCALE, fill=colour, outline="white")
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, column: int, row: int, name: str, colour: tuple[int, int, int]
+) -> None:
+    """A swatch of a class's colour and its name, below the map."""
+    wide = (WIDTH - 2 * MARGIN) / LEGEND_COLUMNS
+    x, y = MARGIN + column * wide, HEIGHT + row * LEGEND_ROW - MARGIN / 2
+    box = [SCALE * unit for unit in (x, y, x + SWATCH, y + SWATCH)]
+    draw.rectangle(box, fill=colour)
+    font = typeface(8)
+    text = shortened(readable(name), font, (wide - 2.5 * SWATCH) * SCALE, lines=1)
+    draw.text(((x + 1.5 * SWATCH) * SCALE, (y + SWATCH / 2) * SCALE), text, INK, font, anchor="lm")
 
 
 def _draw_name(

@@ -136,7 +136,7 @@ def colours(picture):
 def test_a_map_shows_every_class_in_its_colour(digits, with_images):
     image_of = image_source(digits) if with_images else None
     picture = draw_map(digits, image_of=image_of, seed=1)
-    assert colours(picture) >= 5
+    assert colours(picture.crop((0, 0, 2000, 1560))) >= 5  # above the legend
     ink = (np.asarray(picture).min(axis=2) < 200).mean()
     assert 0.005 < ink < 0.3
     assert picture.tobytes() == draw_map(digits, image_of=image_of, seed=1).tobytes()
@@ -185,6 +185,27 @@ def test_similar_images_are_neighbours_on_the_map(digits):
 )
 def test_maps_of_little(features):
     assert draw_map(features).size == (2000, 1600)
+
+
+def test_a_map_of_photos_has_frames_and_a_legend(monkeypatch):
+    image = Image.new("RGB", (30, 10), "black")
+    features = line([1, 1, 2, 2, 1, 2], class_names=["", "first", "second"])
+    picture = draw_map(features, image_of=lambda path: image)
+    pixels = np.asarray(picture)
+    assert picture.size == (2000, 1600 + 14 * SCALE)
+    frame = 56 * 27 - 44 * 15  # 3 units around 44 x 15 pixels
+    swatch = 9 * SCALE + 1
+    for index, x in enumerate([56, 434]):
+        coloured = (pixels == embedding_map._colour(index, 2)).all(axis=2)
+        assert coloured.sum() == 3 * frame + swatch**2
+        assert coloured[1574:1588, x + 2 : x + 16].all()
+    names = []
+    monkeypatch.setattr(embedding_map, "_draw_legend", lambda *args: names.append(args[1:4]))
+    draw_map(features, image_of=lambda path: image)
+    assert names == [(0, 0, "first"), (1, 0, "second")]
+    many = line(list(range(41)) * 2)
+    assert draw_map(many, image_of=plain, classes=41).size == (2000, 1600)
+    assert len(names) == 2
 
 
 def test_colour_images_keep_their_colours_and_any_shape():
