@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 LOSS_COLOUR, RECALL_COLOUR, MAP_COLOUR = "#31688e", "#c4451c", "#e0a458"
 HEIGHT_POINTS = 190  # of the axes, about
 CLOSE = 0.07  # of that height, that of a label
+FEW = 10  # points that are marked
 Points = list[tuple[int, float]]
 
 
@@ -33,12 +34,15 @@ def draw_curves(run: RunFolder, closed_set: bool = False) -> Path:
     figure = Figure(figsize=(10, 3.4), dpi=150, layout="constrained")
     loss_axes, retrieval_axes = figure.subplots(1, 2)
     loss = points("loss")
-    loss_axes.plot(*zip(*loss, strict=True), color=LOSS_COLOUR)
+    marker = "o" if len(loss) <= FEW else None
+    loss_axes.plot(*zip(*loss, strict=True), color=LOSS_COLOUR, marker=marker, markersize=3.5)
     _label(loss_axes, f"{loss[-1][1]:.3f}", loss[-1], LOSS_COLOUR)
+    loss_axes.set_ylabel("loss")
     loss_axes.set_title(f"{config.loss} loss on {config.dataset}", loc="left")
     recalls, precisions = points(f"{split}_recall_at_1"), points(f"{split}_map_at_r")
     if recalls:
         _draw_retrieval(retrieval_axes, recalls, precisions)
+    retrieval_axes.set_ylabel("share, 1 at best")
     what = {"val": "held-out training", "test": "test"}[split]
     retrieval_axes.set_title(
         f"retrieval among {what} {'images' if closed_set else 'classes'}", loc="left"

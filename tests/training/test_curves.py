@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -39,6 +41,28 @@ def test_both_panels_show_what_there_is(tmp_path):
     assert counts[False][0] > 1000
     assert counts[False][1] == 0
     assert min(counts[True]) > 1000
+
+
+@pytest.mark.parametrize(("steps", "marked"), [(1, True), (10, True), (11, False)])
+def test_few_points_of_the_loss_are_marked(tmp_path, monkeypatch, steps, marked):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("dmlfast.training.curves.atomic_write_path", nullcontext)
+    run = create_run(tiny_config(), tmp_path / "run")
+    for row in list(rows(False))[:steps]:
+        run.append_summary(row)
+    draw_curves(run)
+    loss, retrieval = figures[0].axes
+    assert loss.lines[0].get_marker() == ("o" if marked else "None")
+    assert len(loss.lines[0].get_xdata()) == steps
+    assert (loss.get_ylabel(), retrieval.get_ylabel()) == ("loss", "share, 1 at best")
+
+
+def test_a_single_loss_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("dmlfast.training.curves._label", lambda *args: None)
+    run = create_run(tiny_config(), tmp_path / "run")
+    run.append_summary(next(rows(False)))
+    assert count(draw_curves(run), LOSS_COLOUR) > 20
 
 
 def texts_of(monkeypatch, run, closed_set: bool = False) -> tuple[list[str], list[float]]:
