@@ -44,9 +44,17 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], field: str, unit: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    measured = [row for row in rows if getattr(row, field) is not None]
     axes.set_title(unit, loc="left", fontsize=10, color=INK)
+    if not measured:
+        axes.text(0, 0.95, "not measured", fontsize=9, color=INK)
+        axes.set_axis_off()
+        return
+    axes.set_xscale("log", base=2)
+    heights = [getattr(row, field) for row in measured]
+    least = min(filter(None, heights), default=1)
+    zeros = 0 in heights  # which have no logarithm: below the least other value the scale is even
+    axes.set_yscale("symlog", linthresh=least) if zeros else axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -54,11 +62,11 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], field: str, unit: str) -> None:
     axes.set_xlabel("rows in the batch", fontsize=9, color=INK)
     counts = sorted({row.n for row in rows})
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
-    axes.yaxis.set_major_formatter(lambda value, position: f"{value:,g}")
+    axes.yaxis.set_major_formatter(lambda value, position: f"{value:,g}" if value >= 0 else "")
     axes.minorticks_off()
     labels = []
     for provider, colour in _colours(rows).items():
-        line = [row for row in rows if row.provider == provider and getattr(row, field)]
+        line = [row for row in measured if row.provider == provider]
         if line:
             line.sort(key=lambda row: row.n)
             values = [getattr(row, field) for row in line]
@@ -70,6 +78,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], field: str, unit: str) -> None:
             )  # fmt: skip
             text = provider + _times(rows, line[-1], field)
             labels.append((line[-1].n, values[-1], text, colour))
+    if zeros:
+        axes.set_ylim(-0.2 * least, None if any(heights) else least)
     _write_labels(axes, labels)
 
 
@@ -86,9 +96,9 @@ def _times(rows: Sequence[Row], end: Row, field: str) -> str:
     ours = [
         getattr(row, field)
         for row in rows
-        if row.provider.startswith("dmlfast") and row.n == end.n and getattr(row, field)
+        if row.provider.startswith("dmlfast") and row.n == end.n and getattr(row, field) is not None
     ]
-    if end.provider.startswith("dmlfast") or not ours:
+    if end.provider.startswith("dmlfast") or not ours or not min(ours):
         return ""
     of_memory = getattr(end, field) / min(ours)
     ratio = of_memory if field == "extra_mib" else end.ratio_to_dmlfast or 0.0

@@ -39,6 +39,28 @@ def test_labels_do_not_lie_on_each_other() -> None:
     assert min(b - a for a, b in pairwise(heights)) > 0.05
 
 
+def test_zeros_are_drawn() -> None:
+    ours, naive = replace(OURS, extra_mib=0.0), replace(NAIVE, extra_mib=3.0)
+    for rows, top in (([ours], 1), ([ours, naive], 3)):
+        axes = draw(rows, "A title").axes[1]
+        assert [text.get_text() for text in axes.texts] == [row.provider for row in rows]
+        assert [list(line.get_ydata()) for line in axes.lines] == [[row.extra_mib] for row in rows]
+        low, high = axes.get_ylim()
+        assert low < 0 < top <= high
+        assert 0 in axes.get_yticks()
+        foot, end = axes.transData.transform([(128, 0), (128, top)])[:, 1]
+        assert end - foot > 100  # pixels of about 340
+    others = [replace(naive, extra_mib=0.0), replace(ours, extra_mib=2.0)]
+    assert texts(draw(others, "A title"))[1] == ["naive  0.0\u00d7", "dmlfast-cpu"]
+
+
+def test_what_is_not_measured_has_no_axes() -> None:
+    time, memory = draw([replace(OURS, extra_mib=None)], "A title").axes
+    assert time.axison
+    assert not memory.axison
+    assert [text.get_text() for text in memory.texts] == ["not measured"]
+
+
 def test_picture_is_written_also_of_nothing(tmp_path: Path) -> None:
     for rows in (ROWS, [], [replace(OURS, median_ms=None, extra_mib=None)]):
         save_plot(rows, "A title", tmp_path / "bench.png")
