@@ -6,6 +6,8 @@ import platform
 import re
 from pathlib import Path
 
+from dmlfast.text import counted
+
 
 def cpu_name() -> str:
     """The model of the CPU, as it calls itself."""
@@ -24,8 +26,7 @@ def cores() -> int:
 
 def machine_name() -> str:
     """The model of the CPU and how many cores there are."""
-    count = cores()
-    return f"{' '.join(cpu_name().split())}, {count} core{'s' if count > 1 else ''}"
+    return f"{' '.join(cpu_name().split())}, {counted(cores(), 'core')}"
 
 
 def machine_slug(machine: str) -> str:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dmlfast.files import atomic_write_path
+from dmlfast.text import counted
 
 INK, FAINT = "#24292f", "#d8dee4"
 DMLFAST = "#0969da"
@@ -33,7 +34,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         width = Counter(row.d for row in measured).most_common(1)[0][0]
         measured = [row for row in measured if row.d == width]
         row = measured[0]
-        threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+        threads = counted(row.threads, "thread")
         conditions = f"forward + backward, D = {width}, {row.dtype}, {threads}, {row.machine}"
         figure.text(0.065, 0.882, conditions, fontsize=9, color=INK)
     for axes, field, unit in zip(

@@ -17,6 +17,7 @@ from dmlfast.bench.sizes import CLASS_SIZES, PAIR_SIZES
 from dmlfast.cli.pictures import picture_path, refuse_overwriting
 
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -326,7 +327,7 @@ def _tables(rows: "list[Row]") -> str:
 
 
 def _heading(row: "Row") -> str:
-    threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+    threads = counted(row.threads, "thread")
     title = BENCHMARKS[row.op][1]
     return f"{title}: {row.mode}, {row.dtype}, {threads}, {row.machine}\n"
 

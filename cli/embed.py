@@ -19,6 +19,7 @@ from dmlfast.recipes import Comparison
 from dmlfast.retrieval import PairScorer, export_ann_benchmarks, load_features
 from dmlfast.retrieval.embed import RawPixels, embed
 from dmlfast.retrieval.store import refuse_existing
+from dmlfast.text import counted
 from dmlfast.training import (
     RunFolder,
     image_transform,
@@ -203,7 +204,7 @@ def command(
         result["pddm_unit"] = scorer is not None
         click.echo(json.dumps(result | attributes))
     else:
-        click.echo(f"{out}: {images} images of the {split} split of {config.dataset}")
+        click.echo(f"{out}: {counted(images, 'image')} of the {split} split of {config.dataset}")
         if layout == "features":
             click.echo(f"next: dmlfast eval {out}")
         if scorer:

@@ -21,7 +21,7 @@ from dmlfast.cli.protocols import (
 )
 
 from dmlfast.errors import UserError
-from dmlfast.text import visible
+from dmlfast.text import counted, visible
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -220,7 +220,9 @@ def command(
     protocol = choose_protocol(protocol, features, gallery)
     shared = shared_classes(features, train) if train else None
     if protocol == "zero-shot" and shared:
-        raise UserError(f"{shared} classes of {feats} are in {train_feats} too: they were seen")
+        both = counted(shared, f"class of {feats} is", f"classes of {feats} are")
+        seen = "it was" if shared == 1 else "they were"
+        raise UserError(f"{both} in {train_feats} too: {seen} seen")
     pictures = []
     if montage:
         pictures.append((_montage(features, gallery, rank_by, seed, data_dir), montage))

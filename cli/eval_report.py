@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from dmlfast.cli.card import NAMES, card_lines, comparison_lines, target_text
 
+from dmlfast.text import counted
+
 if TYPE_CHECKING:
     from dmlfast.recipes import Comparison
     from dmlfast.retrieval import Features
@@ -63,7 +65,7 @@ def learner_lines(alone: dict[str, Any]) -> Iterator[str]:
         )
         named |= _named(report, ("map_at_r",))
         values = [f"{name} {_percent(report[key])}" for name, key in named.items()]
-        yield f"  {number}, {report['dimensions']:,} dimensions:  {', '.join(values)}"
+        yield f"  {number}, {counted(report['dimensions'], 'dimension')}:  {', '.join(values)}"
     if len(alone["learners"]) > 1:
         yield f"  mean absolute correlation between learners {alone['learner_correlation']:.3f}"
 
@@ -75,23 +77,25 @@ def _card(
     columns: list[dict[str, Any]],
 ) -> Iterator[str]:
     known, report = features.attributes, columns[0]
-    among = f"{report['gallery']:,} images" if "gallery" in report else ""
+    among = counted(report["gallery"], "image") if "gallery" in report else ""
     if "train_images" in report:
-        among = f"{report['train_classes']:,} classes of {report['train_images']:,} training images"
+        classes = counted(report["train_classes"], "class", "classes")
+        among = f"{classes} of {counted(report['train_images'], 'training image')}"
     if "candidates" in report:
         among = f"{report['candidates']:,} {report['against']}"
     yield (
-        f"{features.title}: {report['queries']:,} queries of {report['classes']:,} classes among"
+        f"{features.title}: {counted(report['queries'], 'query', 'queries')}"
+        f" of {counted(report['classes'], 'class', 'classes')} among"
         f" {among}" + (f" of {gallery.title}" if gallery else "")
     )
-    size = f", {report['bytes_per_image']:,} bytes per image"
+    size = f", {counted(report['bytes_per_image'], 'byte')} per image"
     ranked_by = report.get("ranked_by", "distance")
     by = f"{features.distance} distance"
     if ranked_by != "distance":
         by = f"ranked by {ranked_by} score"
     yield (
-        f"{known.get('model', 'unknown model')}, {features.dimension}"
-        f" {'sign bits' if features.binary else 'dimensions'}, {by}"
+        f"{known.get('model', 'unknown model')},"
+        f" {counted(features.dimension, 'sign bit' if features.binary else 'dimension')}, {by}"
         + (size if len(columns) == 1 else "; sign bits, hamming distance")
     )
     yield from card_lines(known)
@@ -113,15 +117,14 @@ def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     groups: dict[str, dict[str, str]] = {
         f"retrieval{interval}": _numbered(report, "recall_at_", "recall at")
         | _named(report, ("map_at_r", "r_precision")),
-        f"identification, mean of {report.get('draws')} draws": _numbered(
+        f"identification, mean of {counted(report.get('draws', 0), 'draw')}": _numbered(
             report, "cmc_at_", "CMC at"
         ),
         f"zero-shot{interval}": _numbered(report, "hit_at_", "hit at"),
         f"classification{interval}": _named(report, ("top_1", "top_5")),
     }
     runs = report.get("clustering_runs", 1)
-    title = f"clustering by k-means ({report.get('kmeans', 'no rows')}, {runs} run"
-    title += "s)" if runs > 1 else ")"
+    title = f"clustering by k-means ({report.get('kmeans', 'no rows')}, {counted(runs, 'run')})"
     if report.get("ranked_by", "distance") != "distance":
         title += f", by {report['distance']} distance"
     groups[title] = _named(report, CLUSTERING)
@@ -134,7 +137,8 @@ def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:
         }
         rows = _named(report, ("class_average_top_1",))
         for name, text in shots.items():
-            rows[f"{text}, {report[name + '_classes']:,} classes"] = f"{name}_top_1"
+            classes = counted(report[f"{name}_classes"], "class", "classes")
+            rows[f"{text}, {classes}"] = f"{name}_top_1"
         groups["top-1 averaged over classes, by their training images"] = rows
     return groups
 
@@ -157,7 +161,8 @@ def _spread(report: dict[str, Any], key: str) -> str:
 
 def _warnings(features: "Features", report: dict[str, Any]) -> Iterator[str]:
     if report.get("lone_queries"):
-        yield from ("", f"left out: {report['lone_queries']:,} queries with nothing to find")
+        lone = counted(report["lone_queries"], "query", "queries")
+        yield from ("", f"left out: {lone} with nothing to find")
     if features.attributes.get("selected_on") == "test":
         yield from ("", "The checkpoint was selected on the test classes: compare with care.")
 

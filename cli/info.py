@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from dmlfast.text import counted
+
 PACKAGES = (
     "torch",
     "numpy",
@@ -77,7 +79,7 @@ def _lines(found: dict[str, dict[str, Any]]) -> list[str]:
         "versions": {name: text or "not installed" for name, text in found["versions"].items()},
         "machine": {
             "system": machine["system"],
-            "cpu": f"{machine['cpu']}, {machine['cores']} cores",
+            "cpu": f"{machine['cpu']}, {counted(machine['cores'], 'core')}",
             "memory": f"{machine['memory_gib']} GiB",
             "threads": f"{machine['torch_threads']}, as torch has it",
             "kernels": machine["cpu_kernels"] or "not built",

@@ -8,7 +8,7 @@ import click
 from dmlfast.cli.card import metric_name, percent, target_lines
 
 from dmlfast.recipes import Recipe, load_recipe, recipe_names
-from dmlfast.text import columns
+from dmlfast.text import columns, counted
 from dmlfast.training.config import option_name
 
 COLUMNS = ("name", "data set", "loss", "backbone", "length", "targets")
@@ -57,7 +57,8 @@ def table(recipes: list[Recipe]) -> Iterator[str]:
 
 def _row(recipe: Recipe) -> tuple[str, ...]:
     config = recipe.config
-    length = f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs} epochs"
+    steps, epochs = config.max_steps, config.epochs
+    length = counted(steps, "step") if steps else counted(epochs, "epoch")
     key = next((key for target in recipe.targets for key in target.metrics), "")
     values = [percent(target.metrics[key]) for target in recipe.targets if key in target.metrics]
     targets = f"{metric_name(key)} {', '.join(values)} %" if values else "none"

@@ -11,7 +11,7 @@ import click
 from dmlfast.cli.pictures import picture_path, refuse_overwriting, save_picture
 
 from dmlfast.errors import UserError
-from dmlfast.text import columns, visible
+from dmlfast.text import columns, counted, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,8 @@ def command(
         click.echo(json.dumps(result, indent=2))
     else:
         nearest = "nearest" if rank_by == "distance" else f"most similar by {rank_by} score"
-        title = f"{nearest} to {asked} among {len(features):,} images of {features.title}"
+        images = counted(len(features), "image")
+        title = f"{nearest} to {asked} among {images} of {features.title}"
         click.echo("\n".join([visible(title), *table(hits, rank_by, 0 if features.binary else 4)]))
     if montage and image_of:
         save_picture(_draw(features, asked, row, hits, image_of, rank_by), montage)
@@ -135,7 +136,8 @@ def find_row(features: "Features", index: int | None, path: str | None) -> int:
     if index is not None:
         if index < len(features):
             return index
-        raise UserError(f"{features.source} has {len(features)} rows: there is no row {index}")
+        held = counted(len(features), "row")
+        raise UserError(f"{features.source} has {held}: there is no row {index}")
     if path in features.paths:
         rows = features.paths.count(path)
         if rows > 1:
@@ -214,5 +216,5 @@ def _draw(
         caption = f"query\n{readable(features.class_name(label))}"
         name, query = asked, Tile(image_of(asked), None, caption)
     by = f"{features.distance} distance" if rank_by == "distance" else f"{rank_by} score"
-    subtitle = f"among {len(features):,} images of {features.title}, by {by}"
+    subtitle = f"among {counted(len(features), 'image')} of {features.title}, by {by}"
     return draw_search(query, tiles, f"Nearest to {visible(name)}", subtitle)

@@ -16,6 +16,7 @@ from dmlfast.cli.options import (
 
 from dmlfast.models import load_model
 from dmlfast.recipes import Comparison, load_recipe
+from dmlfast.text import counted
 from dmlfast.training import (
     Interrupted,
     RunFolder,
@@ -126,8 +127,8 @@ def summary(run: RunFolder) -> str:
     curves = f", curves in {run.curves_path}" if run.curves_path.exists() else ""
     card = values["card"]
     lines = [
-        f"{run}: {values['steps']} steps{curves}",
-        f"{card['model']}, {card['embedding_dim']} dimensions",
+        f"{run}: {counted(values['steps'], 'step')}{curves}",
+        f"{card['model']}, {counted(card['embedding_dim'], 'dimension')}",
         *card_lines(card),
     ]
     best = values["best"]

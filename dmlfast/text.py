@@ -19,3 +19,12 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number and what it is of, whose plural is given where it has more than an s at its end.
+
+    >>> counted(1, "query", "queries"), counted(2000, "step")
+    ('1 query', '2,000 steps')
+    """
+    return f"{number:,} {one if number == 1 else more or one + 's'}"

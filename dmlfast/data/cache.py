@@ -17,6 +17,7 @@ from dmlfast.data.loading import Pictures
 from dmlfast.data.transforms import Resize
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_folder, write_error
+from dmlfast.text import counted
 
 PIXELS, SIZES = "pixels.bin", "sizes.npy"
 SAMPLE = 32  # pictures from which the size of all is estimated
@@ -156,7 +157,8 @@ def _check_room(pictures: Pictures, resize: Resize, folder: Path) -> None:
     needed = int(np.mean(sizes) * len(pictures))
     free = shutil.disk_usage(folder).free
     if needed + SPARE > free:
+        images = counted(len(pictures), "image")
         raise UserError(
-            f"a cache of {len(pictures)} images takes {needed / 1e9:.1f} GB and {folder} has "
-            f"{free / 1e9:.1f} GB free: train without --cache-images, or give another folder"
+            f"a cache of {images} takes {needed / 1e9:.1f} GB and {folder} "
+            f"has {free / 1e9:.1f} GB free: train without --cache-images, or give another folder"
         )

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast.data.paths import PathList, check_inside
 from dmlfast.errors import UserError
-from dmlfast.text import visible
+from dmlfast.text import counted, visible
 
 ON_ERROR = ("stop", "skip")
 BOTH, QUERY, GALLERY = 0, 1, 2  # the values of `role`
@@ -168,8 +168,8 @@ class ImageDataset:
         if not faults:
             return self
         some = visible("; ".join(list(faults.values())[:NAMED]))
-        text = "%d of the %d images of %s (%s) are left out: %s"
-        logger.warning(text, len(faults), len(self), self.name, self.split, some)
+        of = f"of the {counted(len(self), 'image')} of {self.name} ({self.split})"
+        logger.warning("%s left out: %s", counted(len(faults), f"{of} is", f"{of} are"), some)
         rows = np.setdiff1d(np.arange(len(self)), list(faults))
         return self.with_rows(rows, self.split)
 

@@ -18,6 +18,7 @@ from dmlfast.data.dataset import Dataset
 from dmlfast.data.images import ImageDataset
 from dmlfast.data.paths import PathList, check_relative
 from dmlfast.errors import UserError
+from dmlfast.text import counted
 
 COUNTS = {
     "cub200": {"train": (5864, 100), "test": (5924, 100)},
@@ -148,10 +149,9 @@ def listed_paths(root: Path, paths: Sequence[str], source: Path) -> PathList:
             twice = next(file for file in files if files.count(file) > 1)
             raise UserError(f"{source} lists {folder}/{twice} more than once")
     if missing:
-        raise UserError(
-            f"{len(missing)} of the {len(paths)} images that {source} lists are not below {root}, "
-            f"such as {missing[0]}"
-        )
+        of = f"of the {counted(len(paths), 'image')} that {source} lists"
+        lost = counted(len(missing), f"{of} is", f"{of} are")
+        raise UserError(f"{lost} not below {root}, such as {missing[0]}")
     return PathList(paths)
 
 
@@ -180,8 +180,9 @@ def check_count(
     if expected is None or found == expected:
         return
     message = (
-        f"{source}: {found[0]} {part} images of {found[1]} classes, where {name} has "
-        f"{expected[0]} of {expected[1]}"
+        f"{source}: {counted(found[0], f'{part} image')} of "
+        f"{counted(found[1], 'class', 'classes')}, where {name} has "
+        f"{expected[0]:,} of {expected[1]:,}"
     )
     if not warn:
         raise UserError(message)

@@ -25,6 +25,7 @@ from dmlfast.data.readers.table import load_csv
 from dmlfast.data.readers.vehicleid import load_vehicleid
 from dmlfast.errors import UserError, unknown_name
 from dmlfast.options import parse_name_values
+from dmlfast.text import counted
 
 AnyDataset = Dataset | ImageDataset
 
@@ -200,7 +201,7 @@ def split_rows(
 def _check_disjoint(classes: list[np.ndarray]) -> None:
     shared = sum(map(len, classes)) - len(np.unique(np.concatenate(classes)))
     if shared:
-        raise UserError(f"{shared} classes are in more than one split")
+        raise UserError(f"{counted(shared, 'class is', 'classes are')} in more than one split")
 
 
 def _hold_out_classes(

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from dmlfast.errors import UserError
+from dmlfast.text import counted
 
 S = TypeVar("S", bound="Sampler")
 
@@ -121,15 +122,15 @@ class ClassBalancedSampler(Sampler):
         hint = f": try --batch-size {largest}" if largest else ""
         if batch_size > len(labels):
             raise UserError(
-                f"a batch size of {batch_size} is more than the {len(labels)} images there are"
-                f"{hint}"
+                f"a batch size of {batch_size} is more than the {counted(len(labels), 'image')} "
+                f"there {_are(len(labels))}{hint}"
             )
         num_classes = batch_size // images_per_class
         if num_classes > len(sizes):
             raise UserError(
-                f"a batch size of {batch_size} with {images_per_class} images per class needs "
-                f"{num_classes} classes, and there are {len(sizes)}{hint}, or more "
-                "--images-per-class"
+                f"a batch size of {batch_size} with {counted(images_per_class, 'image')} per class "
+                f"needs {counted(num_classes, 'class', 'classes')}, and there "
+                f"{_are(len(sizes))} {len(sizes):,}{hint}, or more --images-per-class"
             )
         super().__init__(labels, batch_size, seed)
         self.images_per_class = images_per_class
@@ -265,8 +266,9 @@ class HardNeighbourSampler(PairSampler):
             raise UserError(f"candidates must be at least 1, not {candidates}")
         if needed > len(labels):
             raise UserError(
-                f"a batch size of {batch_size} with {candidates} candidates for each neighbour "
-                f"needs {needed} images, and there are {len(labels)}: try fewer --candidates"
+                f"a batch size of {batch_size} with {counted(candidates, 'candidate')} for each "
+                f"neighbour needs {counted(needed, 'image')}, and there "
+                f"{_are(len(labels))} {len(labels):,}: try fewer --candidates"
             )
 
     @property
@@ -302,3 +304,7 @@ def _choose(sizes: np.ndarray, count: int, generator: np.random.Generator) -> np
         distinct[i] = np.where(taken, last, drawn)
     repeated = (uniform * sizes).astype(np.int64)
     return np.where(sizes >= count, distinct, repeated).T
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.text import counted
 from dmlfast.training.config import FIELDS, TrainConfig, check_settings, option_name, read_yaml
 
 FOLDER = Path(__file__).parent
@@ -54,7 +55,7 @@ class Target:
         parts = [
             self.source,
             f"backbone {self.backbone}",
-            f"{self.embedding_dim} dimensions",
+            counted(self.embedding_dim, "dimension"),
             f"crop {self.crop}",
             self.note,
         ]

@@ -17,6 +17,7 @@ from dmlfast.retrieval.drawing import (
     typeface,
 )
 from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.text import counted
 
 WIDTH, HEIGHT, MARGIN, TOP = 1000, 800, 28, 66  # units
 MAX_IMAGES = 480
@@ -49,7 +50,8 @@ def draw_map(
     title = f"Map of the embedding: {features.title}"
     total = len(np.unique(features.labels))
     of_all = f", of {total:,}" if len(shown) < total else ""
-    text = f"t-SNE of {len(rows):,} images of {len(shown):,} classes{of_all}; a colour a class"
+    images, of = counted(len(rows), "image"), counted(len(shown), "class", "classes")
+    text = f"t-SNE of {images} of {of}{of_all}; a colour a class"
     header(draw, MARGIN, WIDTH, (title, text))
     for row, point, colour in zip(rows, points, class_of, strict=True):
         if image_of is None:

@@ -14,6 +14,7 @@ from dmlfast.errors import UserError
 from dmlfast.models.checkpoint import TENSORS_FILE
 from dmlfast.retrieval.codes import binarize
 from dmlfast.retrieval.pair_scorer import PairScorer
+from dmlfast.text import counted
 
 # Name in a file: name in a search.
 DISTANCES = {"euclidean": "euclidean", "angular": "cosine", "hamming": "hamming"}
@@ -82,9 +83,9 @@ class Features:
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be (N,) integers, not {_describe(self.labels)}")
         if len(self.labels) != N:
-            raise ValueError(f"{N} embeddings but {len(self.labels)} labels")
+            raise ValueError(f"{counted(N, 'embedding')} but {counted(len(self.labels), 'label')}")
         if self.paths and len(self.paths) != N:
-            raise ValueError(f"{N} embeddings but {len(self.paths)} paths")
+            raise ValueError(f"{counted(N, 'embedding')} but {counted(len(self.paths), 'path')}")
         roles = np.zeros(N) if self.roles is None else self.roles
         if roles.shape != (N,) or not np.isin(roles, list(ROLES.values())).all():
             raise ValueError(f"role must be ({N},) integers, each 0, 1 or 2")
@@ -93,9 +94,9 @@ class Features:
         bad = np.flatnonzero(~finite.all(axis=1))
         if len(bad):
             first = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
-            raise ValueError(
-                f"{len(bad)} of {N} embeddings hold NaN or infinity (rows {first}) as float32"
-            )
+            of = f"of {counted(N, 'embedding')}"
+            held = counted(len(bad), f"{of} holds", f"{of} hold")
+            raise ValueError(f"{held} NaN or infinity (rows {first}) as float32")
         if self.scorer is not None:
             check_scorer(self.scorer, self.dimension, self.binary)
 

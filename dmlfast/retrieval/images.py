@@ -13,6 +13,7 @@ from dmlfast.models import load_model
 from dmlfast.retrieval.codes import binarize
 from dmlfast.retrieval.drawing import ImageOf
 from dmlfast.retrieval.features import Features
+from dmlfast.text import counted
 
 
 def image_source(*files: Features, data_dir: str | None = None) -> ImageOf:
@@ -28,9 +29,10 @@ def image_source(*files: Features, data_dir: str | None = None) -> ImageOf:
         missing = [path for path in features.paths if path not in places]
         if missing or len(features.paths) != len(features):
             example = f", such as '{missing[0]}'" if missing else ""
+            of = f"of its {counted(len(features), 'path')}"
+            lost = counted(len(missing), f"{of} is", f"{of} are")
             raise UserError(
-                f"no images for {features.source}: {len(missing)} of its {len(features)} paths are"
-                f" not in {features.title}{example}"
+                f"no images for {features.source}: {lost} not in {features.title}{example}"
             )
 
     def image_of(path: str) -> Image.Image:
@@ -70,7 +72,7 @@ def embed_picture(
         embedding = normalize(embedding)
     if embedding.shape[1] != features.dimension:
         raise UserError(
-            f"{checkpoint} makes {embedding.shape[1]} dimensions, {features.source} has"
+            f"{checkpoint} makes {counted(embedding.shape[1], 'dimension')}, {features.source} has"
             f" {features.dimension}"
         )
     if not embedding.isfinite().all():

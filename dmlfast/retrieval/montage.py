@@ -24,6 +24,7 @@ from dmlfast.retrieval.drawing import (
 from dmlfast.retrieval.evaluation import Scores, Sides, match_sides, score_queries
 from dmlfast.retrieval.features import Features
 from dmlfast.retrieval.neighbours import nearest_neighbours
+from dmlfast.text import counted
 
 # Units of layout. A row of tiles is a query, a gap and its neighbours.
 TILE, GAP, QUERY_GAP, BLOCK_GAP, CAPTION, MARGIN = 62, 10, 18, 32, 32, 28
@@ -102,10 +103,11 @@ def _title(features: Features, sides: Sides, scores: Scores, rank_by: str) -> tu
     title = f"Nearest neighbours{by}: {features.title}"
     if not len(scores.queries):
         return title, "no query has an image of its class to find"
+    queries = counted(len(scores.queries), "query", "queries")
     subtitle = (
         f"recall at 1 {scores.recall[:, 0].mean():.1%}, MAP at R"
-        f" {scores.average_precision.mean():.1%}: {len(scores.queries):,} queries among"
-        f" {len(sides.rows):,} images; green: the query's class, red: another"
+        f" {scores.average_precision.mean():.1%}: {queries} among"
+        f" {counted(len(sides.rows), 'image')}; green: the query's class, red: another"
     )
     return title, subtitle
 

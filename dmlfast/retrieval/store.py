@@ -25,6 +25,7 @@ from dmlfast.retrieval.features import (
 )
 from dmlfast.retrieval.neighbours import nearest_neighbours
 from dmlfast.retrieval.pair_scorer import PairScorer
+from dmlfast.text import counted
 
 CHUNK_BYTES = 2**18
 UTF8 = h5py.string_dtype("utf-8")
@@ -210,7 +211,9 @@ def load_features(path: str | Path) -> Features:
             _read_scorer(file) if UNIT in file else None,
         )
         if len(features.paths) != len(features):
-            raise ValueError(f"{len(features)} embeddings but {len(features.paths)} paths")
+            raise ValueError(
+                f"{counted(len(features), 'embedding')} but {counted(len(features.paths), 'path')}"
+            )
         dimension = attributes.get("dimension", features.dimension)
         if dimension != features.dimension:
             held = "/codes has {} bits" if features.binary else "/embeddings has {} columns"

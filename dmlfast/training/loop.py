@@ -30,6 +30,7 @@ from dmlfast.losses import create_loss, parse_loss_options, takes
 from dmlfast.models import EmbeddingModel, create_model
 from dmlfast.retrieval import Features, evaluate
 from dmlfast.retrieval.embed import embed_batches
+from dmlfast.text import counted
 from dmlfast.training.card import versions
 from dmlfast.training.checkpoint import save_checkpoint
 from dmlfast.training.classifier import ClassifierLoss
@@ -115,7 +116,7 @@ def _train(
         if trainer.step >= trainer.total_steps:
             report(finished(run, trainer.step, trainer.total_steps))
             return run, None
-        report(f"training into {run}: {trainer.total_steps} steps on {world.device}")
+        report(f"training into {run}: {counted(trainer.total_steps, 'step')} on {world.device}")
         with stop_on_signals() as stop:
             return run, trainer.fit(run, stop)
 
@@ -123,8 +124,9 @@ def _train(
 def finished(run: RunFolder, step: int, total: int) -> str:
     """The line on a run with nothing left to do."""
     if step > total:
-        return f"{run} has {step} steps already, more than {total}: there is nothing to do"
-    return f"{run} is finished: {step} steps are done, of {total}"
+        done = counted(step, "step")
+        return f"{run} has {done} already, more than {total:,}: there is nothing to do"
+    return f"{run} is finished: {counted(step, 'step is', 'steps are')} done, of {total:,}"
 
 
 class Trainer:

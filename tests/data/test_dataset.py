@@ -88,7 +88,7 @@ def test_test_images_need_no_validation():
 
 def test_classes_of_two_splits():
     labels, parts = np.array([0, 1, 2, 2]), np.array([TRAIN, TRAIN, TRAIN, TEST])
-    with pytest.raises(UserError, match="1 classes are in more than one split"):
+    with pytest.raises(UserError, match="1 class is in more than one split"):
         split_rows(labels, parts, "test", 0, 0)
 
 

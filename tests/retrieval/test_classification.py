@@ -283,7 +283,7 @@ def test_files_that_cannot_be_compared():
 def test_not_a_number_is_refused():
     embeddings = np.zeros((4, 2), np.float16)
     embeddings[2, 1] = np.nan
-    with pytest.raises(ValueError, match=r"1 of 4 embeddings hold NaN or infinity \(rows 2\)"):
+    with pytest.raises(ValueError, match=r"1 of 4 embeddings holds NaN or infinity \(rows 2\)"):
         Features(embeddings, np.zeros(4, np.int64))
 
 

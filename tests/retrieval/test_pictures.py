@@ -277,7 +277,7 @@ def test_images_come_from_the_data_set(digits):
     [
         ({}, ["a"], "does not say which data set"),
         ({"dataset": "digit", "split": "test"}, ["a"], "did you mean 'digits'"),
-        ({"dataset": "digits", "split": "test"}, ["a"], "1 of its 1 paths .* such as 'a'"),
+        ({"dataset": "digits", "split": "test"}, ["a"], "1 of its 1 path is not in .* such as 'a'"),
         ({"dataset": "digits", "split": "test"}, [], "no images for here"),
     ],
 )

@@ -530,7 +530,7 @@ def test_an_interrupt_while_hdf5_writes(tmp_path, monkeypatch):
         ({"embeddings": np.zeros((3, 0))}, "have no columns"),
         ({"labels": np.zeros(3)}, "labels must be"),
         ({"labels": np.zeros(2, int)}, "3 embeddings but 2 labels"),
-        ({"paths": ["a"]}, "3 embeddings but 1 paths"),
+        ({"paths": ["a"]}, "3 embeddings but 1 path"),
         ({"roles": np.array([0, 1, 3])}, "role must be"),
         ({"embeddings": np.array([[1.0], [np.nan], [2.0]])}, r"1 of 3 .* \(rows 1\)"),
         ({"attributes": {"distance": "odd"}}, "distance 'odd'"),

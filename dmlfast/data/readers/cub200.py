@@ -18,6 +18,7 @@ from dmlfast.data.listing import (
     read_columns,
 )
 from dmlfast.errors import UserError
+from dmlfast.text import counted
 
 
 def load_cub200(data_dir: str | None, *, crop: bool = False) -> Listing:
@@ -57,5 +58,6 @@ def load_cub200(data_dir: str | None, *, crop: bool = False) -> Listing:
 
 def _other_images(file: Path, found: int, source: Path, listed: int) -> UserError:
     return UserError(
-        f"{file} is about {found} images, which are not the {listed} images of {source}"
+        f"{file} is about {counted(found, 'image')}, which are not the {counted(listed, 'image')} "
+        f"of {source}"
     )

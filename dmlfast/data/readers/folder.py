@@ -18,6 +18,7 @@ from dmlfast.data.listing import (
 )
 from dmlfast.data.paths import PathList, check_inside, check_relative
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.text import counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -126,6 +127,7 @@ def _read_class_lists(root: Path, *files: str) -> list[list[str]]:
     shared = set(lists[0]) & set(lists[1])
     if shared:
         raise UserError(
-            f"{files[0]} and {files[1]} both list {len(shared)} classes, such as {min(shared)}"
+            f"{files[0]} and {files[1]} both list {counted(len(shared), 'class', 'classes')}, "
+            f"such as {min(shared)}"
         )
     return lists

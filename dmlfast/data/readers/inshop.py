@@ -21,6 +21,7 @@ from dmlfast.data.listing import (
     read_lines,
 )
 from dmlfast.errors import UserError
+from dmlfast.text import counted
 
 PARTITION = "list_eval_partition.txt"
 COLUMNS = ["image_name", "item_id", "evaluation_status"]
@@ -65,11 +66,9 @@ def load_inshop(data_dir: str | None, *, crop: bool = False) -> Listing:
 def _check_gallery(queries: np.ndarray, gallery: np.ndarray, source: Path) -> None:
     lost = sorted(set(queries.tolist()) - set(gallery.tolist()))
     if lost:
+        items = counted(len(lost), "item that is queried", "items that are queried")
         more = f" and {len(lost) - MANY} more" if len(lost) > MANY else ""
-        raise UserError(
-            f"{source}: no gallery image of {len(lost)} items that are queried: "
-            f"{', '.join(lost[:MANY])}{more}"
-        )
+        raise UserError(f"{source}: no gallery image of {items}: {', '.join(lost[:MANY])}{more}")
 
 
 def _image_folder(root: Path) -> str:
@@ -93,7 +92,8 @@ def _read_boxes(root: Path, images: Sequence[str]) -> np.ndarray:
     row_of = {path: row for row, path in enumerate(table["image_name"])}
     missing = [path for path in images if path not in row_of]
     if missing:
-        raise UserError(f"{file} has no box for {len(missing)} images, such as {missing[0]}")
+        images = counted(len(missing), "image")
+        raise UserError(f"{file} has no box for {images}, such as {missing[0]}")
     rows = [row_of[path] for path in images]
     boxes = [integers(table[side], "coordinate", file)[rows] for side in sides]
     return np.stack(boxes, axis=1)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dmlfast.ops.checks import choice
+from dmlfast.text import counted
 
 # What the papers and the released program use; the rule comes close to them.
 PUBLISHED = {
@@ -29,7 +30,8 @@ def group_sizes(embedding_dim: int, learners: int) -> tuple[int, ...]:
     if learners < 1:
         raise ValueError(f"there must be at least 1 learner, not {learners}")
     if embedding_dim < learners:
-        raise ValueError(f"{embedding_dim} components are too few for {learners} learners")
+        components = counted(embedding_dim, "component is", "components are")
+        raise ValueError(f"{components} too few for {counted(learners, 'learner')}")
     sizes = _in_proportion(embedding_dim, learners)
     if min(sizes) < 1:
         beyond = sorted(_in_proportion(embedding_dim - learners, learners))

@@ -106,7 +106,7 @@ def test_class_lists(root, write_text):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("Ape bear", "bear", "both list 1 classes, such as bear"),
+        ("Ape bear", "bear", "both list 1 class, such as bear"),
         ("Ape", "beer", "unknown class folder in .* 'beer': did you mean 'bear'"),
         ("../images/Ape", "bear", "names '../images/Ape', which is not below its folder"),
     ],

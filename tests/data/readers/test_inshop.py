@@ -68,7 +68,7 @@ def test_boxes(root):
     assert test.image(1).size == (6, 4)
     boxes = root / "Anno/list_bbox_inshop.txt"
     boxes.write_text("\n".join(boxes.read_text().splitlines()[:-1]))
-    message = f"list_bbox_inshop.txt has no box for 1 images, such as {name(0)}"
+    message = f"list_bbox_inshop.txt has no box for 1 image, such as {name(0)}"
     with pytest.raises(UserError, match=message):
         create_dataset("inshop", "test", str(root), crop=True)
 
@@ -80,9 +80,7 @@ def test_queries_without_a_gallery(root, set_counts):
     file.write_text("\n".join([str(len(rows)), HEADER, *padded(rows)]))
     with pytest.raises(UserError) as error:
         create_dataset("inshop", "test", str(root))
-    assert str(error.value) == (
-        f"{file}: no gallery image of 1 items that are queried: id_00000002"
-    )
+    assert str(error.value) == (f"{file}: no gallery image of 1 item that is queried: id_00000002")
 
 
 def test_wrong_counts(root, set_counts):
@@ -107,5 +105,5 @@ def test_no_images(root):
 def test_an_item_of_both_sides(root, set_counts):
     file = root / "Eval/list_eval_partition.txt"
     file.write_text(file.read_text().replace("  id_00000003 ", "  id_00000004 "))
-    with pytest.raises(UserError, match="1 classes are in more than one split"):
+    with pytest.raises(UserError, match="1 class is in more than one split"):
         create_dataset("inshop", "test", str(root), val_fraction=0)

@@ -54,10 +54,12 @@ def test_wrong_lists(root, set_counts):
     with pytest.raises(UserError, match=r"expected 'path label', found 'train/n01/4\.JPEG'"):
         create_dataset("imagenet-lt", "val", str(root))
     file.write_text(text.replace("4.JPEG", "8.JPEG"))
-    with pytest.raises(UserError, match=r"1 of the 7 images .* such as train/n01/8\.JPEG"):
+    with pytest.raises(
+        UserError, match=r"1 of the 7 images .* is not below .* such as train/n01/8\.JPEG"
+    ):
         create_dataset("imagenet-lt", "val", str(root))
     file.write_text(text.splitlines()[0])
-    with pytest.raises(UserError, match="1 val images of 1 classes, where imagenet-lt has 2 of 2"):
+    with pytest.raises(UserError, match="1 val image of 1 class, where imagenet-lt has 2 of 2"):
         create_dataset("imagenet-lt", "val", str(root))
     file.unlink()
     with pytest.raises(UserError, match=r"imagenet-lt needs ImageNet_LT_val\.txt or "):

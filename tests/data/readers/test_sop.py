@@ -37,7 +37,7 @@ def test_the_lists_are_the_splits(root):
 def test_a_class_in_both_lists(root):
     file = root / "Stanford_Online_Products/Ebay_test.txt"
     file.write_text(file.read_text().replace(" 12 ", " 9 "))
-    with pytest.raises(UserError, match="1 classes are in more than one split"):
+    with pytest.raises(UserError, match="1 class is in more than one split"):
         create_dataset("sop", "test", str(root), val_fraction=0)
 
 
