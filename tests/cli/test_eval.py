@@ -89,14 +89,20 @@ def test_lone_queries_are_counted_in_the_table(tmp_path, capsys):
     assert output[-1] == "left out: 2 queries with nothing to find"
 
 
-def test_one_query_is_singular(tmp_path, capsys):
+def test_one_of_anything_is_singular(tmp_path, capsys):
     with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
-        writer.append(np.zeros((1, 1)), np.array([1]), ["a"])
+        writer.append(np.zeros((2, 1)), np.array([1, 1]), ["a", "b"], np.array([1, 2]))
     assert main(["eval", str(tmp_path / "f.h5"), "--bootstrap", "0"]) == 0
     output = lines(capsys)
     assert output[0].endswith(": 1 query of 1 class among 1 image")
     assert ", 1 dimension, euclidean" in output[1]
-    assert output[-1] == "left out: 1 query with nothing to find"
+
+
+def test_one_lone_query_is_singular(tmp_path, capsys):
+    with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
+        writer.append(np.arange(3.0)[:, None], np.array([1, 1, 2]), ["a", "b", "c"])
+    assert main(["eval", str(tmp_path / "f.h5"), "--bootstrap", "0"]) == 0
+    assert lines(capsys)[-1] == "left out: 1 query with nothing to find"
 
 
 @pytest.mark.parametrize(
