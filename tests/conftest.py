@@ -4,11 +4,13 @@ its interpreter and CUDA's emulated.
 Triton decides which of the two it does when it is imported.
 """
 
+import gc
 import os
 
 import pytest
 import torch
 
+gc.set_threshold(50_000)  # the interpreter makes many objects, of which none are garbage in circles
 os.environ.setdefault("TRITON_INTERPRET", "1")
 ON_GPU = torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0"
 
@@ -24,6 +26,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: collections of garbage need not go through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -70,13 +70,13 @@ inline void load_transposed(uint32_t (&to)[4], const char* from) {
   emulation::load_matrices(to, from, true);
 }
 inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bfloat16) {
-  emulation::multiply_add<2>(c, a, b0, b1, emulation::bfloat16_to_float);
+  emulation::multiply_add<2, emulation::bfloat16_to_float>(c, a, b0, b1);
 }
 inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float16) {
-  emulation::multiply_add<2>(c, a, b0, b1, emulation::half_to_float);
+  emulation::multiply_add<2, emulation::half_to_float>(c, a, b0, b1);
 }
 inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulation::multiply_add<1>(c, a, b0, b1, emulation::tf32_to_float);
+  emulation::multiply_add<1, emulation::tf32_to_float>(c, a, b0, b1);
 }
 #else
 __device__ __forceinline__ uint32_t shared_address(const void* p) {

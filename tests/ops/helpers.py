@@ -23,7 +23,8 @@ ULPS = 4
 ISAS = ("avx512", "avx2", "generic")
 IMPLS = ("reference", "cpu", "triton", "cuda")
 KERNELS = ("cpu", "triton", "cuda")
-LONG_4096 = pytest.param(4096, marks=pytest.mark.long)  # emulated, 4,096 components take minutes
+LONG_1024 = pytest.param(1024, marks=pytest.mark.long)  # emulated, so many components take long
+LONG_4096 = pytest.param(4096, marks=pytest.mark.long)  # and these take minutes
 NOT_CUDA = ("cpu", "triton")  # the kernels of ops that CUDA has none for
 ON_GPU = ("triton", "cuda")  # those that run on a GPU, or where there is none in the CPU's stead
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter

@@ -44,9 +44,11 @@ inline void fail(const char* what) {
   std::abort();
 }
 
+struct Thread;
+
 struct Barrier {
   int expected = 0, arrived = 0;
-  unsigned generation = 0;
+  std::vector<Thread*> waiting;
 };
 
 // What goes on in the background, in groups that are waited for in turn.
@@ -73,7 +75,7 @@ struct Block;
 struct Thread {
   Fiber fiber;
   int index = 0;
-  bool done = false;
+  bool done = false, waits = false;  // at a barrier
   void* brought = nullptr;
   Block* block = nullptr;
   Background copies, products;
@@ -83,6 +85,7 @@ struct Block {
   dim3 index;
   std::vector<Thread*> threads;
   std::vector<Barrier> warps;
+  std::vector<int> ready;  // of the threads of a warp, how many are neither done nor wait
   std::map<int, Barrier> named;
   std::map<void*, Background> copies;  // by the barrier that they arrive at
   Barrier all;
@@ -120,23 +123,19 @@ inline void yield() {
   me().fiber.leave();
 }
 
+inline int& ready(const Thread& thread) {
+  return thread.block->ready[thread.index / WARP];
+}
+
 inline void release(Barrier& barrier) {
   if (!barrier.expected || barrier.arrived < barrier.expected) return;
   barrier.arrived = 0;
-  barrier.generation++;
   machine().progress++;
-}
-
-inline void wait(Barrier& barrier) {
-  const unsigned generation = barrier.generation;
-  barrier.arrived++;
-  machine().progress++;
-  release(barrier);
-  while (barrier.generation == generation) yield();
-}
-
-inline Barrier& cluster_of(const Block& block) {
-  return machine().clusters[int(block.index.x) / machine().cluster];
+  for (Thread* const thread : barrier.waiting) {
+    thread->waits = false;
+    ready(*thread)++;
+  }
+  barrier.waiting.clear();
 }
 
 // Is counted at a barrier, and goes on.
@@ -144,6 +143,19 @@ inline void pass(Barrier& barrier) {
   barrier.arrived++;
   machine().progress++;
   release(barrier);
+}
+
+inline void wait(Barrier& barrier) {
+  Thread& mine = me();
+  barrier.waiting.push_back(&mine);
+  mine.waits = true;
+  ready(mine)--;
+  pass(barrier);
+  while (mine.waits) yield();
+}
+
+inline Barrier& cluster_of(const Block& block) {
+  return machine().clusters[int(block.index.x) / machine().cluster];
 }
 
 // A barrier of the block that has a number.
@@ -207,6 +219,7 @@ inline void enter() {
   (*machine().body)();
   Thread& thread = me();
   thread.done = true;
+  ready(thread)--;
   machine().progress++;
   leave(thread.block->all);
   if (thread.block->warps[thread.index / WARP].arrived) fail("a thread ends that its warp waits for");
@@ -234,18 +247,19 @@ inline Gpu gpu() {
 // Runs blocks [first, first + count) of the grid side by side.
 inline void run(int first, int count, size_t shared) {
   Machine& m = machine();
-  const int threads = int(m.size.x * m.size.y * m.size.z);
+  const int threads = int(m.size.x * m.size.y * m.size.z), warps = (threads + WARP - 1) / WARP;
   while (m.pool.size() < size_t(count) * threads) m.pool.push_back(std::make_unique<Thread>());
   m.blocks.clear();
   m.blocks.resize(count);
   m.clusters.clear();
-  m.everyone = Barrier{count * threads, 0, 0};
+  m.everyone = Barrier{count * threads};
   for (int b = 0; b < count; b++) {
     Block& block = m.blocks[b];
     const unsigned linear = unsigned(first + b);
     block.index = dim3{linear % m.grid.x, linear / m.grid.x % m.grid.y, linear / (m.grid.x * m.grid.y)};
-    block.all = Barrier{threads, 0, 0};
-    block.warps.assign((threads + WARP - 1) / WARP, Barrier{});
+    block.all = Barrier{threads};
+    block.warps.resize(warps);
+    block.ready.resize(warps);
     // exactly as long as asked for, so that the address sanitizer sees what is beyond
     void* memory = nullptr;
     if (posix_memalign(&memory, SHARED_ALIGNMENT, shared)) fail("no memory");
@@ -255,22 +269,23 @@ inline void run(int first, int count, size_t shared) {
     for (int t = 0; t < threads; t++) {
       Thread& thread = *m.pool[size_t(b) * threads + t];
       thread.index = t;
-      thread.done = false;
+      thread.done = thread.waits = false;
       thread.block = &block;
       thread.copies = thread.products = Background();
       block.threads.push_back(&thread);
       block.warps[t / WARP].expected++;
+      block.ready[t / WARP]++;
       thread.fiber.begin(enter);
     }
   }
   const bool reverse = in_reverse();
-  const int warps = (threads + WARP - 1) / WARP, all = count * warps;
+  const int all = count * warps;
   int left = count * threads;
   const auto run_warp = [&](Block& block, int warp) {
     const int size = std::min(WARP, threads - warp * WARP);
-    for (int k = 0; k < size; k++) {
+    for (int k = 0; k < size && block.ready[warp]; k++) {
       m.current = block.threads[warp * WARP + (reverse ? size - 1 - k : k)];
-      if (m.current->done) continue;
+      if (m.current->done || m.current->waits) continue;
       m.current->fiber.enter();
       left -= m.current->done;
     }

@@ -32,14 +32,14 @@ inline void load_matrices(uint32_t (&to)[4], const char* from, bool transposed) 
 }
 
 // mma.m16n8: c (16, 8) plus a (16, K) times b (K, 8). Of K there are PACKED in a register.
-template <int PACKED, class ToFloat>
-void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const ToFloat& to_float) {
+template <int PACKED, auto TO_FLOAT>
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   constexpr int K = 8 * PACKED, BITS = 32 / PACKED;
   struct Product {
     float (&c)[4];
     uint32_t a[4], b[2];
   } mine{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-  const auto element = [&](uint32_t packed, int k) { return to_float(packed >> k % PACKED * BITS); };
+  const auto element = [&](uint32_t packed, int k) { return TO_FLOAT(packed >> k % PACKED * BITS); };
   together(mine, [&](const auto& of) {
     float rows[16][K], columns[K][8];
     for (int k = 0; k < K; k++) {
