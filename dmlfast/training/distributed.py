@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dmlfast.errors import UserError, unknown_name
 
 T = TypeVar("T")
+_parted: list[dist.ProcessGroup | None] = []  # what `join_world` has left, see there
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ def join_world(device: str) -> Iterator[World]:
     yield World(rank, size, place)
     # All part together, and only when all went well: one that failed must not wait for the others.
     dist.barrier()
+    # A wrapped module that is the last to let go of the group waits for its threads with Python's
+    # lock held, which one of them may be waiting for. Python itself lets go without it.
+    _parted.append(dist.group.WORLD)
     dist.destroy_process_group()
 
 
