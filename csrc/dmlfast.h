@@ -49,8 +49,9 @@ struct dml_classes {
 
 // Rows and the class of each.
 struct dml_own {
-  const float* rows;     // (n, d)
-  const float* classes;  // (n, d)
+  const float* rows;      // (n, d)
+  const float* weight;    // (c, d)
+  const int64_t* labels;  // (n,), of [0, c)
   int64_t n, d;
   int32_t threads;
 };

@@ -15,7 +15,7 @@ class OwnPairs {
     const int64_t n = p_.n;
     parallel_for(p_.threads, n, [&](int64_t i) {
       const float* x = p_.rows + i * p_.d;
-      const float* w = p_.classes + i * p_.d;
+      const float* w = own_class(i);
       const float of_row = inverse_length(x), of_class = inverse_length(w);
       vf apart = {}, joined = {};
       each_part([&](int64_t k, int64_t width) {
@@ -34,7 +34,7 @@ class OwnPairs {
   void gradient(const float* pairs, const float* d_angle, float* d_rows, float* d_classes) const {
     const int64_t n = p_.n;
     parallel_for(p_.threads, n, [&](int64_t i) {
-      const Side row{p_.rows + i * p_.d, pairs[i]}, own{p_.classes + i * p_.d, pairs[n + i]};
+      const Side row{p_.rows + i * p_.d, pairs[i]}, own{own_class(i), pairs[n + i]};
       const float apart = pairs[2 * n + i] * pairs[2 * n + i], joined = pairs[3 * n + i] * pairs[3 * n + i];
       const float both = apart + joined;  // 4, less where one is 0
       const float versine = both == 0 ? 0.0f : 2 * apart / both;
@@ -51,6 +51,8 @@ class OwnPairs {
 
   static constexpr float tiny = std::numeric_limits<float>::min();
   static constexpr float parallel = 1e-6f;  // settings.py
+
+  const float* own_class(int64_t i) const { return p_.weight + p_.labels[i] * p_.d; }
 
   template <class F>
   void each_part(F&& f) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <numeric>
 
 #include "gradient.h"
 
@@ -15,13 +16,24 @@ struct Lengths {
   Lengths(const float* x, int64_t n, int64_t d, int threads) : inverse(n) {
     std::atomic<bool> all{true};
     parallel_for(threads, n, [&](int64_t i) {
-      double squared = 0;  // of floats, which it has room for
-      for (int64_t k = 0; k < d; k++) squared += double(x[i * d + k]) * x[i * d + k];
+      const double squared = squared_length(x + i * d, d);
       if (!std::isfinite(squared)) all.store(false, std::memory_order_relaxed);
       const double length = std::sqrt(squared);
       inverse[i] = length >= std::numeric_limits<float>::min() ? float(1 / length) : 0.0f;
     });
     finite = all;
+  }
+
+ private:
+  // Of floats, for whose squares there is room in doubles. Several sums, for instructions on several numbers.
+  static double squared_length(const float* x, int64_t d) {
+    constexpr int parts = 16;
+    double sums[parts] = {};
+    int64_t k = 0;
+    for (; k + parts <= d; k += parts)
+      for (int j = 0; j < parts; j++) sums[j] += double(x[k + j]) * x[k + j];
+    for (; k < d; k++) sums[0] += double(x[k]) * x[k];
+    return std::accumulate(sums, sums + parts, 0.0);
   }
 };
 
@@ -80,8 +92,9 @@ class Softmax {
         running_(!(2 * scale <= safe_span)),
         row_lengths_(p.rows, p.n, p.d, p.threads),
         class_lengths_(p.weight, p.c, p.d, p.threads),
-        blocks_(round_up(p.c, Schedule::tile) / Schedule::tile) {
-    in_groups(Schedule::tile / VL, [&](auto, int64_t) { strips_++; });
+        block_(std::clamp(round_up(p.c / 8, narrowest), narrowest, Schedule::tile)),
+        blocks_((p.c + block_ - 1) / block_) {
+    in_groups(block_ / VL, [&](auto, int64_t) { strips_++; });
     const int64_t row_bytes = blocks_ * strips_ * NR * int64_t(sizeof(float));
     const int64_t fitting = scratch_bytes / row_bytes / VL * VL;
     kept_ = with_gradient() && fitting >= std::min(fewest_kept, round_up(p.n, VL));
@@ -100,7 +113,7 @@ class Softmax {
     Units rows(p_.rows, row_lengths_, height_, p_.d, true, with_gradient());
     std::vector<std::unique_ptr<Work>> works;
     for (int64_t k = 0; k < std::min<int64_t>(p_.threads, lanes_); k++)
-      works.emplace_back(new Work(p_, class_lengths_, with_gradient()));
+      works.emplace_back(new Work(p_, class_lengths_, block_, with_gradient()));
     std::vector<Lane> lanes(lanes_);
     if (kept_) scores_ = Buffer<float>(blocks_ * strips_ * NR * height_);
     for (int64_t first = 0; first < p_.n; first += height_) {
@@ -122,6 +135,7 @@ class Softmax {
   }
 
  private:
+  static constexpr int64_t narrowest = 64;    // block of classes: work for several threads, but not for less
   static constexpr int64_t fewest_kept = 64;  // rows of a chunk below which cosines are not kept
   static constexpr int64_t most_rows = 1024;  // of a chunk
   static constexpr int64_t most_lanes = 32;   // how many threads there can be work for
@@ -134,8 +148,8 @@ class Softmax {
     Buffer<float> weights = Buffer<float>(tile_floats);
     Gradient gradient;
 
-    Work(const dml_classes& p, const Lengths& lengths, bool with_gradient)
-        : classes(p.weight, lengths, std::min<int64_t>(p.c, Schedule::tile), p.d, true, with_gradient) {
+    Work(const dml_classes& p, const Lengths& lengths, int64_t block, bool with_gradient)
+        : classes(p.weight, lengths, std::min(p.c, block), p.d, true, with_gradient) {
       if (with_gradient) gradient.sum = Buffer<float>(classes.side.d_panels() * Schedule::tile * VL);
     }
   };
@@ -159,9 +173,7 @@ class Softmax {
     });
   }
 
-  Range classes_of(int64_t block) const {
-    return {block * Schedule::tile, std::min(p_.c, (block + 1) * Schedule::tile)};
-  }
+  Range classes_of(int64_t block) const { return {block * block_, std::min(p_.c, (block + 1) * block_)}; }
 
   // Calls f(tile, index) for the tiles of the rows with a block of classes.
   template <class F>
@@ -298,7 +310,7 @@ class Softmax {
   const float scale_;
   const bool want_rows_, want_weight_, running_;
   const Lengths row_lengths_, class_lengths_;
-  const int64_t blocks_;
+  const int64_t block_, blocks_;  // the classes of a block, and how many blocks there are
   int64_t strips_ = 0, height_ = 0, lanes_ = 0;
   bool kept_ = false;
   Buffer<float> scores_;                          // [block][strip][row of the chunk][NR] where they are kept

@@ -84,14 +84,17 @@ class Own(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_void_p),
-        ("classes", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("labels", ctypes.c_void_p),
         ("n", ctypes.c_int64),
         ("d", ctypes.c_int64),
         ("threads", ctypes.c_int32),
     )
 
-    def __init__(self, rows: torch.Tensor, classes: torch.Tensor) -> None:
-        self.tensors = float_rows(rows), float_rows(classes)
+    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
+        if not _are_float_rows(weight):  # of all classes those of the rows alone are copied
+            weight, labels = weight.index_select(0, labels), torch.arange(len(labels))
+        self.tensors = float_rows(rows), float_rows(weight), int_labels(labels)
         super().__init__(*map(address, self.tensors), *rows.shape, torch.get_num_threads())
 
 
@@ -191,9 +194,13 @@ def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr() or ctypes.alignment(ctypes.c_double)
 
 
+def _are_float_rows(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
 def float_rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """The same values as contiguous float32, without a copy where they are."""
-    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+    if tensor is None or _are_float_rows(tensor):
         return tensor
     return tensor.detach().to(torch.float32).contiguous()
 

@@ -166,11 +166,14 @@ void softmax(int64_t n, int64_t c, int64_t d, float scale, int64_t scratch, int 
 // Rows and the class of each, either a row of zeros here and there.
 void own(int64_t n, int64_t d, int threads) {
   std::mt19937 random(unsigned(n + d));
-  Array<float> rows = numbers(n * d, random), classes = numbers(n * d, random), d_angle = numbers(n, random);
+  const int64_t c = n / 2 + 1;
+  Array<float> rows = numbers(n * d, random), weight = numbers(c * d, random), d_angle = numbers(n, random);
+  Array<int64_t> labels(new int64_t[n]);
+  for (int64_t i = 0; i < n; i++) labels[i] = i % c;
   Array<float> pairs(new float[4 * n]), d_rows = numbers(n * d, random), d_classes(new float[n * d]);
   std::fill(rows.get(), rows.get() + std::min<int64_t>(n, 2) * d, 0.0f);
-  std::fill(classes.get(), classes.get() + std::min<int64_t>(n, 1) * d, 0.0f);
-  const dml_own own{rows.get(), classes.get(), n, d, threads};
+  std::fill(weight.get(), weight.get() + std::min<int64_t>(n, 1) * d, 0.0f);
+  const dml_own own{rows.get(), weight.get(), labels.get(), n, d, threads};
   const dml_pairs shape{nullptr, nullptr, n, n, d, nullptr, nullptr, nullptr, threads};
   dml_cpu_own_pairs(&own, pairs.get());
   expect(all_finite(pairs, 4 * n), "rows and their classes", shape);

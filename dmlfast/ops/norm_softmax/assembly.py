@@ -91,7 +91,7 @@ def counting(labels: torch.Tensor, settings: Settings) -> torch.Tensor:
 class _Batch:
     """A call, as far as no kernel is needed.
 
-    x: (N, D), 0 where rows do not count, of the dtype in which kernels compute, as weight (C, D).
+    x: (N, D), 0 where rows do not count; of the dtype in which kernels compute, as weight (C, D).
     labels: (N,) 0 where there is none. for_kernels: the same, -1 where there is none.
     everyone: (D,) the gradient that smoothing gives each class at length 1, or None.
     """
@@ -110,7 +110,9 @@ class _Batch:
         self.ignored = labels == settings.ignore_index
         self.labels, self.unknown = _known(labels, self.ignored, len(weight))
         self.for_kernels = self.labels.masked_fill(self.ignored, -1)
-        self.x = rows.to(self.weight.dtype).masked_fill(self.ignored[:, None], 0)
+        self.x = rows.to(self.weight.dtype)
+        if rows.is_cuda or self.ignored.any():  # a GPU would be waited for
+            self.x = self.x.masked_fill(self.ignored[:, None], 0)
         self.row_weights = self._shown(row_weights)
         self.settings, self.scale = settings, 1 / settings.temperature
         self.share = settings.label_smoothing / len(weight)

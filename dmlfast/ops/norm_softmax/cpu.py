@@ -42,7 +42,7 @@ def forward(
 
 def own_pairs(rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
-    own = native.Own(rows, weight.index_select(0, labels))
+    own = native.Own(rows, weight, labels)
     found = native.empty(4, len(rows))
     status = native.cpu_library().dml_cpu_own_pairs(ctypes.byref(own), native.address(found))
     native.check(status, "norm_softmax_loss")
@@ -59,7 +59,7 @@ def own_gradients(
     want_classes: bool,
 ) -> torch.Tensor | None:
     """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
-    own = native.Own(rows, weight.index_select(0, labels))
+    own = native.Own(rows, weight, labels)
     d_own = native.empty(*rows.shape) if want_classes else None
     floats = pairs, native.float_rows(d_angle), d_rows, d_own
     status = native.cpu_library().dml_cpu_own_gradients(
