@@ -2,7 +2,8 @@
 
     python -m dmlfast.bench.goals [bench/results/GPU.csv ...]
 
-prints them as the tables of bench/README.md. Without files, all committed results count.
+prints them as the tables of bench/README.md. Without files, the committed results count, of each
+kind of device those with most of its goals.
 """
 
 import sys
@@ -242,14 +243,20 @@ def _short(value: float) -> str:
 
 
 def main(files: Sequence[str]) -> None:
-    """Prints the tables that the results have something for, or both."""
-    paths = [Path(file) for file in files] or sorted(
-        path for path in RESULTS.glob("*.csv") if "provider" in path.open().readline()
-    )
-    rows = [row for path in paths for row in read_csv(path)]
-    places = dict.fromkeys("cuda" if row.cuda else "cpu" for row in rows) if files else None
-    for where in places or ("cpu", "cuda"):
-        print(f"{table(where, rows)}\n")
+    """Prints the tables that the files have something for; without files both, each of the machine
+    whose committed results have most of its goals.
+    """
+    if files:
+        rows = [row for file in files for row in read_csv(Path(file))]
+        for where in dict.fromkeys("cuda" if row.cuda else "cpu" for row in rows):
+            print(f"{table(where, rows)}\n")
+        return
+    paths = sorted(path for path in RESULTS.glob("*.csv") if "provider" in path.open().readline())
+    machines = [read_csv(path) for path in paths]
+    for where in ("cpu", "cuda"):
+        goals = [goal for goal in GOALS if goal.where == where]
+        counts = [sum(measured(goal, rows) is not None for goal in goals) for rows in machines]
+        print(f"{table(where, machines[counts.index(max(counts))])}\n")
 
 
 if __name__ == "__main__":

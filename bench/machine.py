@@ -10,13 +10,17 @@ from dmlfast.text import counted
 
 
 def cpu_name() -> str:
-    """The model of the CPU, as it calls itself."""
+    """The model of the CPU, as it calls itself; by its numbers where that is of all of a make."""
     try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        known = Path("/proc/cpuinfo").read_text()
     except OSError:
-        match = None
-    name = match.group(1) if match else platform.processor() or platform.machine()
-    return re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*", "", name, flags=re.I).strip()
+        known = ""
+    fields = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", known.partition("\n\n")[0], re.M))
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    name = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*", "", name, flags=re.I).strip()
+    if not re.search(r"\d", name) and {"cpu family", "model"} <= fields.keys():
+        name = f"{name} (family {fields['cpu family']}, model {fields['model']})"
+    return name
 
 
 def cores() -> int:
