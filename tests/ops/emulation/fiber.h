@@ -56,9 +56,9 @@ class Fiber {
   static void change(Place& from, Place& to) { swapcontext(&from, &to); }
 #endif
 
-  // stacks that all began at the same place of a page would push each other out of the cache
+  // Stacks that all began at the same place of a page would push each other out of the cache.
   static size_t stagger() {
-    static size_t made = 0;
+    static thread_local size_t made = 0;
     return made++ % 61 * 1088;
   }
 
