@@ -92,7 +92,7 @@ class Softmax {
         running_(!(2 * scale <= safe_span)),
         row_lengths_(p.rows, p.n, p.d, p.threads),
         class_lengths_(p.weight, p.c, p.d, p.threads),
-        block_(std::clamp(round_up(p.c / 8, narrowest), narrowest, Schedule::tile)),
+        block_(std::clamp(round_up(p.c / fewest_blocks, narrowest), narrowest, Schedule::tile)),
         blocks_((p.c + block_ - 1) / block_) {
     in_groups(block_ / VL, [&](auto, int64_t) { strips_++; });
     const int64_t row_bytes = blocks_ * strips_ * NR * int64_t(sizeof(float));
@@ -135,10 +135,12 @@ class Softmax {
   }
 
  private:
-  static constexpr int64_t narrowest = 64;    // block of classes: work for several threads, but not for less
-  static constexpr int64_t fewest_kept = 64;  // rows of a chunk below which cosines are not kept
-  static constexpr int64_t most_rows = 1024;  // of a chunk
-  static constexpr int64_t most_lanes = 32;   // how many threads there can be work for
+  static constexpr int64_t narrowest =
+      64;  // block of classes: each lane has a gradient of all rows to add up
+  static constexpr int64_t fewest_blocks = 8;  // that classes are cut into, as far as blocks are not narrower
+  static constexpr int64_t fewest_kept = 64;   // rows of a chunk below which cosines are not kept
+  static constexpr int64_t most_rows = 1024;   // of a chunk
+  static constexpr int64_t most_lanes = 32;    // how many threads there can be work for
   static constexpr int64_t lanes_bytes = 32 << 20;
 
   // What a worker needs for a block of classes against a tile of rows.
@@ -150,7 +152,7 @@ class Softmax {
 
     Work(const dml_classes& p, const Lengths& lengths, int64_t block, bool with_gradient)
         : classes(p.weight, lengths, std::min(p.c, block), p.d, true, with_gradient) {
-      if (with_gradient) gradient.sum = Buffer<float>(classes.side.d_panels() * Schedule::tile * VL);
+      if (with_gradient) gradient.sum = Buffer<float>(classes.side.d_panels() * block * VL);
     }
   };
 

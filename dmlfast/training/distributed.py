@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dmlfast.errors import UserError, unknown_name
 
 T = TypeVar("T")
-_parted: list[dist.ProcessGroup | None] = []  # what `join_world` has left, see there
+_parted: "list[dist.ProcessGroup | None]" = []  # left by `join_world`, for the reason given there
 
 
 @dataclass(frozen=True)

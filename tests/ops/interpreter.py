@@ -52,8 +52,7 @@ def remember_types() -> None:
         vars(self).update(types[key], element_ty=element_ty)
 
     def tensor(self, handle, type):
-        key = type.shape.values if type.is_block() else ()
-        key = tuple(key)
+        key = tuple(type.shape.values) if type.is_block() else ()
         if key not in shapes:
             make_tensor(self, handle, type)
             shapes[key] = self.shape, self.numel
