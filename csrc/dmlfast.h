@@ -47,13 +47,17 @@ struct dml_classes {
   int32_t threads;
 };
 
-// Rows and the class of each.
+// Rows and the class of each, and how a row's logit of its own class and its loss are made of the angle.
 struct dml_own {
   const float* rows;      // (n, d)
-  const float* weight;    // (c, d)
-  const int64_t* labels;  // (n,), of [0, c)
-  int64_t n, d;
-  int32_t threads;
+  const float* weight;    // (c, d), or (n, d) where gathered: the class of each row
+  const int64_t* labels;  // (n,)
+  int64_t n, c, d;
+  int64_t ignore_index;              // the label of rows that do not count
+  float scale, cosine_margin;        // logit = scale (cos(angle + angular margin) - cosine_margin)
+  float margin_cosine, margin_sine;  // of the angular margin
+  float smoothing;                   // of labels, over all c classes
+  int32_t gathered, threads;
 };
 
 // A position-dependent metric unit: linear layers, weights (out, in), by the names of its README.
@@ -103,14 +107,18 @@ DML_API int dml_cpu_softmax(const struct dml_classes*, float scale, int64_t scra
                             const float* target, const float* row_weight, float* logsumexp, float* d_rows,
                             float* d_weight);
 
-// pairs (4, n): inverse lengths of rows and of classes, 0 of zeros, and at length 1 those of the difference
-// and of the sum of both.
-DML_API int dml_cpu_own_pairs(const struct dml_own*, float* pairs);
+// known (n,): labels, -1 of rows that do not count. pairs (5, n), 0 of such rows: inverse lengths of rows and
+// of classes, 0 of zeros; at length 1 the squared lengths of the difference and of the sum of both; logits.
+// unknown: the first row whose label is no class, and then nothing else is written, or -1.
+DML_API int dml_cpu_own_pairs(const struct dml_own*, int64_t* known, float* pairs, int64_t* unknown);
 
-// From the gradient of the angles between them, (n,), those of rows and classes: the former added to d_rows,
-// the latter put into d_classes; either may be NULL. pairs is that of dml_cpu_own_pairs.
-DML_API int dml_cpu_own_gradients(const struct dml_own*, const float* pairs, const float* d_angle,
-                                  float* d_rows, float* d_classes);
+// losses (n,): of the rows, from the log-sum-exps of all other classes, and where labels are smoothed from
+// the rows at length 1 times the sum of all classes, `others` (n,). Their gradients by the angles, times
+// row_weight (n,), are added to d_rows and put into d_classes (n, d); either may be NULL. pairs and labels
+// are those that dml_cpu_own_pairs gives.
+DML_API int dml_cpu_own_losses(const struct dml_own*, const float* pairs, const float* logsumexp,
+                               const float* row_weight, const float* others, float* losses, float* d_rows,
+                               float* d_classes);
 
 // scores (n, m): of all pairs by the unit. No labels are looked at.
 DML_API int dml_cpu_pddm_matrix(const struct dml_pairs*, const struct dml_unit*, float* scores);

@@ -14,8 +14,9 @@ std::atomic<bool> poison_buffers{false};
   int lifted(const dml_pairs*, float, float*, float*, float*);                                             \
   int triplet(const dml_pairs*, float, int32_t, int32_t, float*, float*, float*);                          \
   int softmax(const dml_classes*, float, int64_t, const float*, const float*, float*, float*, float*);     \
-  int own_pairs(const dml_own*, float*);                                                                   \
-  int own_gradients(const dml_own*, const float*, const float*, float*, float*);                           \
+  int own_pairs(const dml_own*, int64_t*, float*, int64_t*);                                               \
+  int own_losses(const dml_own*, const float*, const float*, const float*, const float*, float*, float*,   \
+                 float*);                                                                                  \
   int boosted(const dml_pairs*, const dml_boosting*, float*, float*);                                      \
   int pddm_matrix(const dml_pairs*, const dml_unit*, float*);                                              \
   int pddm_pairs(const dml_pairs*, const dml_unit*, const int64_t*, const int64_t*, int64_t, float*);      \
@@ -39,7 +40,7 @@ struct Kernels {
   decltype(&generic::triplet) triplet;
   decltype(&generic::softmax) softmax;
   decltype(&generic::own_pairs) own_pairs;
-  decltype(&generic::own_gradients) own_gradients;
+  decltype(&generic::own_losses) own_losses;
   decltype(&generic::boosted) boosted;
   decltype(&generic::pddm_matrix) pddm_matrix;
   decltype(&generic::pddm_pairs) pddm_pairs;
@@ -48,7 +49,7 @@ struct Kernels {
 #define DML_KERNELS(isa)                                                                             \
   Kernels {                                                                                          \
     #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet, isa::softmax, isa::own_pairs, \
-        isa::own_gradients, isa::boosted, isa::pddm_matrix, isa::pddm_pairs                          \
+        isa::own_losses, isa::boosted, isa::pddm_matrix, isa::pddm_pairs                             \
   }
 
 const Kernels* find(const char* name) {
@@ -96,12 +97,12 @@ int dml_cpu_softmax(const dml_classes* p, float scale, int64_t scratch_bytes, co
                     const float* row_weight, float* logsumexp, float* d_rows, float* d_weight) {
   return kernels().softmax(p, scale, scratch_bytes, target, row_weight, logsumexp, d_rows, d_weight);
 }
-int dml_cpu_own_pairs(const dml_own* p, float* pairs) {
-  return kernels().own_pairs(p, pairs);
+int dml_cpu_own_pairs(const dml_own* p, int64_t* known, float* pairs, int64_t* unknown) {
+  return kernels().own_pairs(p, known, pairs, unknown);
 }
-int dml_cpu_own_gradients(const dml_own* p, const float* pairs, const float* d_angle, float* d_rows,
-                          float* d_classes) {
-  return kernels().own_gradients(p, pairs, d_angle, d_rows, d_classes);
+int dml_cpu_own_losses(const dml_own* p, const float* pairs, const float* logsumexp, const float* row_weight,
+                       const float* others, float* losses, float* d_rows, float* d_classes) {
+  return kernels().own_losses(p, pairs, logsumexp, row_weight, others, losses, d_rows, d_classes);
 }
 int dml_cpu_boosted(const dml_pairs* p, const dml_boosting* b, float* losses, float* d_rows) {
   return kernels().boosted(p, b, losses, d_rows);

@@ -124,13 +124,18 @@ int softmax(const dml_classes* p, float scale, int64_t scratch_bytes, const floa
   });
 }
 
-int own_pairs(const dml_own* p, float* pairs) {
-  return guarded([&] { OwnPairs(*p).measure(pairs); });
+int own_pairs(const dml_own* p, int64_t* known, float* pairs, int64_t* unknown) {
+  return guarded([&] {
+    const OwnPairs own(*p);
+    *unknown = own.find(known);
+    if (*unknown < 0) own.measure(known, pairs);
+  });
 }
 
-int own_gradients(const dml_own* p, const float* pairs, const float* d_angle, float* d_rows,
-                  float* d_classes) {
-  return guarded([&] { OwnPairs(*p).gradient(pairs, d_angle, d_rows, d_classes); });
+int own_losses(const dml_own* p, const float* pairs, const float* logsumexp, const float* row_weight,
+               const float* others, float* losses, float* d_rows, float* d_classes) {
+  return guarded(
+      [&] { OwnPairs(*p).losses(pairs, logsumexp, row_weight, others, losses, d_rows, d_classes); });
 }
 
 int pddm_matrix(const dml_pairs* p, const dml_unit* u, float* scores) {

@@ -1,4 +1,4 @@
-// Rows and their own classes at length 1: how far apart they are, and the gradients of that.
+// Rows and their own classes: the logits of these, the losses of rows, and their gradients by the angles.
 #pragma once
 
 #include "parallel.h"
@@ -8,14 +8,29 @@ namespace DML_ISA {
 
 class OwnPairs {
  public:
-  OwnPairs(const dml_own& p) : p_(p) {}
+  OwnPairs(const dml_own& p) : p_(p), share_(p.smoothing / float(p.c)) {}
 
-  // pairs (4, n): inverse lengths of rows and of classes, lengths of difference and sum at length 1.
-  void measure(float* pairs) const {
+  // known (n,): the labels, -1 where a row does not count. Returns the first row whose label is no class, or
+  // -1.
+  int64_t find(int64_t* known) const {
+    for (int64_t i = 0; i < p_.n; i++) {
+      const int64_t label = p_.labels[i];
+      const bool counts = label != p_.ignore_index;
+      if (counts && (label < 0 || label >= p_.c)) return i;
+      known[i] = counts ? label : -1;
+    }
+    return -1;
+  }
+
+  // pairs (5, n), as dmlfast.h has it.
+  void measure(const int64_t* known, float* pairs) const {
     const int64_t n = p_.n;
     parallel_for(p_.threads, n, [&](int64_t i) {
-      const float* x = p_.rows + i * p_.d;
-      const float* w = own_class(i);
+      if (known[i] < 0) {
+        for (int part = 0; part < 5; part++) pairs[part * n + i] = 0;
+        return;
+      }
+      const float *x = p_.rows + i * p_.d, *w = own_class(i, known[i]);
       const float of_row = inverse_length(x), of_class = inverse_length(w);
       vf apart = {}, joined = {};
       each_part([&](int64_t k, int64_t width) {
@@ -25,21 +40,36 @@ class OwnPairs {
       });
       pairs[i] = of_row;
       pairs[n + i] = of_class;
-      pairs[2 * n + i] = length_of(apart);
-      pairs[3 * n + i] = length_of(joined);
+      pairs[2 * n + i] = hsum(apart);
+      pairs[3 * n + i] = hsum(joined);
+      const Angle angle = angle_of(pairs[2 * n + i], pairs[3 * n + i]);
+      pairs[4 * n + i] = p_.scale * (with_margin(angle).cosine - p_.cosine_margin);
     });
   }
 
-  // Adds to d_rows, and fills d_classes, the gradients from that of the angles (n,); either may be NULL.
-  void gradient(const float* pairs, const float* d_angle, float* d_rows, float* d_classes) const {
+  // Losses (n,) and their gradients by the angles; d_rows and d_classes may be NULL.
+  void losses(const float* pairs, const float* logsumexp, const float* row_weight, const float* others,
+              float* losses, float* d_rows, float* d_classes) const {
     const int64_t n = p_.n;
     parallel_for(p_.threads, n, [&](int64_t i) {
-      const Side row{p_.rows + i * p_.d, pairs[i]}, own{own_class(i), pairs[n + i]};
-      const float apart = pairs[2 * n + i] * pairs[2 * n + i], joined = pairs[3 * n + i] * pairs[3 * n + i];
-      const float both = apart + joined;  // 4, less where one is 0
-      const float versine = both == 0 ? 0.0f : 2 * apart / both;
-      if (d_rows) gradient(row, own, versine, -d_angle[i], true, d_rows + i * p_.d);
-      if (d_classes) gradient(own, row, versine, -d_angle[i], false, d_classes + i * p_.d);
+      float* d_class = d_classes ? d_classes + i * p_.d : nullptr;
+      if (p_.labels[i] < 0) {
+        losses[i] = 0;
+        if (d_class) std::fill_n(d_class, p_.d, 0.0f);
+        return;
+      }
+      const Side row{p_.rows + i * p_.d, pairs[i]}, own{own_class(i, p_.labels[i]), pairs[n + i]};
+      const Angle angle = angle_of(pairs[2 * n + i], pairs[3 * n + i]);
+      const float logit = pairs[4 * n + i], above = logsumexp[i] - logit;
+      const float e = std::exp(-std::abs(above));
+      losses[i] = std::max(above, 0.0f) + std::log1p(e);
+      // of all other classes together the probability, less what smoothing gives the own one
+      const float d_logit = (above < 0 ? e : 1.0f) / (1 + e) - (p_.smoothing - share_);
+      if (others)
+        losses[i] += p_.smoothing * logit - share_ * (p_.scale * (others[i] - angle.cosine) + logit);
+      const float g = p_.scale * row_weight[i] * (share_ * angle.sine - d_logit * with_margin(angle).sine);
+      if (d_rows) gradient(row, own, angle.versine, g, true, d_rows + i * p_.d);
+      if (d_class) gradient(own, row, angle.versine, g, false, d_class);
     });
   }
 
@@ -49,19 +79,37 @@ class OwnPairs {
     float inverse;
   };
 
+  // versine: 1 - cosine, which keeps its digits where the angle is small.
+  struct Angle {
+    float cosine, sine, versine;
+  };
+
+  // From the squared lengths of difference and sum; a right angle where one side is zeros.
+  static Angle angle_of(float apart, float joined) {
+    const float both = apart + joined;  // 4, less where one is 0
+    if (both == 0) return {0, 1, 1};
+    return {(joined - apart) / both, 2 * std::sqrt(apart * joined) / both, 2 * apart / both};
+  }
+
+  struct Margined {
+    float cosine, sine;
+  };
+
+  Margined with_margin(const Angle& angle) const {
+    return {angle.cosine * p_.margin_cosine - angle.sine * p_.margin_sine,
+            angle.sine * p_.margin_cosine + angle.cosine * p_.margin_sine};
+  }
+
   static constexpr float tiny = std::numeric_limits<float>::min();
   static constexpr float parallel = 1e-6f;  // settings.py
 
-  const float* own_class(int64_t i) const { return p_.weight + p_.labels[i] * p_.d; }
+  const float* own_class(int64_t i, int64_t label) const {
+    return p_.weight + (p_.gathered ? i : label) * p_.d;
+  }
 
   template <class F>
   void each_part(F&& f) const {
     for (int64_t k = 0; k < p_.d; k += VL) f(k, std::min<int64_t>(VL, p_.d - k));
-  }
-
-  static float length_of(vf squares) {
-    const float sum = hsum(squares);
-    return sum == 0 ? tiny : std::sqrt(sum);
   }
 
   // 0 for a row of zeros.
@@ -101,6 +149,7 @@ class OwnPairs {
   }
 
   const dml_own p_;
+  const float share_;  // of the target that each class has by smoothing
 };
 
 }  // namespace DML_ISA

@@ -80,22 +80,44 @@ class Classes(ctypes.Structure):
 
 
 class Own(ctypes.Structure):
-    """``dml_own``, with the tensors whose addresses it holds."""
+    """``dml_own``, with the tensors whose addresses it holds. ``logit``: the fields from ``scale``
+    to ``smoothing``.
+    """
 
     _fields_ = (
         ("rows", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("labels", ctypes.c_void_p),
         ("n", ctypes.c_int64),
+        ("c", ctypes.c_int64),
         ("d", ctypes.c_int64),
+        ("ignore_index", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("cosine_margin", ctypes.c_float),
+        ("margin_cosine", ctypes.c_float),
+        ("margin_sine", ctypes.c_float),
+        ("smoothing", ctypes.c_float),
+        ("gathered", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
-    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
-        if not _are_float_rows(weight):  # of all classes those of the rows alone are copied
-            weight, labels = weight.index_select(0, labels), torch.arange(len(labels))
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        ignore_index: int,
+        logit: Sequence[float],
+    ) -> None:
+        (n, d), c = rows.shape, len(weight)
+        gathered = not _are_float_rows(weight)
+        if gathered:  # of all classes those of the rows alone are copied
+            weight = weight.index_select(0, labels.long().clamp(0, c - 1))
         self.tensors = float_rows(rows), float_rows(weight), int_labels(labels)
-        super().__init__(*map(address, self.tensors), *rows.shape, torch.get_num_threads())
+        sizes = n, c, d, ignore_index
+        super().__init__(
+            *map(address, self.tensors), *sizes, *logit, gathered, torch.get_num_threads()
+        )
 
 
 class Boosting(ctypes.Structure):
@@ -178,8 +200,8 @@ def cpu_library() -> ctypes.CDLL:
         *[pointer] * 5,
     ]
     own = ctypes.POINTER(Own)
-    library.dml_cpu_own_pairs.argtypes = [own, pointer]
-    library.dml_cpu_own_gradients.argtypes = [own, *[pointer] * 4]
+    library.dml_cpu_own_pairs.argtypes = [own, *[pointer] * 2, ctypes.POINTER(ctypes.c_int64)]
+    library.dml_cpu_own_losses.argtypes = [own, *[pointer] * 7]
     library.dml_cpu_boosted.argtypes = [pairs, ctypes.POINTER(Boosting), pointer, pointer]
     unit = ctypes.POINTER(MetricUnit)
     library.dml_cpu_pddm_matrix.argtypes = [pairs, unit, pointer]

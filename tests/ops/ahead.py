@@ -23,6 +23,7 @@ from dmlfast.ops.boosted import triton as boosted
 from dmlfast.ops.boosted.settings import BOOSTINGS, Settings
 from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
+from dmlfast.ops.norm_softmax.settings import Settings as SoftmaxSettings
 from dmlfast.ops.norm_softmax.triton import sides
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
@@ -130,10 +131,13 @@ def softmax(dtype: torch.dtype, d: int) -> None:
             norm_softmax.forward(x, w, labels, ones, ones, scale, False, True, True, smoothing)
             given = x, w, labels, ones, ones, ones, scale, True, True, smoothing
             norm_softmax.gradients(*given, dtype)
-    pairs = norm_softmax.own_pairs(x, w, labels)
     d_rows = torch.zeros(300, d)
-    for found, want_classes in ((None, True), (d_rows, False), (d_rows, True)):
-        norm_softmax.own_gradients(x, w, labels, pairs, ones, found, want_classes)
+    for others in (None, ones):
+        settings = SoftmaxSettings(0.05, 0.1, 0.2, 0.0 if others is None else 0.1, -100, False)
+        own = norm_softmax.own_pairs(x, w, labels, settings)
+        for found, want in ((None, False), (None, True), (d_rows, False), (d_rows, True)):
+            given = *own, ones, ones, others, settings
+            norm_softmax.own_losses(x, w, *given, found, want)
 
 
 def weights(d: int, *widths: int) -> Weights:

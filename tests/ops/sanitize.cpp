@@ -163,25 +163,44 @@ void softmax(int64_t n, int64_t c, int64_t d, float scale, int64_t scratch, int 
   expect(all_finite(d_weight, c * d), "gradient of the classes", shape);
 }
 
-// Rows and the class of each, either a row of zeros here and there.
+// Rows and the class of each, either a row of zeros here and there, and rows that do not count.
 void own(int64_t n, int64_t d, int threads) {
   std::mt19937 random(unsigned(n + d));
   const int64_t c = n / 2 + 1;
-  Array<float> rows = numbers(n * d, random), weight = numbers(c * d, random), d_angle = numbers(n, random);
-  Array<int64_t> labels(new int64_t[n]);
-  for (int64_t i = 0; i < n; i++) labels[i] = i % c;
-  Array<float> pairs(new float[4 * n]), d_rows = numbers(n * d, random), d_classes(new float[n * d]);
+  const Array<float> rows = numbers(n * d, random), weight = numbers(c * d, random);
+  const Array<float> classes = numbers(n * d, random), logsumexp = numbers(n, random);
+  const Array<float> row_weight = numbers(n, random), others = numbers(n, random);
+  const Array<int64_t> labels(new int64_t[n]), known(new int64_t[n]);
+  for (int64_t i = 0; i < n; i++) labels[i] = i % 5 == 4 ? -100 : i % c;
+  const Array<float> pairs(new float[5 * n]), losses(new float[n]);
+  const Array<float> d_rows = numbers(n * d, random), d_classes(new float[n * d]);
   std::fill(rows.get(), rows.get() + std::min<int64_t>(n, 2) * d, 0.0f);
   std::fill(weight.get(), weight.get() + std::min<int64_t>(n, 1) * d, 0.0f);
-  const dml_own own{rows.get(), weight.get(), labels.get(), n, d, threads};
   const dml_pairs shape{nullptr, nullptr, n, n, d, nullptr, nullptr, nullptr, threads};
-  dml_cpu_own_pairs(&own, pairs.get());
-  expect(all_finite(pairs, 4 * n), "rows and their classes", shape);
-  for (bool of_rows : {false, true})
-    dml_cpu_own_gradients(&own, pairs.get(), d_angle.get(), of_rows ? d_rows.get() : nullptr,
-                          of_rows ? nullptr : d_classes.get());
-  expect(all_finite(d_rows, n * d), "gradient of the angles for rows", shape);
-  expect(all_finite(d_classes, n * d), "gradient of the angles for classes", shape);
+  for (bool gathered : {false, true}) {
+    dml_own own{rows.get(), weight.get(), labels.get(), n, c, d, -100};
+    own.scale = 20, own.cosine_margin = 0.1f, own.margin_cosine = 0.8f, own.margin_sine = 0.6f;
+    own.smoothing = 0.1f, own.gathered = gathered, own.threads = threads;
+    if (gathered) own.weight = classes.get();
+    int64_t unknown = 0;
+    dml_cpu_own_pairs(&own, known.get(), pairs.get(), &unknown);
+    expect(unknown == -1 && all_finite(pairs, 5 * n), "rows and their classes", shape);
+    own.labels = known.get();
+    for (bool of_rows : {false, true}) {
+      dml_cpu_own_losses(&own, pairs.get(), logsumexp.get(), row_weight.get(),
+                         of_rows ? nullptr : others.get(), losses.get(), of_rows ? d_rows.get() : nullptr,
+                         of_rows ? nullptr : d_classes.get());
+      expect(all_finite(losses, n), "losses of rows", shape);
+    }
+    expect(all_finite(d_rows, n * d), "gradient of the angles for rows", shape);
+    expect(all_finite(d_classes, n * d), "gradient of the angles for classes", shape);
+    if (!n) continue;
+    own.labels = labels.get();
+    labels[n - 1] = c;
+    dml_cpu_own_pairs(&own, known.get(), pairs.get(), &unknown);
+    expect(unknown == n - 1, "a label that is no class", shape);
+    labels[n - 1] = 0;
+  }
 }
 
 // Boosted learners on groups of columns.

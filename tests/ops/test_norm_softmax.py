@@ -222,6 +222,30 @@ def test_rows_that_do_not_count_give_nothing(low_memory, n, reduction, impl):
 
 
 @EVERY_KERNEL
+def test_nothing_arrives_through_rows_that_do_not_count(impl):
+    rows, labels, weight = problem(20, 12, 5)
+    upstream = torch.ones(20).masked_fill(labels == -100, torch.nan)
+    options = {"reduction": "none", "impl": impl}
+    found = results(rows=rows, labels=labels, weight=weight, upstream=lambda _: upstream, **options)
+    expected = results(rows=rows, labels=labels, weight=weight, upstream=torch.ones_like, **options)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("label", [-1, 12, 2**40, -(2**62)])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_label_that_is_no_class_makes_the_loss_nan_where_nobody_looks(low_memory, label):
+    rows, labels, weight = problem(20, 12, 5)
+    labels[3] = label
+    options = {"low_memory": low_memory, "label_smoothing": 0.1}
+    loss, d_rows, d_weight = results("triton", rows, labels, weight, **options)
+    assert loss.isnan()
+    assert d_weight.isnan().all()
+    assert d_rows[3].isnan().all()
+    losses = ops.norm_softmax_loss(rows, labels, weight, reduction="none", impl="triton", **options)
+    assert losses.isnan().nonzero().tolist() == [[3]]
+
+
+@EVERY_KERNEL
 @pytest.mark.parametrize("options", OPTIONS[1:5:3], ids=str)
 def test_zeros_have_no_direction_and_no_gradient(options, impl):
     rows, labels, weight = problem(20, 12, 5, ignored=False)

@@ -154,4 +154,4 @@ class Sides(sides.Sides):
 _launch = partial(launch, "norm_softmax_loss")
 forward = partial(triton.forward, sides_of=Sides)
 gradients = partial(triton.gradients, sides_of=Sides)
-own_pairs, own_gradients = triton.own_pairs, triton.own_gradients
+own_pairs, own_losses = triton.own_pairs, triton.own_losses

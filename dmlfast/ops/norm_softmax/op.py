@@ -177,7 +177,7 @@ def _gradients(
     """Gradients of the losses of rows by ``grad`` (N,), in the dtypes of rows and weight."""
     *fields, want_rows, want_weight, impl = rest
     settings, kernels = Settings(*fields), _kernels(impl, rows)
-    given = rows, weight, labels, grad
+    given = rows, weight, labels, grad.masked_fill(labels == settings.ignore_index, 0)
     wants = settings, want_rows, want_weight
     with torch.autocast(rows.device.type, enabled=False):
         if logsumexp is not None:

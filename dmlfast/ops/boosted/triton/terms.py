@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.boosted import settings
+from dmlfast.ops.triton.tile import log1p
 
 START = tl.constexpr(settings.START)
 SHRINKAGE = tl.constexpr(settings.SHRINKAGE)
@@ -23,19 +24,6 @@ class Constants(NamedTuple):
     beta2: Any
     negative_cost: Any
     margin: Any
-
-
-@triton.jit
-def log1p(e):
-    """log(1 + e) for e from 0 to 1 to the last digits of e: 2 atanh(e / (2 + e)), whose series is
-    replaced by the polynomial that errs least, 8e-9 of the result.
-    """
-    t = e / (2.0 + e)
-    u = t * t
-    p = 0.28174657 * u + 0.27961418
-    p = p * u + 0.40024853
-    p = p * u + 0.66666317
-    return t * (p * u + 2.0)
 
 
 @triton.jit

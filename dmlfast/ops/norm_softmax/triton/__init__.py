@@ -6,13 +6,13 @@
 import torch
 
 from dmlfast.ops.gpu import on_its_device
-from dmlfast.ops.norm_softmax.triton.own import own_gradients, own_pairs
+from dmlfast.ops.norm_softmax.triton.own import own_losses, own_pairs
 from dmlfast.ops.norm_softmax.triton.rows import through_norm
 from dmlfast.ops.norm_softmax.triton.scores import Classes
 from dmlfast.ops.norm_softmax.triton.sides import SAFE, Sides
 from dmlfast.ops.triton.tile import LN2, LOG2E
 
-__all__ = ["forward", "gradients", "own_gradients", "own_pairs"]
+__all__ = ["forward", "gradients", "own_losses", "own_pairs"]
 
 
 @on_its_device

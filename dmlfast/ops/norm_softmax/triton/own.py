@@ -1,4 +1,8 @@
-"""Rows and their own classes at length 1: how far apart they are, and the gradients of that."""
+"""Rows and their own classes: the logits of these, the losses of rows, and their gradients by the
+angles.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -6,132 +10,187 @@ import triton.language as tl
 
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.norm_softmax import settings
+from dmlfast.ops.norm_softmax.settings import Settings
 from dmlfast.ops.norm_softmax.triton.rows import blocks_of, inverse_length, load_rows
 from dmlfast.ops.triton.configs import FUSED
+from dmlfast.ops.triton.tile import log1p
 
 PARALLEL = tl.constexpr(settings.PARALLEL)
-TINY = tl.constexpr(settings.TINY)
+
+
+class Logit(NamedTuple):
+    """``Settings.logit``: how a row's logit of its own class and its loss are made of the angle."""
+
+    scale: Any
+    cosine_margin: Any
+    margin_cosine: Any
+    margin_sine: Any
+    smoothing: Any
+
+
+class Ends(NamedTuple):
+    """One end of each pair: rows, int64, of a matrix (., d), and 1 / their lengths."""
+
+    matrix: Any
+    stride: Any
+    step: Any
+    rows: Any
+    inverse: Any
 
 
 @triton.jit
-def _pair(
-    rows, own, row_step, row_inverse, weight, label, class_step, class_inverse, k, row_stride,
-    class_stride, d,
-):  # fmt: skip
-    """Components k of rows and of their classes, at length 1."""
-    x = load_rows(rows, own, k, row_stride, row_step, d) * row_inverse[:, None]
-    p = load_rows(weight, label, k, class_stride, class_step, d) * class_inverse[:, None]
-    return x, p
+def _units(ends, k, d):
+    """Components k of the ends at length 1."""
+    x = load_rows(ends.matrix, ends.rows, k, ends.stride, ends.step, d)
+    return x * ends.inverse[:, None]
 
 
-@triton.jit(do_not_specialize=["n"])
-def own_pairs_kernel(
-    rows, row_stride, row_step, weight, class_stride, class_step, labels, out, n, d,
-    BM: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Fills ``out`` (4, n) of BM rows: inverse lengths of them and of their classes, the lengths of
-    difference and sum of both at length 1.
+@triton.jit
+def _angle_of(apart, joined):
+    """Cosine, sine and 1 - cosine of angles, from the squared lengths of difference and sum; a
+    right one where one side is zeros. The last keeps its digits where the angle is small.
     """
+    both = apart + joined  # 4, less where one is 0
+    some = both != 0.0
+    inverse = 1.0 / tl.where(some, both, 1.0)
+    sine = tl.where(some, 2.0 * tl.sqrt(apart * joined) * inverse, 1.0)
+    return (joined - apart) * inverse, sine, tl.where(some, 2.0 * apart * inverse, 1.0)
+
+
+@triton.jit
+def _measured(matrix, stride, step, rows, d, BM: tl.constexpr, BD: tl.constexpr):
+    return Ends(matrix, stride, step, rows, inverse_length(matrix, rows, stride, step, d, BM, BD))
+
+
+@triton.jit
+def _turn(a, b, versine, g, out, i, n, d, ADD: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
+    """Writes or adds to ``out`` (n, d) the gradient of ends ``a`` from g, minus that of their
+    angles with ``b``: along b - cosine a, made of small differences where the angle is small.
+    """
+    squared = tl.zeros((BM,), tl.float32)
+    for first in range(0, d, BD):
+        k = first + tl.arange(0, BD)
+        x, y = _units(a, k, d), _units(b, k, d)
+        towards = y - x + versine[:, None] * x
+        squared += tl.sum(towards * towards, 1)
+    sine = tl.sqrt(squared)
+    by = tl.where(sine < PARALLEL, 0.0, g / sine) * a.inverse
+    for first in range(0, d, BD):
+        k = first + tl.arange(0, BD)
+        x, y = _units(a, k, d), _units(b, k, d)
+        found = by[:, None] * (y - x + versine[:, None] * x)
+        at, there = i[:, None] * d + k[None, :], (i < n)[:, None] & (k < d)[None, :]
+        if ADD:
+            found += tl.load(out + at, mask=there, other=0.0)
+        tl.store(out + at, found, mask=there)
+
+
+@triton.jit(do_not_specialize=["n", "c", "ignore_index"])
+def own_pairs_kernel(
+    rows, row_stride, row_step, weight, class_stride, class_step, labels, ignore_index, logit,
+    known, out, n, c, d, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Fills ``known`` (n,) and ``out`` (5, n) of BM rows, as `own_pairs` returns them."""
     i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    own = tl.minimum(i, n - 1)
-    label = tl.load(labels + own)
-    row_inverse = inverse_length(rows, own, row_stride, row_step, d, BM, BD)
-    class_inverse = inverse_length(weight, label, class_stride, class_step, d, BM, BD)
+    own, there = tl.minimum(i, n - 1), i < n
+    given = tl.load(labels + own).to(tl.int64)
+    label = tl.where((given != ignore_index) & (given >= 0) & (given < c), given, 0)
+    tl.store(known + i, tl.where(given != ignore_index, label, -1), mask=there)
+    row = _measured(rows, row_stride, row_step, own, d, BM, BD)
+    class_ = _measured(weight, class_stride, class_step, label, d, BM, BD)
     apart = tl.zeros((BM,), tl.float32)
     joined = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
-        x, p = _pair(
-            rows, own, row_step, row_inverse, weight, label, class_step, class_inverse,
-            first + tl.arange(0, BD), row_stride, class_stride, d,
-        )  # fmt: skip
+        k = first + tl.arange(0, BD)
+        x, p = _units(row, k, d), _units(class_, k, d)
         apart += tl.sum((x - p) * (x - p), 1)
         joined += tl.sum((x + p) * (x + p), 1)
-    tl.store(out + i, row_inverse, mask=i < n)
-    tl.store(out + n + i, class_inverse, mask=i < n)
-    tl.store(out + 2 * n + i, tl.where(apart == 0.0, TINY, tl.sqrt_rn(apart)), mask=i < n)
-    tl.store(out + 3 * n + i, tl.where(joined == 0.0, TINY, tl.sqrt_rn(joined)), mask=i < n)
+    cosine, sine, _ = _angle_of(apart, joined)
+    cosine = cosine * logit.margin_cosine - sine * logit.margin_sine
+    target = logit.scale * (cosine - logit.cosine_margin)
+    given = tl.load(labels + own).to(tl.int64)  # again, rather than kept in registers
+    unknown = (given != ignore_index) & ((given < 0) | (given >= c))
+    tl.store(out + i, row.inverse, mask=there)
+    tl.store(out + n + i, class_.inverse, mask=there)
+    tl.store(out + 2 * n + i, apart, mask=there)
+    tl.store(out + 3 * n + i, joined, mask=there)
+    tl.store(out + 4 * n + i, tl.where(unknown, float("nan"), target), mask=there)
 
 
 @triton.jit(do_not_specialize=["n"])
-def own_gradients_kernel(
-    rows, row_stride, row_step, weight, class_stride, class_step, labels, pairs, d_angle, d_rows,
-    d_own, n, d, BM: tl.constexpr, BD: tl.constexpr,
+def own_losses_kernel(
+    rows, row_stride, row_step, weight, class_stride, class_step, known, pairs, logsumexp,
+    row_weights, others, logit, share, losses, d_rows, d_own, n, d, BM: tl.constexpr,
+    BD: tl.constexpr,
 ):  # fmt: skip
-    """Adds to ``d_rows`` (n, d), and fills ``d_own`` (n, d), the gradients of BM rows and of their
-    classes from that of the angle between them; either may be missing.
+    """Fills ``losses`` (n,) of BM rows, adds to ``d_rows`` (n, d), and fills ``d_own`` (n, d), the
+    gradients of rows and of their classes by the angles; either may be missing, and so ``others``.
     """
     i = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     own = tl.minimum(i, n - 1)
-    label = tl.load(labels + own)
-    row_inverse, class_inverse = tl.load(pairs + own), tl.load(pairs + n + own)
-    apart, joined = tl.load(pairs + 2 * n + own), tl.load(pairs + 3 * n + own)
-    apart, joined = apart * apart, joined * joined
-    both = tl.where(apart + joined == 0.0, 1.0, apart + joined)  # 4, less where one is 0
-    # b - cos(angle) a = b - a + (1 - cos(angle)) a, of small differences where the angle is small
-    versine = (2.0 * tl.div_rn(apart, both))[:, None]
-    to_class = tl.zeros((BM,), tl.float32)
-    to_row = tl.zeros((BM,), tl.float32)
-    for first in range(0, d, BD):
-        x, p = _pair(
-            rows, own, row_step, row_inverse, weight, label, class_step, class_inverse,
-            first + tl.arange(0, BD), row_stride, class_stride, d,
-        )  # fmt: skip
-        a, b = p - x + versine * x, x - p + versine * p
-        to_class += tl.sum(a * a, 1)
-        to_row += tl.sum(b * b, 1)
-    g = -tl.load(d_angle + own)
-    to_class, to_row = tl.sqrt_rn(to_class), tl.sqrt_rn(to_row)
-    by_row = tl.where(to_class < PARALLEL, 0.0, g * row_inverse / to_class)[:, None]
-    by_class = tl.where(to_row < PARALLEL, 0.0, g * class_inverse / to_row)[:, None]
-    if d_rows is not None:
-        for first in range(0, d, BD):
-            k = first + tl.arange(0, BD)
-            x, p = _pair(
-                rows, own, row_step, row_inverse, weight, label, class_step, class_inverse, k,
-                row_stride, class_stride, d,
-            )  # fmt: skip
-            at, there = i[:, None] * d + k[None, :], (i < n)[:, None] & (k < d)[None, :]
-            found = tl.load(d_rows + at, mask=there, other=0.0)
-            tl.store(d_rows + at, found + by_row * (p - x + versine * x), mask=there)
-    if d_own is not None:
-        for first in range(0, d, BD):
-            k = first + tl.arange(0, BD)
-            x, p = _pair(
-                rows, own, row_step, row_inverse, weight, label, class_step, class_inverse, k,
-                row_stride, class_stride, d,
-            )  # fmt: skip
-            at, there = i[:, None] * d + k[None, :], (i < n)[:, None] & (k < d)[None, :]
-            tl.store(d_own + at, by_class * (x - p + versine * p), mask=there)
+    label = tl.load(known + own)
+    counts = label >= 0
+    cosine, sine, versine = _angle_of(tl.load(pairs + 2 * n + own), tl.load(pairs + 3 * n + own))
+    target = tl.load(pairs + 4 * n + own)
+    above = tl.load(logsumexp + own) - target
+    e = tl.exp(-tl.abs(above))
+    loss = tl.maximum(above, 0.0) + log1p(e)
+    if others is not None:
+        everyone = logit.scale * (tl.load(others + own) - cosine) + target
+        loss += logit.smoothing * target - share * everyone
+    tl.store(losses + i, tl.where(counts, loss, 0.0), mask=i < n)
+    if d_rows is not None or d_own is not None:
+        # of all other classes together the probability, less what smoothing gives the own one
+        d_target = tl.where(above < 0.0, e, 1.0) / (1.0 + e) - (logit.smoothing - share)
+        margined = sine * logit.margin_cosine + cosine * logit.margin_sine
+        g = logit.scale * tl.load(row_weights + own) * (share * sine - d_target * margined)
+        g = tl.where(counts, g, 0.0)
+        row = Ends(rows, row_stride, row_step, own, tl.load(pairs + own))
+        label = tl.where(counts, label, 0)
+        class_ = Ends(weight, class_stride, class_step, label, tl.load(pairs + n + own))
+        if d_rows is not None:
+            _turn(row, class_, versine, g, d_rows, i, n, d, True, BM, BD)
+        if d_own is not None:
+            _turn(class_, row, versine, g, d_own, i, n, d, False, BM, BD)
 
 
 @on_its_device
-def own_pairs(rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def own_pairs(
+    rows: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
     n, d = rows.shape
-    found = rows.new_empty(4, n, dtype=torch.float32)
+    pairs = rows.new_empty(5, n, dtype=torch.float32)
+    known = rows.new_empty(n, dtype=torch.int64)
     grid, blocks = blocks_of(n, d)
     own_pairs_kernel[grid](
-        rows, *rows.stride(), weight, *weight.stride(), labels, found, n, d, **blocks, **FUSED
-    )
-    return found
+        rows, *rows.stride(), weight, *weight.stride(), labels.contiguous(), settings.ignore_index,
+        Logit(*settings.logit), known, pairs, n, len(weight), d, **blocks, **FUSED,
+    )  # fmt: skip
+    return known, pairs
 
 
 @on_its_device
-def own_gradients(
+def own_losses(
     rows: torch.Tensor,
     weight: torch.Tensor,
-    labels: torch.Tensor,
+    known: torch.Tensor,
     pairs: torch.Tensor,
-    d_angle: torch.Tensor,
+    logsumexp: torch.Tensor,
+    row_weights: torch.Tensor,
+    others: torch.Tensor | None,
+    settings: Settings,
     d_rows: torch.Tensor | None,
     want_classes: bool,
-) -> torch.Tensor | None:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See :class:`dmlfast.ops.norm_softmax.assembly.Kernels`."""
     n, d = rows.shape
+    losses = rows.new_empty(n, dtype=torch.float32)
     d_own = rows.new_empty(n, d, dtype=torch.float32) if want_classes else None
+    share = settings.label_smoothing / len(weight)
     grid, blocks = blocks_of(n, d)
-    own_gradients_kernel[grid](
-        rows, *rows.stride(), weight, *weight.stride(), labels, pairs, d_angle, d_rows, d_own, n, d,
-        **blocks, **FUSED,
+    own_losses_kernel[grid](
+        rows, *rows.stride(), weight, *weight.stride(), known, pairs, logsumexp, row_weights,
+        others, Logit(*settings.logit), share, losses, d_rows, d_own, n, d, **blocks, **FUSED,
     )  # fmt: skip
-    return d_own
+    return losses, d_own
