@@ -228,11 +228,12 @@ def command(
     rows: list[Row] = []
     if resume:
         cases, rows = harness.resume(benchmark, cases, device, settings, before)
-    interrupted = False
+    interrupted, busy = False, 0.0
     with _progress(harness.count_steps(cases, rounds)) as tell:
         try:
             for new in harness.run(benchmark, cases, device, settings, tell):
                 rows = merge(rows, new)
+                busy = max([busy, *(row.busy_elsewhere or 0 for row in new)])
                 if csv_path:
                     update_csv(csv_path, new)
         except KeyboardInterrupt:
@@ -242,7 +243,6 @@ def command(
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     elif rows:
         click.echo(_tables(rows))
-    busy = max((row.busy_elsewhere or 0 for row in rows), default=0)
     if busy > BUSY:
         click.echo(
             f"Warning: other processes used up to {busy:.0%} of the machine: measure again when it"

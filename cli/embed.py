@@ -1,6 +1,7 @@
 """`dmlfast embed`: streams a data set through a trained network into an embedding file."""
 
 import json
+import shlex
 import sys
 import tempfile
 from dataclasses import replace
@@ -67,6 +68,11 @@ from dmlfast.training import (
 @click.option("--float16", is_flag=True, help="Store half the bytes.")
 @click.option("--binary", is_flag=True, help="Store only the signs, a bit a component.")
 @click.option(
+    "--keep-float",
+    is_flag=True,
+    help="With --binary: store the embeddings too, for other programs.",
+)
+@click.option(
     "--layout",
     type=click.Choice(["features", "ann-benchmarks"]),
     default="features",
@@ -106,6 +112,7 @@ def command(
     learner: int | None,
     float16: bool,
     binary: bool,
+    keep_float: bool,
     layout: str,
     batch_size: int,
     workers: int,
@@ -131,9 +138,11 @@ def command(
         raise click.UsageError("--raw-pixels has no learners")
     if weighting and learner:
         raise click.UsageError("--weighting and --learner exclude each other")
-    if binary and float16:
-        raise click.UsageError("--binary and --float16 exclude each other")
-    if binary and normalize:
+    if keep_float and not binary:
+        raise click.UsageError("--keep-float is for --binary: embeddings are kept without it")
+    if binary and float16 and not keep_float:
+        raise click.UsageError("--binary and --float16 exclude each other, but for --keep-float")
+    if binary and normalize and not keep_float:
         raise click.UsageError("--normalize changes no sign: leave it out with --binary")
     if (binary or float16) and layout != "features":
         name = "--binary" if binary else "--float16"
@@ -146,8 +155,8 @@ def command(
     config = folder.config
     if data_dir is not None:
         config = replace(config, data_dir=data_dir)
-    refuse_existing(out, overwrite)  # before all images are decoded
-    check_writable(out)
+    check_writable(out)  # before all images are decoded
+    refuse_existing(out, overwrite)
     dataset = load_split(config, split)
     if raw_pixels:
         model: nn.Module = RawPixels()
@@ -194,6 +203,7 @@ def command(
         dtype="float16" if float16 else "float32",
         normalize=normalize,
         binary=binary,
+        keep_float=keep_float,
         attributes=attributes,
         scorer=scorer,
         overwrite=overwrite,
@@ -206,7 +216,7 @@ def command(
     else:
         click.echo(f"{out}: {counted(images, 'image')} of the {split} split of {config.dataset}")
         if layout == "features":
-            click.echo(f"next: dmlfast eval {out}")
+            click.echo(f"next: dmlfast eval {shlex.quote(out)}")
         if scorer:
             click.echo("with the learned unit: eval and search take --rank-by pddm")
 

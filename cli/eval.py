@@ -112,7 +112,7 @@ Protocols:
 @click.option("--clustering/--no-clustering", default=True, help="NMI, AMI and F1 by k-means.")
 @click.option(
     "--clustering-runs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1000),
     default=1,
     show_default=True,
     help="Runs of k-means, from seeds --seed, --seed + 1, ...; mean and deviation are reported.",

@@ -114,11 +114,18 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
         if source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     }
     typed = _typed(ctx)
+    falls = settings["milestones"] or ctx.params["resume"]  # a run has its own
+    if "schedule" in typed and settings["schedule"] == "step" and not falls:
+        raise click.UsageError("--schedule step needs --milestones, the steps at which rates fall")
     # What was typed wins over what a file says of the same thing in another setting.
     if "epochs" in typed and "max_steps" not in typed:
         given["max_steps"] = None
     if "schedule" in typed and "milestones" not in typed and settings["schedule"] != "step":
         given["milestones"] = ()
+    if "learners" in typed and "groups" not in typed:
+        given["groups"] = ()
+    if "loss" in typed and "groups" not in typed and not takes(settings["loss"], "groups"):
+        given["groups"] = ()
     defaults = ctx.default_map or {}
     return {**given, RECIPE: defaults[RECIPE]} if RECIPE in defaults else given
 
@@ -130,8 +137,6 @@ def refuse_idle(ctx: click.Context, config: TrainConfig) -> None:
         if typed.issuperset(names):
             options = " and ".join(f"--{option_name(name)}" for name in names)
             raise click.UsageError(f"{options} exclude each other")
-    if "schedule" in typed and config.schedule == "step" and not config.milestones:
-        raise click.UsageError("--schedule step needs --milestones, the steps at which rates fall")
     for name in typed:
         other, value = FIELDS[name].metadata["only_with"] or (name, getattr(config, name))
         if getattr(config, other) != value:
@@ -139,7 +144,8 @@ def refuse_idle(ctx: click.Context, config: TrainConfig) -> None:
                 f"--{option_name(name)} is for {other} {value}, and this is "
                 f"{getattr(config, other)}"
             )
-        if name in OF_LEARNERS and not takes(config.loss, "groups"):
+        nothing = name == "groups" and not config.groups
+        if name in OF_LEARNERS and not nothing and not takes(config.loss, "groups"):
             raise click.UsageError(
                 f"--{option_name(name)} is for boosted losses, and {config.loss} is none"
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 import click
@@ -92,7 +93,10 @@ def command(
         )
     except Interrupted as stop:
         if is_main_process():
-            click.echo(f"{stop}; to go on: dmlfast train --out {stop.run} --resume", err=True)
+            click.echo(
+                f"{stop}; to go on: dmlfast train --out {shlex.quote(str(stop.run))} --resume",
+                err=True,
+            )
         raise
     if is_main_process():
         click.echo(json.dumps(result(run)) if as_json else summary(run))
@@ -143,5 +147,5 @@ def summary(run: RunFolder) -> str:
         )
     if comparison:
         lines += comparison_lines(comparison, values=True)
-    lines.append(f"next: dmlfast embed {run} --out feats.h5")
+    lines.append(f"next: dmlfast embed {shlex.quote(str(run))} --out feats.h5")
     return "\n".join(lines)

@@ -162,7 +162,7 @@ def _check_options(name: str, entry: _Entry, options: dict[str, Any]) -> None:
         if option == "crop" and not isinstance(value, bool):
             raise UserError(f"crop must be True or False, not {value!r}")
         if option == "on_error" and value not in ON_ERROR:
-            raise unknown_name("on_error", str(value), ON_ERROR)
+            raise unknown_name("on_error", value, ON_ERROR)
 
 
 def split_rows(

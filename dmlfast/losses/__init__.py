@@ -55,13 +55,13 @@ def loss_names() -> list[str]:
 
 
 def compares_with_classes(name: str) -> bool:
-    """Whether a loss has weights of the classes, so that :func:`create_loss` needs ``classes`` and
-    ``embedding_dim``; pair losses compare the images of a batch.
+    """Whether a loss has weights of the classes, so that :func:`create_loss` needs ``num_classes``
+    and ``embedding_dim``; pair losses compare the images of a batch.
 
     Raises:
         UserError: no loss has this name.
     """
-    return takes(name, "classes")
+    return takes(name, "num_classes")
 
 
 def takes(name: str, option: str) -> bool:

@@ -24,7 +24,7 @@ class NormSoftmaxLoss(nn.Module):
     how often it was drawn before, which the state dict keeps.
 
     Args:
-        classes: (C,) integers, the labels there are, each once; or their number, for 0 to C - 1.
+        num_classes: C, for labels from 0 to C - 1; or the labels, (C,) integers, each once.
         embedding_dim: D.
         temperature: what cosines are divided by.
         cosine_margin: taken from the cosine with the own class (CosFace).
@@ -40,7 +40,8 @@ class NormSoftmaxLoss(nn.Module):
         TypeError, ValueError: an argument has the wrong type or value.
 
     Attributes:
-        weight: (C, D), one row a class, in the ascending order of `classes`.
+        weight: (C, D), one row a class.
+        classes: (C,) int64, their labels, ascending.
     """
 
     margin_argument = "cosine_margin"
@@ -49,10 +50,10 @@ class NormSoftmaxLoss(nn.Module):
 
     def __init__(
         self,
-        classes: torch.Tensor | np.ndarray | Sequence[int] | int,
+        num_classes: torch.Tensor | np.ndarray | Sequence[int] | int,
         embedding_dim: int,
-        *,
         temperature: float = 0.05,
+        *,
         cosine_margin: float = 0.0,
         angular_margin: float = 0.0,
         label_smoothing: float = 0.0,
@@ -63,7 +64,7 @@ class NormSoftmaxLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        known = _known(classes)
+        known = _known(num_classes)
         embedding_dim = checks.whole_number("embedding_dim", embedding_dim, 1)
         class_fraction = checks.finite("class_fraction", class_fraction)
         if not 0 < class_fraction <= 1:
@@ -174,15 +175,19 @@ class NormSoftmaxLoss(nn.Module):
 def _known(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> torch.Tensor:
     """(C,) the labels there are, ascending."""
     if isinstance(classes, int | np.integer):
-        return torch.arange(checks.whole_number("classes", classes, 1))
+        return torch.arange(checks.whole_number("num_classes", classes, 1))
     if isinstance(classes, list | tuple | np.ndarray):
         classes = torch.as_tensor(classes)
     if not isinstance(classes, torch.Tensor) or classes.is_floating_point():
         what = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
-        raise TypeError(f"classes must be their number or a tensor of integers, not {what}")
+        raise TypeError(f"num_classes must be a number or a tensor of integers, not {what}")
     known = classes.long().sort().values
     if known.dim() != 1 or not len(known):
-        raise ValueError(f"classes must have shape (C,) with C >= 1, not {tuple(classes.shape)}")
+        raise ValueError(
+            f"num_classes, as labels, must have shape (C,) with C >= 1, not {tuple(classes.shape)}"
+        )
     if (twice := known[1:][known[1:] == known[:-1]]).numel():
-        raise ValueError(f"classes must hold each label once, and {twice[0].item()} is there twice")
+        raise ValueError(
+            f"num_classes must hold each label once, and {twice[0].item()} is there twice"
+        )
     return known

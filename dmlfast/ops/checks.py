@@ -37,6 +37,8 @@ def is_tensor(name: str, tensor: torch.Tensor) -> None:
     """A tensor, and not what could be turned into one."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {tensor.layout}")
 
 
 def one_each(name: str, tensor: torch.Tensor, rows: torch.Tensor) -> None:
@@ -77,7 +79,7 @@ def finite(name: str, value: float) -> float:
     return float(value)
 
 
-def whole_number(name: str, value: int, least: int) -> int:
+def whole_number(name: str, value: int, least: float = -math.inf) -> int:
     """The integer, ``least`` or above."""
     try:
         number = operator.index(value)

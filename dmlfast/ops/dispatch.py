@@ -76,7 +76,7 @@ def checked_impl(impl: str) -> str:
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    return ValueError(str(unknown_name(kind, str(name), known)))
+    return ValueError(str(unknown_name(kind, name, known)))
 
 
 @torch.compiler.assume_constant_result

@@ -73,6 +73,7 @@ def embed(
     dtype: str = "float32",
     normalize: bool = False,
     binary: bool = False,
+    keep_float: bool = False,
     attributes: Mapping[str, Any] | None = None,
     scorer: PairScorer | None = None,
     overwrite: bool = False,
@@ -90,6 +91,7 @@ def embed(
         dtype: "float32" or "float16", of the embeddings in the file.
         normalize: scale every embedding to length 1.
         binary: store only the signs of the embeddings, as bits; the two above do not matter then.
+        keep_float: store the embeddings beside their signs.
         attributes: where the embeddings come from.
         scorer: the metric unit that was trained along, to be stored with them.
         overwrite: replace `path` if it exists.
@@ -118,6 +120,7 @@ def embed(
             **(attributes or {}),
         },
         scorer=scorer,
+        keep_float=keep_float,
         overwrite=overwrite,
     )
     bar = tqdm(total=len(dataset), unit="image", leave=False, nrows=24, disable=not progress)

@@ -95,7 +95,8 @@ def _plane(embeddings: np.ndarray, metric: str, seed: int) -> np.ndarray:
     n = len(embeddings)
     if n < 4:
         return np.stack([np.arange(n), np.zeros(n)], axis=1)
-    tsne = TSNE(perplexity=min(12, (n - 1) / 3), init="random", metric=metric, random_state=seed)
+    perplexity, seed = min(12, (n - 1) / 3), seed % 2**32  # which scikit-learn takes
+    tsne = TSNE(perplexity=perplexity, init="random", metric=metric, random_state=seed)
     plane: np.ndarray = tsne.fit_transform(embeddings.astype(np.float32)).astype(np.float64)
     return plane
 

@@ -82,6 +82,7 @@ class Features:
         N = len(self.embeddings)
         if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be (N,) integers, not {_describe(self.labels)}")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         if len(self.labels) != N:
             raise ValueError(f"{counted(N, 'embedding')} but {counted(len(self.labels), 'label')}")
         if self.paths and len(self.paths) != N:

@@ -1,6 +1,7 @@
 """Exact nearest neighbours, tile by tile."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -195,10 +196,11 @@ def _search_faiss(
         return _search_binary_index(faiss.IndexBinaryFlat(8 * r.shape[1]), x, r, k, own)
     M, D = r.shape
     halve = distance == "cosine"
-    centre = r.mean(0, dtype=torch.float64)
-    queries = (x - centre).float().contiguous()
+    power = _power_above(x, r)  # squares neither overflow nor vanish in float32
+    centre = (r.mean(0, dtype=torch.float64) / power).to(x.dtype)
+    queries, others = ((side / power - centre).float().contiguous() for side in (x, r))
     wanted = min(M, k + 1 + FAISS_SPARE)
-    approximate, candidates = faiss.knn(queries.numpy(), (r - centre).float().numpy(), wanted)
+    approximate, candidates = faiss.knn(queries.numpy(), others.numpy(), wanted)
     index = torch.from_numpy(candidates)
 
     d2 = torch.empty(index.shape, dtype=torch.float64)
@@ -211,15 +213,22 @@ def _search_faiss(
     best = _least(keys, k)
 
     # A row outside the candidates is at least as far as the last of them, within rounding of
-    # rounding * (|x|^2 + |r|^2) <= rounding * (3 |x|^2 + 2 d^2).
-    rounding = (D + 16) * 2.0**-22
-    bound = torch.from_numpy(approximate[:, -1]).double()
+    # rounding * (|x|^2 + |r|^2) <= rounding * (3 |x|^2 + 2 d^2), and what vanishes.
+    rounding, vanished = (D + 16) * 2.0**-22, D * 2.0**-140
+    bound = torch.from_numpy(approximate[:, -1]).double() - vanished
     bound = (bound - 3 * rounding * queries.double().square().sum(1)) / (1 + 2 * rounding)
-    bound = bound / 2 if halve else bound.clamp(min=0).sqrt()
-    doubt = (_encode(bound[:, None].clamp(min=0), 0)[:, 0] <= best[:, -1]) & (wanted < M)
+    bound = bound.clamp_(min=0) * power**2
+    bound = bound / 2 if halve else bound.sqrt()
+    doubt = (_encode(bound[:, None], 0)[:, 0] <= best[:, -1]) & (wanted < M)
     if doubt.any():
         best[doubt] = _search_torch(x[doubt], r, k, own[doubt], distance)
     return best
+
+
+def _power_above(*sides: torch.Tensor) -> float:
+    """The least power of two above every component, 1 where all are 0."""
+    largest = max(float(torch.maximum(-low, high)) for low, high in map(torch.aminmax, sides))
+    return 2.0 ** math.frexp(largest)[1]
 
 
 def _search_binary_index(

@@ -8,6 +8,7 @@ import torch
 
 from dmlfast import ops
 from dmlfast.losses import PDDMUnit
+from dmlfast.losses.base import normalized
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class PairScorer:
     def rows(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What the unit takes of embeddings (N, D), (N, D) float32."""
         rows = embeddings.float()
-        return torch.nn.functional.normalize(rows) if self.normalize_embeddings else rows
+        return normalized(rows) if self.normalize_embeddings else rows
 
     def scores_on(
         self, device: torch.device

@@ -18,6 +18,7 @@ from dmlfast.files import atomic_write_path, write_error
 from dmlfast.retrieval.codes import binarize
 from dmlfast.retrieval.features import (
     DISTANCES,
+    ROLES,
     Features,
     bit_attributes,
     check_scorer,
@@ -43,10 +44,11 @@ class FeatureWriter:
     `path` gets the file when the `with` block ends without an error; until then, and after an
     error, it stays as it was. `dimension` is the length D of an embedding, `dtype` float32 or
     float16, `distance` "euclidean", "angular" or "hamming": then only the signs of the embeddings
-    are stored, as `binarize` packs them, and `dtype` and `normalized` do not matter. `class_names`
-    are indexed by label. `attributes` are plain values (numbers, strings, lists of them; None is
-    left out) that say where the embeddings come from. `scorer` is the metric unit that was trained
-    along, which goes into the group `/pddm`.
+    are stored, as `binarize` packs them, and `dtype` and `normalized` do not matter; `keep_float`
+    stores the embeddings too, which dmlfast does not read. `class_names` are indexed by label.
+    `attributes` are plain values (numbers, strings, lists of them; None is left out) that say where
+    the embeddings come from. `scorer` is the metric unit that was trained along, which goes into
+    the group `/pddm`.
 
         with FeatureWriter("feats.h5", dimension=64, attributes={"model": "convnet"}) as writer:
             for images, labels, paths in batches:
@@ -67,6 +69,7 @@ class FeatureWriter:
         class_names: Sequence[str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         scorer: PairScorer | None = None,
+        keep_float: bool = False,
         overwrite: bool = False,
     ) -> None:
         if dimension < 1:
@@ -91,8 +94,11 @@ class FeatureWriter:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self.binary = distance == "hamming"
+        self.floats = keep_float or not self.binary
         if self.binary:
-            self.attributes |= bit_attributes(dimension) | {"normalized": None}
+            self.attributes |= bit_attributes(dimension)
+        if not self.floats:
+            self.attributes["normalized"] = None
         if scorer is not None:
             check_scorer(scorer, dimension, self.binary)
         refuse_existing(self.path, overwrite)
@@ -103,7 +109,7 @@ class FeatureWriter:
         if self.binary:
             width = (self.dimension + 7) // 8
             self._add("codes", np.dtype(np.uint8), max(1, CHUNK_BYTES // width), width)
-        else:
+        if self.floats:
             rows = max(1, CHUNK_BYTES // (self.dimension * self.dtype.itemsize))
             self._add("embeddings", self.dtype, rows, self.dimension)
         self._add("labels", np.dtype(np.int64), 4096)
@@ -137,6 +143,11 @@ class FeatureWriter:
                 f"embeddings {block.shape}, {len(labels)} labels and {len(paths)} paths"
                 f" do not make rows of {self.dimension} values"
             )
+        labels = to_numpy(labels)
+        if labels.ndim != 1 or (labels.dtype.kind not in "iu" and len(labels)):
+            raise ValueError(f"labels must be (B,) integers, not {labels.shape} {labels.dtype}")
+        if roles is not None and not np.isin(roles, list(ROLES.values())).all():
+            raise ValueError("roles must be integers, each 0, 1 or 2")
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             raise UserError(
@@ -149,9 +160,9 @@ class FeatureWriter:
 
         if self.binary:
             self._extend("codes", binarize(embeddings))
-        else:
+        if self.floats:
             self._extend("embeddings", block)
-        self._extend("labels", to_numpy(labels))
+        self._extend("labels", labels.astype(np.int64))
         self._extend("paths", [_checked_path(path) for path in paths])
         if roles is not None:
             self._extend("role", roles)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from dmlfast.data import transform_names
@@ -272,8 +274,8 @@ class TrainConfig:
     schedule: str = setting(
         "cosine",
         OPTIMISATION,
-        "How the learning rates fall: a cosine to zero, or by steps at --milestones.",
-        choices=("cosine", "step"),
+        "How the learning rates fall: a cosine to zero, by steps at --milestones, or not at all.",
+        choices=("cosine", "step", "constant"),
     )
     milestones: tuple[int, ...] = setting(
         (),
@@ -340,6 +342,8 @@ class TrainConfig:
             object.__setattr__(self, field.name, value)
         if self.milestones and self.schedule != "step":
             raise UserError("milestones are for schedule step: give it, or no milestones")
+        if self.schedule == "step" and not self.milestones:
+            raise UserError("schedule step needs milestones, the steps at which the rates fall")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run."""
@@ -391,6 +395,10 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     kind, optional = plain_type(field.name)
     if value is None and optional:
         return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             value = float(value)  # YAML reads 1e-3 as a text
@@ -419,7 +427,8 @@ def _whole_numbers(value: Any, ascending: bool) -> tuple[int, ...]:
     if isinstance(value, str):
         words = value.split(",") if value else []
         value = [int(word) if word.strip().isdecimal() else word for word in words]
-    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    numbers = [number.item() if isinstance(number, np.generic) else number for number in numbers]
     whole = all(type(number) is int and number > 0 for number in numbers)
     if not whole or (ascending and numbers != sorted(set(numbers))):
         order = "ascending " if ascending else ""

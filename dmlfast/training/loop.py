@@ -489,7 +489,7 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
         options["margin"] = config.margin
     classes = torch.from_numpy(np.unique(labels))
     own = {
-        "classes": classes,
+        "num_classes": classes,
         "embedding_dim": config.embedding_dim,
         "groups": learner_groups(config),
         "seed": config.seed,

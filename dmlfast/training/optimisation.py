@@ -53,4 +53,6 @@ def learning_rate_factor(config: TrainConfig, step: int, total_steps: int) -> fl
         return (step + 1) / warmup
     if config.schedule == "step":
         return config.gamma ** bisect_right(config.milestones, step)
+    if config.schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup)))

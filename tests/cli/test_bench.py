@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -7,7 +8,7 @@ import pytest
 from dmlfast.bench import BENCHMARKS, COVERED, harness, memory
 from dmlfast.bench.devices import Cpu
 from dmlfast.bench.machine import machine_name, machine_slug
-from dmlfast.bench.report import read_csv
+from dmlfast.bench.report import read_csv, update_csv
 from dmlfast.cli.main import main
 
 from dmlfast.losses import loss_names
@@ -189,8 +190,14 @@ def test_resumed_run_leaves_out_what_is_there(
     assert [(row.n, row.provider) for row in kept[2:]] == [(32, row.provider) for row in before]
     assert [row["n"] for row in json.loads(capsys.readouterr().out)] == [24, 24, 32, 32]
     monkeypatch.setattr(harness, "time_rounds", None)  # nothing is left to measure
+    monkeypatch.setattr(harness, "busy_elsewhere", lambda since: 0.5)
+    rows = [dataclasses.replace(row, busy_elsewhere=0.5) for row in kept]
+    update_csv(csv, rows)
     assert main([*RUN, "--csv", str(csv), "--resume"]) == 0
-    assert "32 x 4" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "32 x 4" in shown.out
+    assert "Warning" not in shown.err  # of what was measured before
+    update_csv(csv, kept)
     assert read_csv(csv) == kept
 
 

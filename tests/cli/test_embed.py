@@ -124,6 +124,14 @@ def test_sign_bits(run, tmp_path, capsys):
     with h5py.File(out) as file:
         assert set(file) == {"codes", "labels", "paths", "class_names"}
     assert f"next: dmlfast eval {out}" in capsys.readouterr().out
+    both = tmp_path / "both of them.h5"
+    options = "--binary", "--keep-float", "--float16", "--normalize", "--batch-size", "7"
+    assert embed(str(run), "--out", str(both), *options) == 0
+    np.testing.assert_array_equal(load_features(both).embeddings, bits.embeddings)
+    with h5py.File(both) as file:
+        lengths = np.linalg.norm(file["embeddings"][()].astype(np.float32), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=2e-3)
+    assert f"next: dmlfast eval '{both}'" in capsys.readouterr().out
 
 
 def test_baselines(run, tmp_path):
@@ -158,6 +166,10 @@ def test_baselines(run, tmp_path):
         ("--out f.h5 --raw-pixels --checkpoint best", 2, "--raw-pixels and --checkpoint exclude"),
         ("--out f.h5 --batch-size 0", 2, "--batch-size"),
         ("--out f.h5 --binary --float16", 2, "--binary and --float16 exclude each other"),
+        ("--out f.h5 --keep-float", 2, "--keep-float is for --binary"),
+        ("--out=", 1, "cannot write '.': the path must end in a name"),
+        ("--out .", 1, "cannot write '.': the path must end in a name"),
+        ("--out runs", 1, "cannot write runs: it is not a regular file"),
         ("--out f.h5 --binary --normalize", 2, "--normalize changes no sign: leave it out"),
         ("--out here.h5 --binary", 1, "here.h5 exists; --overwrite replaces it"),
     ],

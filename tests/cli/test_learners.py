@@ -157,3 +157,24 @@ def test_learners_are_compared_with_those_of_a_gallery(feats, tmp_path, capsys):
         expected = evaluate(queries, others, clustering=False, bootstrap=0)
         assert report["recall_at_1"] == expected["recall_at_1"]
         assert report["map_at_r"] == expected["map_at_r"]
+
+
+@pytest.mark.parametrize(
+    ("words", "groups"),
+    [("", [4, 8]), ("--learners 3", [2, 4, 6]), ("--groups 6,6", [6, 6]), ("--loss lifted", None)],
+)
+def test_the_command_line_wins_over_the_groups_of_a_file(words, groups, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(
+        "dataset: digits\nbatch-size: 12\nembedding-dim: 12\nloss: bier\ngroups: 4,8\n"
+        "max-steps: 1\ndevice: cpu\n"
+    )
+    assert main(["train", "-c", "c.yaml", "--out", "a", *words.split()]) == 0
+    model = json.loads(Path("a/checkpoints/last/model.json").read_text())
+    assert model["groups"] == groups
+
+
+def test_groups_of_nothing_are_no_groups(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "train --dataset digits --batch-size 12 --embedding-dim 12 --max-steps 1 --device cpu"
+    assert main([*words.split(), "--loss", "lifted", "--groups", "", "--out", "a"]) == 0

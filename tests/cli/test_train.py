@@ -171,6 +171,7 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--batch-size 0", 2, "'--batch-size': must be at least 1, not 0"),
         ("--milestones 4,2 --schedule step", 2, "must be ascending whole numbers"),
         ("--schedule step", 2, "--schedule step needs --milestones"),
+        ("--loss lifted --groups 4,4", 2, "--groups is for boosted losses, and lifted is none"),
         ("--milestones 4", 1, "milestones are for schedule step"),
         ("--sampler pairs --images-per-class 2", 2, "is for sampler balanced, and this is pairs"),
         ("--momentum 0.5", 2, "--momentum is for optimizer sgd, and this is adamw"),

@@ -82,8 +82,8 @@ def test_a_margin_is_given_once():
 @pytest.mark.parametrize(
     ("name", "options", "needed"),
     [
-        ("norm-softmax", {}, "classes and embedding_dim"),
-        ("norm-softmax", {"classes": 3}, "embedding_dim"),
+        ("norm-softmax", {}, "num_classes and embedding_dim"),
+        ("norm-softmax", {"num_classes": 3}, "embedding_dim"),
         ("pddm", {"margin": 1.0}, "embedding_dim"),
         ("bier", {}, "groups"),
         ("a-bier", {}, "groups"),

@@ -59,7 +59,7 @@ def test_options_reach_the_loss():
         other = NormSoftmaxLoss(CLASSES, 6, **options)
         other.load_state_dict(plain.state_dict())
         assert abs(other(embeddings, labels) - plain(embeddings, labels)) > 1e-2
-    made = create_loss("norm-softmax", classes=CLASSES, embedding_dim=6, margin=0.35)
+    made = create_loss("norm-softmax", num_classes=CLASSES, embedding_dim=6, margin=0.35)
     assert (made.cosine_margin, made.weight.shape) == (0.35, (10, 6))
     assert compares_with_classes("norm-softmax")
     assert not compares_with_classes("lifted")
@@ -124,6 +124,11 @@ def test_a_sample_cannot_be_drawn_again_for_a_gradient(reentrant):
 def test_classes_may_be_listed(classes):
     assert NormSoftmaxLoss(classes, 6).classes.tolist() == [7, 11, 30]
     assert NormSoftmaxLoss(np.int64(3), 6).classes.tolist() == [0, 1, 2]
+    assert NormSoftmaxLoss(num_classes=classes, embedding_dim=6).classes.tolist() == [7, 11, 30]
+
+
+def test_the_temperature_may_be_the_third_argument():
+    assert NormSoftmaxLoss(3, 6, 0.1).temperature == 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint64])

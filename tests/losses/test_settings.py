@@ -28,7 +28,7 @@ LOSSES = {
     ContrastiveLoss: {},
     GeneralizedLiftedStructuredLoss: {},
     LiftedStructuredLoss: {},
-    NormSoftmaxLoss: {"classes": 2, "embedding_dim": 6},
+    NormSoftmaxLoss: {"num_classes": 2, "embedding_dim": 6},
     PDDMLoss: {"embedding_dim": 6},
     TripletLoss: {},
 }  # with what they cannot be made without

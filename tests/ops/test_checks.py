@@ -19,6 +19,7 @@ WRONG = {
     "integer embeddings": ({"embeddings": X.long()}, TypeError, "embeddings.*floating.*int64"),
     "complex embeddings": ({"embeddings": X.cfloat()}, TypeError, "embeddings.*floating.*complex"),
     "a list for embeddings": ({"embeddings": X.tolist()}, TypeError, "embeddings.*Tensor.*list"),
+    "sparse embeddings": ({"embeddings": X.to_sparse()}, TypeError, "embeddings.*dense.*sparse"),
     "labels of two dimensions": ({"labels": Y[:, None]}, ValueError, r"labels.*\(4,\).*\(4, 1\)"),
     "too few labels": ({"labels": Y[:3]}, ValueError, r"labels.*\(4,\).*\(3,\)"),
     "float labels": ({"labels": Y.float()}, TypeError, "labels.*integer.*float32"),

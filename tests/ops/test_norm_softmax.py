@@ -370,6 +370,7 @@ def test_threads_do_not_change_a_bit(n, c, low_memory, threads):
         ({"weight": torch.ones(4, 3)}, "weight must have the width of embeddings, 2, not 3"),
         ({"weight": torch.ones(0, 2)}, "weight must have a row for each class"),
         ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),
+        ({"labels": torch.tensor([0, -9, 1])}, "there is -9"),
         ({"temperature": torch.nan}, "temperature must be a finite number"),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, not 1.5"),
         ({"reduction": "nonzero"}, "reduction must be one of mean, sum, none"),
@@ -384,6 +385,8 @@ def test_what_cannot_be_is_said(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         ops.norm_softmax_loss(**arguments | changes)
+    with pytest.raises(TypeError, match="ignore_index must be an integer, not 2.7"):
+        ops.norm_softmax_loss(**arguments, ignore_index=2.7)
 
 
 @EVERY_KERNEL

@@ -106,3 +106,11 @@ def test_what_auto_takes(monkeypatch):
         choose_kmeans("faiss", 1)
     with pytest.raises(ValueError, match="k-means must be one of auto, faiss, sklearn"):
         choose_kmeans("kmeans", 1)
+
+
+@pytest.mark.parametrize("method", ["sklearn", pytest.param("faiss", marks=needs_faiss)])
+@pytest.mark.parametrize("seed", [2**31, 2**32 - 1, 2**80])
+def test_any_seed_is_taken(seed, method):
+    features = blobs(60, 3, noise=0.01)
+    report = evaluate(features, kmeans=method, clustering_runs=2, seed=seed, bootstrap=0)
+    assert report["nmi"] > 0.5

@@ -90,11 +90,25 @@ def test_distances_of_near_duplicates_are_accurate():
     np.testing.assert_array_equal(distances, expected[1])
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1e-4, 1e4, 1e15])
-def test_the_scale_changes_no_neighbour(scale):
-    x = np.random.default_rng(0).normal(size=(100, 8))
-    expected, _ = nearest_neighbours(x, x, 5)
-    np.testing.assert_array_equal(nearest_neighbours(x * scale, x * scale, 5)[0], expected)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("exponent", [-120, -75, -50, 13, 62, 64, 120])
+def test_the_scale_changes_no_neighbour(exponent, backend):
+    x = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    expected = nearest_neighbours(x, x, 5, backend="torch")
+    x *= np.float32(2.0**exponent)
+    indices, distances = nearest_neighbours(x, x, 5, backend=backend)
+    np.testing.assert_array_equal(indices, expected[0])
+    np.testing.assert_array_equal(distances, expected[1] * np.float32(2.0**exponent))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_small_rows_beside_large_ones_keep_their_neighbours(backend):
+    x = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    x[:300] *= np.float32(2.0**-75)
+    expected = nearest_neighbours(x, x, 5, backend="torch")
+    found = nearest_neighbours(x, x, 5, backend=backend)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

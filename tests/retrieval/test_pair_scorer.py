@@ -11,6 +11,7 @@ import torch
 
 from dmlfast.errors import UserError
 from dmlfast.losses import PDDMUnit
+from dmlfast.losses.base import normalized
 from dmlfast.retrieval import (
     FeatureWriter,
     LinearClassifier,
@@ -99,6 +100,14 @@ def test_agrees_with_brute_force(columns, hidden, normalize_embeddings, normaliz
     np.testing.assert_allclose(-distances, best, atol=tolerance)
     assert columns == 1 or (np.diff(best, axis=1) < -2 * tolerance).mean() > 0.9
     assert all(len(set(row)) == 9 for row in found.tolist())
+
+
+def test_rows_are_scaled_as_the_loss_scales_them():
+    scorer = pair_scorer(4, 3, normalize_embeddings=True)
+    rows = torch.randn(5, 4) * 1e-20
+    rows[2] = 0
+    assert torch.equal(scorer.rows(rows), normalized(rows))
+    assert scorer.rows(rows)[0].norm() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("tiles", [(64, 1024), (7, 11), (1, 1)])

@@ -264,6 +264,33 @@ def test_wrong_arguments(tmp_path):
         writer.append(embeddings, labels, paths)
         with pytest.raises(ValueError, match="roles must be given for every row or for none"):
             writer.append(embeddings, labels, paths, roles=np.zeros(ROWS, np.uint8))
+        for wrong in (labels + 0.5, labels.astype(str), labels[:, None]):
+            with pytest.raises(ValueError, match=r"labels must be \(B,\) integers, not \(25,"):
+                writer.append(embeddings, wrong, paths)
+        for role in (-1, 3, 256):
+            with pytest.raises(ValueError, match="roles must be integers, each 0, 1 or 2"):
+                writer.append(embeddings, labels, paths, roles=np.full(ROWS, role))
+    assert len(load_features(tmp_path / "f.h5")) == ROWS
+
+
+def test_labels_of_64_bits_stay_apart(tmp_path):
+    labels = np.array([2**63 + 1, 2**63 + 2, 2**64 - 1], np.uint64)
+    with FeatureWriter(tmp_path / "f.h5", dimension=1) as writer:
+        writer.append(np.ones((3, 1)), labels, list("abc"))
+    expected = Features(np.ones((3, 1)), labels).labels
+    assert expected.tolist() == [-(2**63) + 1, -(2**63) + 2, -1]
+    np.testing.assert_array_equal(load_features(tmp_path / "f.h5").labels, expected)
+
+
+def test_floats_beside_their_signs(tmp_path):
+    path = write(tmp_path / "f.h5", distance="hamming", keep_float=True, dtype="float16")
+    embeddings, *_ = example()
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["embeddings"], embeddings.astype(np.float16))
+        assert "normalized" in file.attrs
+    features = load_features(path)
+    assert features.binary
+    np.testing.assert_array_equal(features.embeddings, np.packbits(embeddings > 0, axis=1))
 
 
 def change(path, alter):

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import yaml
 
@@ -116,3 +117,21 @@ def test_values_are_checked_without_yaml_too():
 def test_steps_come_from_epochs_unless_they_are_given():
     assert TrainConfig(epochs=3).total_steps(steps_per_epoch=7) == 21
     assert TrainConfig(epochs=3, max_steps=5).total_steps(steps_per_epoch=7) == 5
+
+
+def test_numbers_of_numpy_and_paths_are_taken(tmp_path):
+    config = TrainConfig(
+        seed=np.int64(3),  # type: ignore[arg-type]
+        lr=np.float32(0.5),  # type: ignore[arg-type]
+        data_dir=tmp_path,  # type: ignore[arg-type]
+        schedule="step",
+        milestones=np.array([3, 5]),  # type: ignore[arg-type]
+    )
+    given = config.seed, config.lr, config.data_dir, config.milestones
+    assert given == (3, 0.5, str(tmp_path), (3, 5))
+    assert {type(value) for value in (config.seed, *config.milestones)} == {int}
+
+
+def test_a_schedule_of_steps_has_some():
+    with pytest.raises(UserError, match="schedule step needs milestones"):
+        TrainConfig(schedule="step")

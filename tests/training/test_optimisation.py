@@ -58,7 +58,7 @@ def test_the_head_of_the_lifted_paper(width):
     """Dropout, one linear layer as Caffe starts it, ten times the rate, its bias twenty times."""
     config = tiny_config(
         embedding_dim=width, head_dropout=0.4, head_init="caffe", head_lr_multiplier=10.0,
-        bias_lr_multiplier=2.0, optimizer="sgd", lr=1e-4, warmup_steps=0, schedule="step",
+        bias_lr_multiplier=2.0, optimizer="sgd", lr=1e-4, warmup_steps=0, schedule="constant",
         sampler="pairs",
     )  # fmt: skip
     trainer = Trainer(config, ALONE)
@@ -142,7 +142,7 @@ def test_schedules_are_those_of_torch():
     by_steps = {"schedule": "step", "milestones": (3, 4, 9), "gamma": 0.96, "warmup_steps": 0}
     assert factors(12, 12, **by_steps) == pytest.approx(expected[0])
     assert factors(12, 12, warmup_steps=0) == pytest.approx(expected[1])
-    assert factors(12, 12, schedule="step", warmup_steps=0) == [1] * 12
+    assert factors(12, 12, schedule="constant", warmup_steps=2) == [0.5, *[1] * 11]
     assert factors(9, 6, **(by_steps | {"warmup_steps": 4, "gamma": 0.5})) == [
         *(0.25, 0.5, 0.75, 1.0),
         *(0.25, 0.25),

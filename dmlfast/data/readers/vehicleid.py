@@ -20,7 +20,7 @@ from dmlfast.data.listing import (
 from dmlfast.errors import unknown_name
 
 
-def load_vehicleid(data_dir: str | None, *, subset: str = "800") -> Listing:
+def load_vehicleid(data_dir: str | None, *, subset: str | int = "800") -> Listing:
     """Reads `train_list.txt` and `test_list_{subset}.txt`.
 
     The published counts differ from those of the files, so other counts are only warned of.
@@ -29,6 +29,7 @@ def load_vehicleid(data_dir: str | None, *, subset: str = "800") -> Listing:
     lists = root / "train_test_split"
     known = [re.fullmatch(r"test_list_(\d+)\.txt", name) for name in names_in(lists)]
     subsets = [match[1] for match in known if match]
+    subset = str(subset)
     if subset not in subsets:
         raise unknown_name("subset of vehicleid", subset, subsets)
     files = [

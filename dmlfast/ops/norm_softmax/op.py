@@ -78,7 +78,8 @@ def norm_softmax_loss(
         raise ValueError("weight must have a row for each class, and has none")
     checks.choice("reduction", reduction, REDUCTIONS)
     numbers = checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
-    settings = Settings(*numbers, int(ignore_index), bool(low_memory))
+    ignore_index = checks.whole_number("ignore_index", ignore_index)
+    settings = Settings(*numbers, ignore_index, bool(low_memory))
     lacking = without(embeddings.device, embeddings.dtype, weight.dtype)
     if weight.shape[1] > WIDEST:
         lacking = ("cuda",)

@@ -14,6 +14,7 @@ from dmlfast.retrieval.features import Features
 METHODS = ("auto", "faiss", "sklearn")
 FAISS_MIN_WORK = 2**35  # rows x clusters x D from which scikit-learn would take many minutes
 FAISS_ITERATIONS = 25
+SEEDS = 2**31  # that FAISS takes, and scikit-learn
 
 
 def evaluate_clustering(
@@ -75,6 +76,7 @@ def cluster(
     iterations from randomly chosen rows, in float32), or "auto", which takes FAISS where
     scikit-learn would take many minutes.
     """
+    seed %= SEEDS
     if choose_kmeans(method, embeddings.size * clusters) == "faiss":
         return _cluster_faiss(embeddings.astype(np.float32), clusters, seed)
     return _cluster_sklearn(embeddings.astype(np.float64), clusters, seed)

@@ -24,6 +24,8 @@ def test_subsets(root, caplog):
     train = create_dataset("vehicleid", "train", str(root), val_fraction=0)
     small = create_dataset("vehicleid", "test", str(root), val_fraction=0)
     large = create_dataset("vehicleid", "test", str(root), val_fraction=0, subset="1600")
+    again = create_dataset("vehicleid", "test", str(root), val_fraction=0, subset=1600)
+    assert list(again.paths) == list(large.paths)
     assert train.labels.tolist() == [1, 0, 1]
     assert [train.class_names[label] for label in train.labels] == ["20", "9", "20"]
     assert [small.class_names[label] for label in small.labels] == ["100", "100"]
