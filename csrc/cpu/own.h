@@ -112,7 +112,7 @@ class OwnPairs {
     for (int64_t k = 0; k < p_.d; k += VL) f(k, std::min<int64_t>(VL, p_.d - k));
   }
 
-  // 0 for a row of zeros.
+  // 0 for a row of zeros, or one shorter than any normal float.
   float inverse_length(const float* x) const {
     vf largest = splat(tiny), sum = {};
     each_part([&](int64_t k, int64_t width) {
@@ -124,8 +124,8 @@ class OwnPairs {
       const vf value = load_first(x + k, width) / top;
       sum += value * value;
     });
-    const float squared = hsum(sum);
-    return squared == 0 ? 0.0f : 1 / std::sqrt(squared) / top;
+    const float scaled = std::sqrt(hsum(sum));
+    return scaled * top < tiny ? 0.0f : 1 / scaled / top;
   }
 
   // Adds or writes the gradient of a from `g`, that of minus its angle with b: along the direction from a to

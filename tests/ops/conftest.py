@@ -11,6 +11,7 @@ from . import emulated, interpreter
 
 if not ON_GPU:  # before anything asks which backends there are
     os.environ["DMLFAST_CUDA_EMULATED"] = str(emulated.build())
+    interpreter.flush_roots()
     interpreter.hasten()
 
 

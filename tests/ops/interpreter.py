@@ -1,4 +1,5 @@
-"""Triton's interpreter without what it does again at each call of a function from a kernel.
+"""Triton's interpreter with roots as a GPU has them, and without what it does again at each call of
+a function from a kernel.
 
 It replaces the functions of ``triton.language`` by its own when a kernel starts, and once more for
 every function that the kernel calls, and it makes a table of all number formats for every tensor:
@@ -10,6 +11,7 @@ and a shape of many parts for every result, which is the most of what is left.
 import dataclasses
 import functools
 
+import numpy as np
 from triton import language as tl
 from triton.language import semantic
 from triton.runtime import interpreter
@@ -26,6 +28,20 @@ def remembered(find):
         return found[name]
 
     return look_up
+
+
+def flush_roots() -> None:
+    """Approximate roots take numbers that are subnormal in float32 for 0, as the instructions do."""
+
+    def flushed(root):
+        def approximate(self, arg):
+            data = np.where(np.abs(arg.data) < np.finfo(np.float32).tiny, 0, arg.data)
+            return interpreter.TensorHandle(root(data.astype(arg.data.dtype)), arg.dtype.scalar)
+
+        return approximate
+
+    interpreter.InterpreterBuilder.create_sqrt = flushed(np.sqrt)
+    interpreter.InterpreterBuilder.create_rsqrt = flushed(lambda x: 1 / np.sqrt(x))
 
 
 def hasten() -> None:

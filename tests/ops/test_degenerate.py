@@ -183,6 +183,20 @@ class TestEmbeddingsOfEverySize:
             assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, **options)
 
 
+@EVERY_IMPL
+@pytest.mark.parametrize("size", [1e-19, 1e-20, 1e-22])
+@pytest.mark.parametrize("d", [12, 530])
+def test_rows_whose_squares_vanish_have_finite_gradients(d, size, impl):
+    """Roots of subnormal numbers are 0 on a GPU, or infinite."""
+    p = problem(140, None, d, per_class=4, scale=size)
+    sums = {"select": "all", "reduce": "sum"}
+    for op, options in ((lifted, {}), (pair_reduce, {"scale": -1.0}), (pair_reduce, sums)):
+        found, gradient = results(op, p, impl=impl, **options)[:2]
+        exact = op(replace(p, rows=p.rows.double()), impl="reference", **options)
+        torch.testing.assert_close(found, exact.float(), atol=1e-5, rtol=1e-5)
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("offset", [10, 100])
 @pytest.mark.parametrize("columns", [None, 90])
 def test_an_offset_of_every_row_changes_nothing(columns, offset):

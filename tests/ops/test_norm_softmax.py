@@ -258,6 +258,17 @@ def test_zeros_have_no_direction_and_no_gradient(options, impl):
 
 
 @EVERY_KERNEL
+def test_rows_that_float32_barely_tells_from_zeros_are_zeros(impl):
+    rows, labels, weight = problem(20, 12, 5, ignored=False)
+    rows[:5] *= 1e-42
+    weight[:4] *= 1e-42
+    found = results(impl, rows, labels, weight)
+    rows[:5], weight[:4] = 0, 0
+    for got, expected in zip(found, results(impl, rows, labels, weight), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@EVERY_KERNEL
 def test_on_a_line_there_is_nowhere_to_turn(impl):
     p = problem(20, 70, 1)
     found, exact = (results(name, *p) for name in (impl, "reference"))

@@ -19,6 +19,7 @@ SAFE_SPAN = tl.constexpr(100.0)  # powers of two that terms may span without a r
 # |x|^2 + |r|^2 - 2 <x, r> loses a squared distance below this share of the norms to cancellation:
 # such pairs are close, and computed from the differences of the rows as given.
 CLOSE = tl.constexpr(1.0 / 1024)
+TINY = tl.constexpr(1.2e-38)  # a GPU's approximate roots take less for 0
 
 
 @triton.jit

@@ -10,9 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
+from dmlfast.ops.norm_softmax import settings
 from dmlfast.ops.triton.configs import FUSED
 from dmlfast.ops.triton.tile import rounded_to_tf32
 
+TINY = tl.constexpr(settings.TINY)
 # Classes whose inverse lengths are from 1 / FAR to FAR enter products as they are.
 FAR = tl.constexpr(1024.0)
 
@@ -50,12 +52,12 @@ def load_rows(given, i, k, row_stride, column_stride, d):
 
 @triton.jit
 def inverse_length(given, own, row_stride, column_stride, d, BM: tl.constexpr, BD: tl.constexpr):
-    """1 / length of BM rows."""
+    """1 / length of BM rows, 0 of those without a component that is normal in float32."""
     largest = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
         x = load_rows(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
         largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
-    largest = tl.where(largest > 0.0, largest, 1.0)
+    largest = tl.where(largest >= TINY, largest, 1.0)  # else squares vanish
     total = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
         x = load_rows(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)

@@ -25,6 +25,7 @@ from dmlfast.ops.pairs.triton.weights import (
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import Side, arguments
 from dmlfast.ops.triton.tile import (
+    TINY,
     bands,
     first_chunk,
     free_count,
@@ -75,8 +76,8 @@ def weights_kernel(
                 # of rows first, which takes fewer registers
                 close = tl.min(tl.min(excess, 1, keep_dims=True)) <= 0.0
                 careful = close
-                # 0 of close pairs, which weigh nothing here
-                inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
+                # 0 of close pairs, and of those at no distance, which weigh nothing here
+                inverse = tl.where(excess > TINY, tl.rsqrt(score), 0.0)
                 score = score * inverse
             row_factor = factor_of(xs, i, middle, REDUCE)
             w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE)

@@ -19,6 +19,7 @@ from dmlfast.ops.pairs.triton.weights import (
 from dmlfast.ops.triton import configs
 from dmlfast.ops.triton.side import Side, arguments
 from dmlfast.ops.triton.tile import (
+    TINY,
     bands,
     first_chunk,
     free_count,
@@ -66,8 +67,8 @@ def gradient_kernel(
         score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
         if DISTANCE:
             nearest = tl.minimum(nearest, tl.min(excess, 1))
-            # 0 of close pairs, which weigh nothing here
-            inverse = tl.where(excess > 0.0, tl.rsqrt(score), 0.0)
+            # 0 of close pairs, and of those at no distance, which weigh nothing here
+            inverse = tl.where(excess > TINY, tl.rsqrt(score), 0.0)
             score = score * inverse
         w = free_weights(score, x, r, i, j, row_factor, rs, middle, scale, offset, REDUCE)
         if DISTANCE:

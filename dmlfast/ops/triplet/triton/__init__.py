@@ -106,7 +106,7 @@ def forward(
 
 def _distances(pairs: Pairs, band: Band, first: int, height: int) -> None:
     tile = pairs.reduce_tile
-    distances_kernel[(height // tile.BM, band.pitch // tile.BN)](
+    distances_kernel[(band.pitch // tile.BN, height // tile.BM)](
         *arguments(pairs.x, pairs.r), band.distances, band.sums, first, band.pitch,
         APART=pairs.apart, **pairs.products.scores, **tile.blocks, **configs.launch(tile),
     )  # fmt: skip
@@ -114,7 +114,7 @@ def _distances(pairs: Pairs, band: Band, first: int, height: int) -> None:
 
 def _weigh(pairs: Pairs, band: Band, height: int) -> None:
     tile = pairs.tiles.weights
-    weigh_kernel[(height // tile.T, band.pitch // tile.T)](
+    weigh_kernel[(band.pitch // tile.T, height // tile.T)](
         *band[2:], band.height, band.pitch, WEIGHTS=pairs.products.WEIGHTS, T=tile.T, BS=tile.BS,
         **configs.launch(tile),
     )  # fmt: skip

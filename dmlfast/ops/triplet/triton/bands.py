@@ -22,9 +22,9 @@ def distances_kernel(
 ):  # fmt: skip
     """Distances of a tile, those of close pairs from differences and with a minus; and zeros."""
     x, r = Side(n, *x), Side(m, *r)
-    own = tl.program_id(0) * BM + tl.arange(0, BM)
+    own = tl.program_id(1) * BM + tl.arange(0, BM)
     i = first_i + own
-    first_j = tl.program_id(1) * BN
+    first_j = tl.program_id(0) * BN
     j = first_j + tl.arange(0, BN)
     x_chunk = first_chunk(x, i, DP, BD, OPERAND, BM)
     xn = tl.load(x.norm + i)
@@ -59,7 +59,7 @@ def weigh_kernel(
     which are 0 elsewhere in tiles that have a flag. row_sums: (pitch / T, height). column_sums:
     (height / T, pitch).
     """
-    a, b = tl.program_id(0), tl.program_id(1)
+    a, b = tl.program_id(1), tl.program_id(0)  # a GPU takes 65,535 of the former at most
     own = a * T + tl.arange(0, T)
     total = tl.zeros((T,), tl.float32)
     flag = 0
