@@ -7,13 +7,17 @@ from pathlib import Path
 from dmlfast.bench.report import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from dmlfast.files import atomic_write_path
 from dmlfast.text import counted
 
 INK, FAINT = "#24292f", "#d8dee4"
 DMLFAST = "#0969da"
-OTHERS = ("#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
+OTHERS = (
+    *("#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781"),
+    *("#9a6700", "#116329", "#0550ae", "#a40e26", "#24292f"),
+)
 LABEL_GAP = 0.062  # of the height of a panel
 
 
@@ -35,7 +39,12 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         measured = [row for row in measured if row.d == width]
         row = measured[0]
         threads = counted(row.threads, "thread")
-        conditions = f"forward + backward, D = {width}, {row.dtype}, {threads}, {row.machine}"
+        counts = sorted({row.classes for row in measured})
+        span = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
+        classes = f", {span} classes" if row.classes else ""
+        conditions = (
+            f"forward + backward, D = {width}{classes}, {row.dtype}, {threads}, {row.machine}"
+        )
         figure.text(0.065, 0.882, conditions, fontsize=9, color=INK)
     for axes, field, unit in zip(
         panels, ("median_ms", "extra_mib"), ("time, ms", "extra memory, MiB"), strict=True
@@ -65,6 +74,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], field: str, unit: str) -> None:
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:,g}" if value >= 0 else "")
     axes.minorticks_off()
+    if not zeros and max(heights) < 20 * least:  # hardly a power of ten is among them
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     labels = []
     for provider, colour in _colours(rows).items():
         line = [row for row in measured if row.provider == provider]

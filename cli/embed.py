@@ -11,7 +11,8 @@ from typing import Any
 import click
 from torch import nn
 
-from dmlfast.data import prepare_images
+from dmlfast.data import parse_options, prepare_images
+from dmlfast.data.images import ON_ERROR
 from dmlfast.data.loading import Images
 from dmlfast.files import TEMPORARY_PREFIX, check_writable
 from dmlfast.models import EmbeddingModel, load_model
@@ -23,6 +24,7 @@ from dmlfast.retrieval.store import refuse_existing
 from dmlfast.text import counted
 from dmlfast.training import (
     RunFolder,
+    TrainConfig,
     image_transform,
     images_card,
     load_scorer,
@@ -53,6 +55,11 @@ from dmlfast.training import (
 )
 @click.option(
     "--data-dir", metavar="DIR", help="Folder of the data set's files, if not where the run had it."
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(ON_ERROR),
+    help="Stop at an image that cannot be read, or skip it, if not as the run did.",
 )
 @click.option("--untrained", is_flag=True, help="Embed with the run's network before training.")
 @click.option("--raw-pixels", is_flag=True, help="Embed every image as its own pixels.")
@@ -105,6 +112,7 @@ def command(
     checkpoint: str | None,
     split: str,
     data_dir: str | None,
+    on_error: str | None,
     untrained: bool,
     raw_pixels: bool,
     normalize: bool,
@@ -155,6 +163,8 @@ def command(
     config = folder.config
     if data_dir is not None:
         config = replace(config, data_dir=data_dir)
+    if on_error is not None:
+        config = replace(config, dataset_options=with_option(config, "on_error", on_error))
     check_writable(out)  # before all images are decoded
     refuse_existing(out, overwrite)
     dataset = load_split(config, split)
@@ -230,6 +240,12 @@ def embed_for_ann_benchmarks(
         images = embed(model, dataset, features, **settings)
         export_ann_benchmarks(load_features(features), out, overwrite=overwrite)
     return images
+
+
+def with_option(config: TrainConfig, name: str, value: str) -> str:
+    """The options of the run's data set with one of them changed."""
+    options = parse_options(config.dataset_options) | {name: value}
+    return ",".join(f"{name}={value}" for name, value in options.items())
 
 
 def scorer_of(run: RunFolder, name: str, normalize: bool) -> PairScorer | None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dmlfast.data.paths import PathList, check_inside
+from dmlfast.data.transforms import own_generator
 from dmlfast.errors import UserError
 from dmlfast.text import counted, visible
 
@@ -79,17 +80,27 @@ class ImageDataset:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Image `index`, (3, H, W) uint8, and its label; as it is where there is no transform."""
+        """Image `index`, (3, H, W) uint8, and its label; as it is where there is no transform.
+
+        What one for training draws depends on torch's random numbers.
+        """
         picture, row = self.read(index)
-        return _to_tensor([self._pixels(picture, None)])[0], int(self.labels[row])
+        pixels = self._pixels(picture, own_generator(self.transform))
+        return _to_tensor([pixels])[0], int(self.labels[row])
 
     def image(self, index: int) -> Image.Image:
         """Image `index` as an RGB picture, cropped to its box; a `UserError` names a bad file."""
         path = check_inside(self.root, self.paths[index])
-        picture = open_image(path, upright=self.upright)
-        if self.boxes is None or not self.boxes[index].any():
-            return picture
-        return _crop(picture, self.boxes[index], path)
+        try:
+            picture = open_image(path, upright=self.upright)
+            if self.boxes is None or not self.boxes[index].any():
+                return picture
+            return _crop(picture, self.boxes[index], path)
+        except UserError as error:
+            if self.on_error == "skip":
+                raise
+            hint = f"{self.name} leaves such images out with the option on_error=skip"
+            raise UserError(f"{error}; {hint}") from None
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """Image `index` and that index, or an image that stands in for it and its index.

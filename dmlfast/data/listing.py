@@ -64,7 +64,7 @@ def existing_path(name: str, data_dir: str | None) -> Path:
     if not path.exists():
         close = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
         hint = f": did you mean {path.with_name(close[0])}?" if close else ""
-        raise UserError(f"there is no {path}{hint}")
+        raise UserError(f"there is no {path}, the data-dir of {name}{hint}")
     return path
 
 

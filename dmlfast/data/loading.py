@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from dmlfast.data.transforms import Transform
+from dmlfast.data.transforms import Transform, own_generator
 from dmlfast.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -79,6 +79,15 @@ class TransformedImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image `index`, (3, size, size) uint8, and its label.
+
+        What a transform for training draws depends on torch's random numbers.
+        """
+        generator = own_generator(self.transform)
+        images, labels = self.take([index], None if generator is None else [generator])
+        return images[0], int(labels[0])
 
     def take(
         self,

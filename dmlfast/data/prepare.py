@@ -26,7 +26,8 @@ def prepare_images(
         dataset: of pictures of any size; without a transform it must be in memory.
         transform: the arguments of `create_transform`; None for images that go in as they are.
         train: crop at random and mirror.
-        cache_dir: where decoded and resized pictures are kept, if anywhere.
+        cache_dir: where decoded and resized pictures are kept, if anywhere. All of them must be
+            readable, as those of `ImageDataset.readable` are.
         workers: processes that fill the cache.
         progress: show a bar on stderr while the cache is filled.
 

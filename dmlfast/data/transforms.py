@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dmlfast.errors import UserError, unknown_name
@@ -219,6 +220,15 @@ def create_transform(
     return Transform(
         Resize(recipe.fit, side, interpolation), Crop(size, recipe.scale, interpolation), train
     )
+
+
+def own_generator(transform: object) -> np.random.Generator | None:
+    """What a transform for training draws from where nobody gives it a generator: one that torch's
+    random numbers seed, which differ between the processes of a `DataLoader`. None in evaluation.
+    """
+    if not getattr(transform, "train", False):
+        return None
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 def _trim(picture: Image.Image) -> Image.Image:

@@ -80,12 +80,12 @@ class CrossBatchMemory(torch.nn.Module):
             "self_index": places,
         }
 
-    def get_extra_state(self) -> int:
-        """How many rows there were so far."""
-        return self.seen
+    def get_extra_state(self) -> torch.Tensor:
+        """How many rows there were so far, () int64: safetensors hold nothing but tensors."""
+        return torch.tensor(self.seen)
 
-    def set_extra_state(self, state: int) -> None:
-        self.seen = state
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.seen = int(state)
 
     def extra_repr(self) -> str:
         return f"size={self.size}"

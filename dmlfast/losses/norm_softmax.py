@@ -139,7 +139,10 @@ class NormSoftmaxLoss(nn.Module):
         wrong = self.classes[at_most_last] != labels
         # the op finds them where labels are traced
         if is_plain(labels) and labels.device.type == "cpu" and wrong.any():
-            raise ValueError(f"label {labels[wrong][0].item()} is none of the classes of this loss")
+            raise ValueError(
+                f"label {labels[wrong][0].item()} is none of the classes of this loss: give those "
+                "that there are, each once, as num_classes"
+            )
         return torch.where(wrong, len(self.classes), found)
 
     def draw(self, own: torch.Tensor) -> torch.Tensor:

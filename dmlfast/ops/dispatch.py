@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -79,7 +79,18 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(str(unknown_name(kind, name, known)))
 
 
-@torch.compiler.assume_constant_result
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_when_traced(function: Function) -> Function:
+    """Has ``torch.compile`` take the result for a constant: ``assume_constant_result``, without the
+    import of all of the compiler, a second, that torch's own takes.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_traced
 def _choose(
     op: str, impl: str, device: str, dtype: torch.dtype, without: tuple[str, ...] = ()
 ) -> str:

@@ -129,6 +129,8 @@ def _rows_of_tiles(
     features: Features, sides: Sides, queries: np.ndarray, neighbours: int, image_of: ImageOf
 ) -> list[list[Tile]]:
     """For each query its own tile and those of its neighbours."""
+    if len(queries) and not (features.paths and sides.gallery.paths):
+        raise ValueError("Features have no paths, by which image_of would know their images")
     found, _ = nearest_neighbours(
         features.embeddings[queries],
         sides.gallery.embeddings[sides.rows],

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dmlfast.data import transform_names
+from dmlfast.data import dataset_names, transform_names
 from dmlfast.errors import UserError
+from dmlfast.losses import loss_names
 from dmlfast.models import HEAD_INITS, HEADS, WEIGHTINGS
 
 
@@ -66,7 +67,7 @@ class TrainConfig:
     A value that a field does not take raises a `UserError`.
     """
 
-    dataset: str = setting("glyphs", DATA, "Data set to train on.")
+    dataset: str = setting("glyphs", DATA, f"Data set to train on: {', '.join(dataset_names())}.")
     data_dir: str | None = setting(
         None, DATA, "Folder of the data set's files, where it has any.", resumable=True
     )
@@ -179,7 +180,7 @@ class TrainConfig:
         False, MODEL, "Fix the backbone's batch norms: statistics, scales and shifts."
     )
 
-    loss: str = setting("lifted", LOSS, "Loss to train with.")
+    loss: str = setting("lifted", LOSS, f"Loss to train with: {', '.join(loss_names())}.")
     margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
     loss_options: str | None = setting(
         None,

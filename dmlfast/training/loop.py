@@ -495,8 +495,10 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
         "seed": config.seed,
     }
     options |= {name: value for name, value in own.items() if takes(config.loss, name)}
+    if takes(config.loss, "impl") or config.impl != "auto":
+        options["impl"] = config.impl
     try:
-        loss_fn = create_loss(config.loss, impl=config.impl, **options).to(device)
+        loss_fn = create_loss(config.loss, **options).to(device)
         three = classes[[0, 0, -1]]
         loss = loss_fn.eval()(torch.zeros(3, config.embedding_dim, device=device), three)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -1,12 +1,13 @@
 """Batches of positive pairs and the images that the network takes for theirs."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 OWN_CLASS, TAKEN = 1e30, float("inf")  # distances that put a candidate behind all others
 
 
-def hard_neighbours(embeddings: Tensor, labels: Tensor, group: int) -> Tensor:
+def hard_neighbours(embeddings: Tensor, labels: Tensor | np.ndarray, group: int) -> Tensor:
     """The rows to train on, of those that `HardNeighbourSampler` drew for a step.
 
     Each image of a pair, one after the other, takes the nearest candidate of another class that no
@@ -14,13 +15,14 @@ def hard_neighbours(embeddings: Tensor, labels: Tensor, group: int) -> Tensor:
 
     Args:
         embeddings: (groups * group, D) float; in each group a positive pair, then candidates.
-        labels: (groups * group,) integers.
+        labels: (groups * group,) integers, a tensor or an array.
         group: rows in a group.
 
     Returns:
         (groups * 4,) int64 on the device of the embeddings, numbers of rows: of each group the pair
         and the neighbours of the one and of the other.
     """
+    labels = torch.as_tensor(labels, device=embeddings.device)
     rows = torch.arange(len(labels)).view(-1, group)
     pairs, candidates = rows[:, :2].flatten(), rows[:, 2:].flatten()
     distances = torch.cdist(

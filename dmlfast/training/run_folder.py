@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+from dmlfast.data import parse_options
 from dmlfast.errors import UserError
 from dmlfast.files import (
     TEMPORARY_PREFIX,
@@ -223,6 +224,12 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} holds a run already: --resume goes on, --overwrite replaces it")
 
 
+def _alike(before: str | None, now: str | None) -> bool:
+    """Whether two texts of options of a data set read the same images, as far as they can be."""
+    without = [{**parse_options(text), "on_error": None} for text in (before, now)]
+    return without[0] == without[1]
+
+
 def open_run(config: TrainConfig, out: str | Path | None) -> RunFolder:
     """The run in `out`, to be resumed with these settings.
 
@@ -234,7 +241,8 @@ def open_run(config: TrainConfig, out: str | Path | None) -> RunFolder:
     saved = run.config
     for field in dataclasses.fields(config):
         before, now = getattr(saved, field.name), getattr(config, field.name)
-        if before != now and not field.metadata["resumable"]:
+        same = before == now or (field.name == "dataset_options" and _alike(before, now))
+        if not same and not field.metadata["resumable"]:
             raise UserError(
                 f"{run} was trained with {option_name(field.name)} {before}, not {now}: "
                 "resume it as it was, or choose another --out"

@@ -66,3 +66,19 @@ def test_picture_is_written_also_of_nothing(tmp_path: Path) -> None:
         save_plot(rows, "A title", tmp_path / "bench.png")
         assert Image.open(tmp_path / "bench.png").size == (1600, 736)
     assert [path.name for path in tmp_path.iterdir()] == ["bench.png"]
+
+
+def test_values_within_a_decade_have_ticks() -> None:
+    rows = [replace(row, n=64, classes=10) for row in (OURS, replace(NAIVE, median_ms=1.9))]
+    figure = draw(rows, "A title")
+    low, high = figure.axes[0].get_ylim()
+    assert sum(low <= tick <= high for tick in figure.axes[0].get_yticks()) >= 1
+    assert "D = 64, 10 classes, float32" in figure.texts[1].get_text()
+    figure = draw([*rows, replace(OURS, n=9, classes=1000)], "A title")
+    assert "D = 64, 10 to 1,000 classes" in figure.texts[1].get_text()
+
+
+def test_competitors_differ_in_colour() -> None:
+    rows = [replace(NAIVE, provider=name) for name in "abcdefghij"]
+    colours = {line.get_color() for line in draw([*rows, OURS], "A title").axes[0].lines}
+    assert len(colours) == 11

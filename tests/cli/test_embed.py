@@ -15,7 +15,7 @@ from PIL import Image
 from dmlfast.data import create_dataset, prepare_images
 from dmlfast.models import create_model, load_model
 from dmlfast.retrieval import load_features
-from dmlfast.training import RunFolder, TrainConfig, train
+from dmlfast.training import RunFolder, TrainConfig, load_split, train
 
 CONFIG = TrainConfig(
     dataset="digits",
@@ -310,3 +310,28 @@ def test_untrained_is_what_training_started_from(run, tmp_path, capsys):
     found = load_features(tmp_path / "f.h5").embeddings
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     capsys.readouterr()
+
+
+def test_a_picture_that_cannot_be_read_need_not_end_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(96):
+        folder = Path("pictures", f"class{number // 8}")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    words = "--dataset folder --data-dir pictures --batch-size 4 --images-per-class 2 --device cpu"
+    words += " --embedding-dim 4 --image-size 8 --max-steps 2 --out a"
+    assert main(["train", *words.split()]) == 0
+    broken = list(load_split(RunFolder("a").config, "test").paths)[1]
+    Path("pictures", broken).write_bytes(b"no picture")
+    assert embed("a", "--out", "f.h5") == 1
+    assert (
+        "is not an image; folder leaves such images out with the option" in capsys.readouterr().err
+    )
+    assert embed("a", "--out", "f.h5", "--on-error", "skip") == 0
+    assert broken not in load_features("f.h5").paths
+    more = ["train", "--out", "a", "--resume", "--max-steps", "3", "--dataset-options"]
+    assert main([*more, "on_error=skip"]) == 0
+    assert RunFolder("a").config.dataset_options == "on_error=skip"
+    assert main([*more, "on_error=skip,upright=true"]) == 1
+    assert "was trained with dataset-options" in capsys.readouterr().err

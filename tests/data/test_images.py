@@ -2,12 +2,15 @@
 
 import logging
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from dmlfast.data import create_transform, prepare_images
 from dmlfast.data.images import ImageDataset, open_image
 from dmlfast.data.paths import PathList
 from dmlfast.errors import UserError
@@ -244,3 +247,35 @@ def test_what_cannot_be_read_is_found_at_once(dataset, caplog, workers):
     assert f"2 of the {len(dataset)} images of" in message
     assert dataset.paths[0] in message
     assert dataset.paths[2] in message
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_of_torch_crops_at_random_for_training_alone(tmp_path, workers, prepared):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    labels = np.zeros(1, np.int64)
+    pictures = ImageDataset("folder", "all", tmp_path, labels, PathList(["a.png"]), ["a"])
+    how = {"name": "reality-check", "size": 16}
+
+    def images(train):
+        if prepared:
+            return prepare_images(pictures, how, train)
+        return replace(pictures, transform=create_transform(**how, train=train))
+
+    def drawn(train):
+        torch.manual_seed(0)
+        loader = DataLoader(images(train), batch_sampler=[[0] * 4] * 2, num_workers=workers)
+        rows, labels = map(torch.cat, zip(*loader, strict=True))
+        assert not labels.any()
+        return rows
+
+    assert len(drawn(True).flatten(1).unique(dim=0)) > 4
+    assert torch.equal(drawn(True), drawn(True))
+    assert torch.equal(drawn(False), images(True).take([0] * 8)[0])
+
+
+def test_an_image_that_cannot_be_read_tells_how_to_go_on(dataset):
+    damage(dataset, 2)
+    with pytest.raises(UserError, match="folder leaves such images out with the option on_error"):
+        dataset.read(2)

@@ -1,5 +1,9 @@
 """Losses by name."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +11,7 @@ import dmlfast.losses
 from dmlfast.errors import UserError
 from dmlfast.losses import (
     ContrastiveLoss,
+    CrossBatchMemory,
     GeneralizedLiftedStructuredLoss,
     LiftedStructuredLoss,
     TripletLoss,
@@ -15,6 +20,7 @@ from dmlfast.losses import (
     parse_loss_options,
     register_loss,
 )
+from dmlfast.training import TrainConfig, train
 
 CLASSES = {
     "contrastive": ContrastiveLoss,
@@ -115,3 +121,44 @@ def test_a_loss_of_ones_own_need_not_have_named_options(monkeypatch):
     assert create_loss("any", size=2).weight.shape == (1, 2)
     with pytest.raises(UserError, match=r"^the any loss needs size$"):
         create_loss("any", margin=2.0)
+
+
+class Plain(torch.nn.Module):
+    """Takes neither a margin nor a backend."""
+
+    def forward(self, embeddings, labels):
+        return embeddings.square().mean()
+
+
+def test_a_loss_without_a_backend_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(dmlfast.losses, "_LOSSES", dmlfast.losses._LOSSES | {"plain": Plain})
+    config = TrainConfig(
+        dataset="digits", batch_size=12, embedding_dim=4, max_steps=1, loss="plain", device="cpu"
+    )
+    assert train(config, tmp_path / "run").checkpoint("last").step == 1
+    with pytest.raises(UserError, match="unknown option of the plain loss 'impl'"):
+        train(replace(config, impl="cpu"), tmp_path / "other")
+
+
+def test_the_loss_of_the_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(dmlfast.losses, "_LOSSES", dict(dmlfast.losses._LOSSES))
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    section = text.partition("## A loss of your own")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    names: dict = {}
+    exec(code, names)
+    rows, labels = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) // 3
+    loss = names["SoftMargin"](0.5, impl="reference")
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), rows.requires_grad_())
+    distances, same = torch.cdist(rows, rows), labels == labels[:, None]
+    furthest = distances.masked_fill(~same | torch.eye(12).bool(), -torch.inf).logsumexp(1)
+    nearest = (0.5 - distances).masked_fill(same, -torch.inf).logsumexp(1)
+    expected = torch.nn.functional.softplus(furthest + nearest).mean()
+    torch.testing.assert_close(loss(rows, labels), expected)
+    CrossBatchMemory(create_loss("soft-margin"), 5, 24)(rows.float(), labels).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(rows, labels)
+    config = TrainConfig(
+        dataset="digits", batch_size=12, embedding_dim=4, max_steps=1, loss="soft-margin",
+        margin=0.5, device="cpu",
+    )  # fmt: skip
+    assert train(config, tmp_path / "run").checkpoint("last").step == 1

@@ -127,6 +127,11 @@ def test_classes_may_be_listed(classes):
     assert NormSoftmaxLoss(num_classes=classes, embedding_dim=6).classes.tolist() == [7, 11, 30]
 
 
+def test_a_margin_in_degrees_is_refused():
+    with pytest.raises(ValueError, match=r"angular_margin must be at most pi, in radians, not 28"):
+        NormSoftmaxLoss(3, 6, angular_margin=28.6)
+
+
 def test_the_temperature_may_be_the_third_argument():
     assert NormSoftmaxLoss(3, 6, 0.1).temperature == 0.1
 

@@ -31,7 +31,7 @@ def remembered(find):
 
 
 def flush_roots() -> None:
-    """Approximate roots take numbers that are subnormal in float32 for 0, as the instructions do."""
+    """Approximate roots take what is subnormal in float32 for 0, as the instructions do."""
 
     def flushed(root):
         def approximate(self, arg):

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -342,3 +344,11 @@ def test_what_was_measured_is_looked_up_by_the_name_it_was_measured_by(monkeypat
         softmax_op._kernels(dispatch.FASTEST, rows)
     assert asked == ["lifted", "norm-softmax"]
     assert set(asked) < set(BENCHMARKS)
+
+
+def test_the_compiler_of_torch_is_not_imported_before_it_is_needed():
+    program = "import sys, dmlfast.losses; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -21,6 +21,7 @@ def test_each_image_of_a_pair_takes_the_nearest_that_is_left():
     rows = hard_neighbours(places[:, None], labels, 6)
     # 0: 8 at 0.9, as 3 is of its class; 1: 10 at 1, as 8 is taken; 6 (class 2): 11; 7: 4 at 2
     assert rows.tolist() == [0, 1, 8, 10, 6, 7, 11, 4]
+    assert torch.equal(hard_neighbours(places[:, None], labels.numpy(), 6), rows)
 
 
 def test_candidates_of_the_own_class_are_the_last_resort():

@@ -1,5 +1,6 @@
 """The normalised softmax loss: signature, registration, gradient. README.md has the maths."""
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -94,7 +95,7 @@ def norm_softmax_loss(
     )
 
 
-@torch.compiler.assume_constant_result
+@dispatch.constant_when_traced
 def without(device: torch.device, rows: torch.dtype, weight: torch.dtype) -> tuple[str, ...]:
     """The backends that have no kernels for rows and weights of these dtypes, of any width."""
     on_gpu = device.type == "cuda" or gpu.emulated()
@@ -118,6 +119,8 @@ def checked_settings(
     )
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
+    if abs(angular_margin) > math.pi:
+        raise ValueError(f"angular_margin must be at most pi, in radians, not {angular_margin}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be from 0 to 1, not {label_smoothing}")
     return numbers

@@ -100,7 +100,10 @@ def test_labels_of_other_images(root):
 
 
 def test_folder_that_is_not_there(root):
-    with pytest.raises(UserError, match=r"there is no .*CUB_200_2010: did you mean .*_2011\?"):
+    with pytest.raises(
+        UserError,
+        match=r"there is no .*CUB_200_2010, the data-dir of cub200: did you mean .*_2011\?",
+    ):
         create_dataset("cub200", "test", str(root / "CUB_200_2010"))
     with pytest.raises(UserError, match="give their folder as --data-dir"):
         create_dataset("cub200", "test")
