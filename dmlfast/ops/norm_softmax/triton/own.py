@@ -188,7 +188,7 @@ def own_losses(
     losses = rows.new_empty(n, dtype=torch.float32)
     d_own = rows.new_empty(n, d, dtype=torch.float32) if want_classes else None
     share = settings.label_smoothing / len(weight)
-    grid, blocks = blocks_of(n, d)
+    grid, blocks = blocks_of(n, d, 1024)  # of rows and of classes: twice as much takes stack
     own_losses_kernel[grid](
         rows, *rows.stride(), weight, *weight.stride(), known, pairs, logsumexp, row_weights,
         others, Logit(*settings.logit), share, losses, d_rows, d_own, n, d, **blocks, **FUSED,

@@ -152,10 +152,10 @@ def through_norm_kernel(
         tl.store(at, across, mask=(i < n)[:, None] & (k < d)[None, :])
 
 
-def blocks_of(n: int, d: int) -> tuple[tuple[int], dict[str, int]]:
-    """How many programs take rows of d components, and how much each."""
+def blocks_of(n: int, d: int, size: int = 2048) -> tuple[tuple[int], dict[str, int]]:
+    """How many programs take rows of d components, and how much each: ``size`` at a time."""
     width = min(1024, max(16, triton.next_power_of_2(d)))
-    height = 2048 // width
+    height = size // width
     return (-(-n // height),), {"BM": height, "BD": width}
 
 
