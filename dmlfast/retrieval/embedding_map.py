@@ -16,7 +16,7 @@ from dmlfast.retrieval.drawing import (
     shortened,
     typeface,
 )
-from dmlfast.retrieval.features import DISTANCES, Features
+from dmlfast.retrieval.features import DISTANCES, Features, check_paths
 from dmlfast.text import counted
 
 WIDTH, HEIGHT, MARGIN, TOP = 1000, 800, 28, 66  # units
@@ -36,8 +36,8 @@ def draw_map(
     shown: grey ones as ink of the class's colour, others in a frame of it, above a legend of up to
     40 classes; without it, dots with the names of the classes. Takes seconds.
     """
-    if image_of is not None and not features.paths:
-        raise ValueError("Features have no paths, by which image_of would know their images")
+    if image_of is not None:
+        check_paths(features)
     rows = _sample(features.labels, classes, seed)
     shown, class_of = np.unique(features.labels[rows], return_inverse=True)
     side = 28 if image_of else 9

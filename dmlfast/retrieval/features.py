@@ -240,6 +240,12 @@ def check_scorer(scorer: PairScorer, dimension: int, binary: bool) -> None:
         )
 
 
+def check_paths(*features: Features) -> None:
+    """Raises the ValueError of rows that have no paths, by which their images would be known."""
+    if not all(each.paths for each in features):
+        raise ValueError("Features have no paths, by which image_of would know their images")
+
+
 def bit_attributes(dimension: int) -> dict[str, Any]:
     """What the attributes of sign bits say of them."""
     return {"distance": "hamming", "point_type": "bit", "n_bits": dimension}

@@ -22,7 +22,7 @@ from dmlfast.retrieval.drawing import (
     typeface,
 )
 from dmlfast.retrieval.evaluation import Scores, Sides, match_sides, score_queries
-from dmlfast.retrieval.features import Features
+from dmlfast.retrieval.features import Features, check_paths
 from dmlfast.retrieval.neighbours import nearest_neighbours
 from dmlfast.text import counted
 
@@ -129,8 +129,8 @@ def _rows_of_tiles(
     features: Features, sides: Sides, queries: np.ndarray, neighbours: int, image_of: ImageOf
 ) -> list[list[Tile]]:
     """For each query its own tile and those of its neighbours."""
-    if len(queries) and not (features.paths and sides.gallery.paths):
-        raise ValueError("Features have no paths, by which image_of would know their images")
+    if len(queries):
+        check_paths(features, sides.gallery)
     found, _ = nearest_neighbours(
         features.embeddings[queries],
         sides.gallery.embeddings[sides.rows],

@@ -300,3 +300,10 @@ def test_pictures_that_cannot_be_read(tmp_path):
     (tmp_path / "b.png").write_bytes(whole[:60])
     with pytest.raises(UserError, match=r"b\.png"):
         open_picture(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("draw", [draw_montage, draw_map])
+def test_rows_without_paths_have_no_images(draw):
+    rows = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    with pytest.raises(ValueError, match="Features have no paths, by which image_of would know"):
+        draw(Features(rows, np.arange(6) // 2), image_of=plain)

@@ -144,7 +144,6 @@ def own_losses_kernel(
         d_target = tl.where(above < 0.0, e, 1.0) / (1.0 + e) - (logit.smoothing - share)
         margined = sine * logit.margin_cosine + cosine * logit.margin_sine
         g = logit.scale * tl.load(row_weights + own) * (share * sine - d_target * margined)
-        g = tl.where(counts, g, 0.0)
         row = Ends(rows, row_stride, row_step, own, tl.load(pairs + own))
         label = tl.where(counts, label, 0)
         class_ = Ends(weight, class_stride, class_step, label, tl.load(pairs + n + own))
