@@ -5,15 +5,32 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 
 namespace DML_ISA {
 
-// Calls f(worker) once on each of `threads` threads.
+// What f() throws, or nothing.
+template <class F>
+std::exception_ptr thrown_by(F&& f) {
+  try {
+    f();
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
+
+// Calls f(worker) once on each of `threads` threads. What one of them throws is thrown once all have ended.
 template <class F>
 void on_each_thread(int threads, F&& f) {
   if (threads <= 1) return f(0);
+  std::exception_ptr thrown;
 #pragma omp parallel num_threads(threads)
-  f(omp_get_thread_num());
+  if (const std::exception_ptr mine = thrown_by([&] { f(omp_get_thread_num()); })) {
+#pragma omp critical
+    thrown = mine;
+  }
+  if (thrown) std::rethrow_exception(thrown);
 }
 
 // Calls f(i) for i in [0, n), in equal shares.

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -68,12 +69,13 @@ class Schedule {
   }
 
   // Calls body(worker, task index, task, wait) for every task. After wait() the task alone may add to its
-  // blocks, and earlier tasks have added to them before.
+  // blocks, and earlier tasks have added to them before. Where one runs out of memory, all end with it.
   template <class Body>
   void run(int threads, Body&& body) const {
     std::unique_ptr<std::atomic<int32_t>[]> served(new std::atomic<int32_t>[turns_ + 1]);
     for (int i = 0; i <= turns_; i++) served[i] = 0;
     std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
     const int offset = symmetric_ ? 0 : blocks(n_, row_size_);
     on_each_thread(threads, [&](int worker) {
       for (int64_t k; (k = next.fetch_add(1, std::memory_order_relaxed)) < int64_t(tasks_.size());) {
@@ -81,11 +83,16 @@ class Schedule {
         auto& rows = served[task.row_block];
         auto& columns = served[offset + task.column_block];
         auto wait = [&] {
-          await(rows, task.row_turn);
-          await(columns, task.column_turn);
+          await(rows, task.row_turn, failed);
+          await(columns, task.column_turn, failed);
         };
-        body(worker, k, task, wait);
-        wait();
+        try {
+          body(worker, k, task, wait);
+          wait();
+        } catch (...) {
+          failed = true;
+          throw;
+        }
         rows.store(task.row_turn + 1, std::memory_order_release);
         // a block with itself is served once: by now the next task may have raised its count
         if (&columns != &rows) columns.store(task.column_turn + 1, std::memory_order_release);
@@ -121,9 +128,12 @@ class Schedule {
   }
   static int blocks(int64_t n, int64_t size) { return int(round_up(n, size) / size); }
 
-  static void await(const std::atomic<int32_t>& served, int32_t turn) {
-    for (int spins = 0; served.load(std::memory_order_acquire) < turn; spins++)
+  // Waits for a turn, which never comes once another task has failed.
+  static void await(const std::atomic<int32_t>& served, int32_t turn, const std::atomic<bool>& failed) {
+    for (int spins = 0; served.load(std::memory_order_acquire) < turn; spins++) {
+      if (failed) throw std::bad_alloc();
       if (spins > 1000) std::this_thread::yield();
+    }
   }
 
   int64_t n_, m_, row_size_, column_size_;

@@ -1,7 +1,9 @@
-"""Memory beyond inputs, loss and gradients, measured in a process of its own."""
+"""Memory beyond inputs, loss and gradients, and the lack of it, in processes of their own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,75 @@ def test_so_do_other_losses(op, labels):
 def test_65536_rows_take_less_than_400_mib(threads):
     """Their distances alone would be 16 GiB."""
     assert extra_mib(65536, 128, threads, "torch.arange(65536) // 4") < 400
+
+
+SCARCE = """
+import ctypes, os, sys
+import torch
+from dmlfast.ops import native
+
+scarce = ctypes.CDLL(os.environ["LD_PRELOAD"])
+library = native.cpu_library()
+torch.set_num_threads(3)
+torch.manual_seed(0)
+x, labels = torch.randn(600, 40), torch.arange(600) // 4
+out, rows, more = torch.empty(600, 600), torch.empty(600, 40), torch.empty(600, 40)
+pairs = native.Pairs(x, None, labels, None, None)
+term = native.Term(0, 2, 0, 1.0, 0.0, None)
+at = native.address
+
+def unit():
+    widths = (40, 40), (40,), (40, 40), (40,), (30, 80), (30,), (1, 30), (1,)
+    return native.MetricUnit([torch.randn(*shape) for shape in widths], True)
+
+groups = (ctypes.c_int64 * 2)(10, 30)
+boosting = native.Boosting(0, 0, 2.0, 0.5, 25.0, 0.5, groups, 2)
+classes = native.Classes(x, torch.randn(3000, 40), labels)
+weight_gradient, metric = torch.empty(3000, 40), unit()
+calls = {
+    "lifted": lambda: library.dml_cpu_lifted(pairs, 1.0, at(out), at(rows), None),
+    "reduce": lambda: library.dml_cpu_pair_reduce(pairs, term, at(out), None),
+    "grad": lambda: library.dml_cpu_pair_grad(
+        pairs, term, at(more), at(more), None, None, at(rows), None, None
+    ),
+    "triplet": lambda: library.dml_cpu_triplet(pairs, 0.2, 0, 0, at(out), at(rows), None),
+    "softmax": lambda: library.dml_cpu_softmax(
+        classes, 20.0, 1 << 20, at(more), at(more), at(out), at(rows), at(weight_gradient)
+    ),
+    "boosted": lambda: library.dml_cpu_boosted(pairs, boosting, at(out), at(rows)),
+    "pddm": lambda: library.dml_cpu_pddm_matrix(pairs, metric, at(out)),
+}
+call = calls[sys.argv[1]]
+assert call() == 0  # threads are there
+found = []
+for k in range(100_000):
+    scarce.fail_at(k)
+    found.append(call())
+    scarce.fail_at(-1)
+    if found[-1] == 0:
+        break
+print(len(found) - 1, set(found[:-1]), found[-1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library is put in the way as Linux has it")
+@pytest.mark.parametrize(
+    "kernel", ["lifted", "reduce", "grad", "triplet", "softmax", "boosted", "pddm"]
+)
+def test_memory_that_runs_out_is_an_error_wherever_it_does(kernel, tmp_path):
+    """Each allocation of a call in three threads fails once, and the call says so and ends."""
+    library = tmp_path / "scarce.so"
+    source = Path(__file__).with_name("scarce.cpp")
+    subprocess.run(["g++", "-O1", "-fPIC", "-shared", source, "-o", library], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SCARCE, kernel],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    failures, statuses, last = run.stdout.split()
+    assert int(failures) > 10
+    assert (statuses, last) == ("{1}", "0")
