@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,24 +13,25 @@ from pathlib import Path
 from dmlfast.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.escape(TEMPORARY_PREFIX) + r"(\d{1,9})-[0-9a-f]{8}-"  # and the final name
 _LOCKED: set[int] = set()  # open folders
 ABANDONED_SECONDS = 24 * 60 * 60  # without a write: the process may be one of another machine
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet; the suffix is kept.
+    """A name beside `path` for what is not whole yet, another one each time; the suffix is kept.
 
     A path that ends in no name, such as "." or "", raises a `UserError`.
     """
     if path.name in ("", ".."):
         raise UserError(f"cannot write '{path}': the path must end in a name")
-    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
 
 
 def write_error(path: str | Path, error: Exception) -> UserError:
     """The one line for a file that could not be written, such as on a full disk."""
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    final = re.sub(re.escape(TEMPORARY_PREFIX) + r"\d+-", "", str(path))
+    final = re.sub(_TEMPORARY, "", str(path))
     return UserError(f"cannot write {final}: {reason}")
 
 
@@ -78,7 +80,8 @@ def atomic_write_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _refuse_irregular(path: Path) -> None:
@@ -87,15 +90,26 @@ def _refuse_irregular(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes temporary files of `path` that no process here can be writing, nor one elsewhere."""
-    name = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d{1,9})-" + re.escape(path.name))
+    """Removes what no process here can be writing as `path`, nor one elsewhere."""
+    name = re.compile(_TEMPORARY + re.escape(path.name))
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             match = name.fullmatch(entry.name)
-            if match and entry.is_file(follow_symlinks=False):
-                idle = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if idle > ABANDONED_SECONDS and not _is_alive(int(match[1])):
-                    os.unlink(entry)
+            if not match or _is_alive(int(match[1])) or _idle(entry) < ABANDONED_SECONDS:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry)
+            else:
+                os.unlink(entry)
+
+
+def _idle(entry: os.DirEntry) -> float:
+    """Seconds since a file was written to, or anything in a folder."""
+    written = [entry.stat(follow_symlinks=False).st_mtime]
+    if entry.is_dir(follow_symlinks=False):
+        with os.scandir(entry) as files:
+            written += [file.stat(follow_symlinks=False).st_mtime for file in files]
+    return time.time() - max(written)
 
 
 def _is_alive(process: int) -> bool:
@@ -133,12 +147,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder to fill with files; on success all is synced and renamed to `path`.
 
     On failure the temporary folder is removed. `path` must not exist yet. A write that fails raises
-    a `UserError` naming `path`.
+    a `UserError` naming `path`. What killed processes left of the same folder a day ago is removed.
     """
     path = Path(path)
     temporary = temporary_path(path)
+    _remove_abandoned(path)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
@@ -190,8 +204,7 @@ os.register_at_fork(after_in_child=_close_locked)
 def remove_folder(path: str | Path) -> None:
     """Removes a folder so that its name never stands for a part of it."""
     path = Path(path)
-    temporary = temporary_path(path)
-    old = temporary.with_name(f"{temporary.name}-old")  # another may be in the making
+    old = temporary_path(path)
     os.rename(path, old)
     shutil.rmtree(old)
 
@@ -200,7 +213,6 @@ def swap_link(link: str | Path, target: str) -> None:
     """Points the symbolic link at `target`, relative to the link's folder, in one step."""
     link = Path(link)
     temporary = temporary_path(link)
-    temporary.unlink(missing_ok=True)
     try:
         os.symlink(target, temporary)
         os.replace(temporary, link)

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -53,15 +54,23 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path, raised, seen, message):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_what_a_killed_process_left_long_ago_is_removed(tmp_path):
+def ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    dead, alive = process.pid, os.getppid()
-    names = [f".tmp-{dead}-a.h5", f".tmp-{dead}-b-a.h5", f".tmp-{alive}-a.h5", ".tmp-old-a.h5"]
+    return process.pid
+
+
+def age(path) -> None:
     long_ago = time.time() - ABANDONED_SECONDS - 60
+    os.utime(path, (long_ago, long_ago))
+
+
+def test_what_a_killed_process_left_long_ago_is_removed(tmp_path):
+    dead, alive = (f"{process}-0123abcd" for process in (ended_process(), os.getppid()))
+    names = [f".tmp-{dead}-a.h5", f".tmp-{dead}-b-a.h5", f".tmp-{alive}-a.h5", ".tmp-old-a.h5"]
     for name in names:
         (tmp_path / name).touch()
-        os.utime(tmp_path / name, (long_ago, long_ago))
+        age(tmp_path / name)
     with atomic_write_path(tmp_path / "a.h5") as temporary:
         temporary.touch()
     assert set(os.listdir(tmp_path)) == {"a.h5", *names[1:]}
@@ -69,6 +78,37 @@ def test_what_a_killed_process_left_long_ago_is_removed(tmp_path):
     with atomic_write_path(tmp_path / "a.h5") as temporary:
         temporary.touch()
     assert set(os.listdir(tmp_path)) == {"a.h5", *names}
+
+
+def test_so_is_a_folder_that_nothing_is_written_to(tmp_path):
+    dead = ended_process()
+    filled, still_filled = (tmp_path / f".tmp-{dead}-{k:08x}-cache" for k in (1, 2))
+    for folder in (filled, still_filled):
+        folder.mkdir()
+        (folder / "pixels.bin").touch()
+        age(folder)
+    age(filled / "pixels.bin")
+    with atomic_folder(tmp_path / "cache"):
+        pass
+    assert set(os.listdir(tmp_path)) == {"cache", still_filled.name}
+
+
+def test_two_writers_of_a_process_do_not_meet(tmp_path):
+    with atomic_folder(tmp_path / "f") as first:
+        (first / "a").write_text("first")
+        second = atomic_folder(tmp_path / "f")
+        (second.__enter__() / "b").write_text("second")
+        assert not second.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert os.listdir(tmp_path / "f") == ["a"]
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    path = tmp_path / ("x" * 300)
+    with (
+        pytest.raises(UserError, match=r"File name too long$"),
+        atomic_write_path(path) as temporary,
+    ):
+        temporary.touch()
 
 
 def test_places_where_no_file_can_be(tmp_path):
@@ -111,7 +151,8 @@ def test_all_is_on_the_disk_before_the_name_appears(tmp_path, monkeypatch):
 
         def call(first, *rest):
             target = os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else str(first)
-            calls.append((name, os.path.basename(target).removeprefix(f".tmp-{os.getpid()}-")))
+            final = re.sub(rf"^\.tmp-{os.getpid()}-[0-9a-f]{{8}}-", "", os.path.basename(target))
+            calls.append((name, final))
             return real(first, *rest)
 
         monkeypatch.setattr(os, name, call)
