@@ -104,8 +104,14 @@ class FeatureWriter:
         refuse_existing(self.path, overwrite)
 
     def __enter__(self) -> "FeatureWriter":
-        self._stack = ExitStack()
-        self._file, self._sink = self._stack.enter_context(new_hdf5(self.path, self.overwrite))
+        with ExitStack() as stack:
+            self._file, self._sink = stack.enter_context(new_hdf5(self.path, self.overwrite))
+            self._begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def _begin(self) -> None:
+        """Writes what is known before the rows are."""
         if self.binary:
             width = (self.dimension + 7) // 8
             self._add("codes", np.dtype(np.uint8), max(1, CHUNK_BYTES // width), width)
@@ -115,13 +121,17 @@ class FeatureWriter:
         self._add("labels", np.dtype(np.int64), 4096)
         self._add("paths", UTF8, 4096)
         if self.class_names is not None:
-            self._file.create_dataset("class_names", data=list(self.class_names), dtype=UTF8)
+            names = [_storable(name, "class name") for name in self.class_names]
+            self._file.create_dataset("class_names", data=names, dtype=UTF8)
         for name, value in self.attributes.items():
-            if value is not None:
+            if value is None:
+                continue
+            try:
                 self._file.attrs[name] = value
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"the attribute '{name}' cannot be stored: {error}") from error
         if self.scorer is not None:
             _write_scorer(self._file, self.scorer)
-        return self
 
     def append(
         self,
@@ -133,8 +143,8 @@ class FeatureWriter:
         """Adds B rows.
 
         embeddings (B, D) floats, labels (B,) integers, paths (B,), roles (B,) 0, 1 or 2. Either
-        every call gives `roles` or none does. Raises UserError where an embedding is not finite, a
-        path cannot be stored or the disk is full.
+        every call gives `roles` or none does. Raises UserError where an embedding is not finite or
+        a path cannot be stored, and adds no row then; and where the disk is full.
         """
         with np.errstate(over="ignore"):  # told below
             block = to_numpy(embeddings).astype(self.dtype, copy=False)
@@ -146,25 +156,29 @@ class FeatureWriter:
         labels = to_numpy(labels)
         if labels.ndim != 1 or (labels.dtype.kind not in "iu" and len(labels)):
             raise ValueError(f"labels must be (B,) integers, not {labels.shape} {labels.dtype}")
-        if roles is not None and not np.isin(roles, list(ROLES.values())).all():
-            raise ValueError("roles must be integers, each 0, 1 or 2")
+        if roles is not None:
+            roles = np.asarray(roles)
+            if roles.shape != labels.shape or not np.isin(roles, list(ROLES.values())).all():
+                raise ValueError("roles must be (B,) integers, each 0, 1 or 2")
+        given, some = roles is not None, len(self._file["labels"]) > 0
+        if given != ("role" in self._file) and (some or not given):
+            raise ValueError("roles must be given for every row or for none")
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             raise UserError(
                 f"the embedding of '{paths[bad[0]]}' holds NaN or infinity as {self.dtype}"
             )
-        if roles is not None and "role" not in self._file and not len(self._file["labels"]):
-            self._add("role", np.dtype(np.uint8), 4096)
-        if (roles is not None) != ("role" in self._file):
-            raise ValueError("roles must be given for every row or for none")
+        paths = [_storable(path, "path") for path in paths]
 
         if self.binary:
             self._extend("codes", binarize(embeddings))
         if self.floats:
             self._extend("embeddings", block)
         self._extend("labels", labels.astype(np.int64))
-        self._extend("paths", [_checked_path(path) for path in paths])
+        self._extend("paths", paths)
         if roles is not None:
+            if "role" not in self._file:
+                self._add("role", np.dtype(np.uint8), 4096)
             self._extend("role", roles)
         self._sink.check(self.path)
 
@@ -369,14 +383,14 @@ def _read_scorer(file: h5py.File) -> PairScorer:
         raise ValueError(f"/{UNIT}/{error}") from None
 
 
-def _checked_path(path: str) -> str:
+def _storable(text: str, what: str) -> str:
     try:
-        path.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"the path {path!r} cannot be stored: it is not valid Unicode") from None
-    if "\0" in path:
-        raise UserError(f"the path {path!r} cannot be stored: it holds a NUL character")
-    return path
+        raise UserError(f"the {what} {text!r} cannot be stored: it is not valid Unicode") from None
+    if "\0" in text:
+        raise UserError(f"the {what} {text!r} cannot be stored: it holds a NUL character")
+    return text
 
 
 @contextmanager

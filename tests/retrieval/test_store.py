@@ -268,9 +268,43 @@ def test_wrong_arguments(tmp_path):
             with pytest.raises(ValueError, match=r"labels must be \(B,\) integers, not \(25,"):
                 writer.append(embeddings, wrong, paths)
         for role in (-1, 3, 256):
-            with pytest.raises(ValueError, match="roles must be integers, each 0, 1 or 2"):
+            with pytest.raises(ValueError, match=r"roles must be .* integers, each 0, 1 or 2"):
                 writer.append(embeddings, labels, paths, roles=np.full(ROWS, role))
     assert len(load_features(tmp_path / "f.h5")) == ROWS
+
+
+def test_a_batch_that_is_refused_adds_nothing(tmp_path):
+    embeddings, labels, paths = example()
+    roles = np.ones(ROWS, np.uint8)
+    with FeatureWriter(tmp_path / "f.h5", dimension=6) as writer:
+        for wrong in (
+            (embeddings, labels, [*paths[:-1], "a\0b"], roles),
+            (embeddings, labels, paths, roles[:3]),
+            (embeddings, labels, paths, roles + 2),
+            (np.full_like(embeddings, np.nan), labels, paths, roles),
+        ):
+            with pytest.raises((UserError, ValueError)):
+                writer.append(*wrong)
+        writer.append(embeddings[:3], labels[:3], paths[:3])
+    features = load_features(tmp_path / "f.h5")
+    assert features.roles is None
+    assert features.paths == paths[:3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attributes": {"odd": object()}}, "attribute 'odd' cannot be stored: "),
+        ({"class_names": ["a", "b\0"]}, r"class name 'b\\x00' cannot be stored: it holds a NUL"),
+    ],
+)
+def test_what_cannot_be_stored_leaves_nothing(tmp_path, options, message):
+    with (
+        pytest.raises((UserError, ValueError), match=message),
+        FeatureWriter(tmp_path / "f.h5", dimension=6, **options),
+    ):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_labels_of_64_bits_stay_apart(tmp_path):
