@@ -52,33 +52,38 @@ class CrossBatchMemory(torch.nn.Module):
             TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
                 given.
         """
-        joined = self.training and indices_tuple is None
-        others = self._with(embeddings, labels) if joined else {}
-        loss: torch.Tensor = self.loss(embeddings, labels, indices_tuple, **others)
+        if not self.training or indices_tuple is not None:
+            alone: torch.Tensor = self.loss(embeddings, labels, indices_tuple)
+            return alone
+        labels = self._checked(embeddings, labels)
+        N = len(embeddings)
+        places = torch.arange(self.seen, self.seen + N, device=self.rows.device) % self.size
+        kept = min(self.seen + N, self.size)
+        # copies, of which the gradient is taken when other rows have come
+        rows = self.rows[:kept].to(embeddings, copy=True)
+        rows[places] = embeddings.detach()
+        all_labels = self.labels[:kept].clone()
+        all_labels[places] = labels.to(all_labels)
+        loss: torch.Tensor = self.loss(
+            embeddings, labels, ref_emb=rows, ref_labels=all_labels, self_index=places
+        )
+        # in the place of the oldest rows, once the loss has taken the batch
+        self.rows[places] = rows[places].to(self.rows)
+        self.labels[places] = all_labels[places]
+        self.seen += N
         return loss
 
-    @torch.no_grad()
-    def _with(self, embeddings: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Puts the batch in the place of the oldest rows, and returns it with all others."""
+    def _checked(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The labels, moved to the embeddings; raises where they or the embeddings do not fit."""
         checks.embeddings("embeddings", embeddings)
         labels = moved("labels", labels, embeddings)
         checks.labels("labels", labels, embeddings)
-        N, D = embeddings.shape
-        if self.rows.shape[1] != D or self.size < N:
+        if self.rows.shape[1] != embeddings.shape[1] or self.size < len(embeddings):
             raise ValueError(
                 f"embeddings must have shape (N, {self.rows.shape[1]}) with N <= {self.size}, the "
-                f"size of the memory, not {(N, D)}"
+                f"size of the memory, not {tuple(embeddings.shape)}"
             )
-        places = torch.arange(self.seen, self.seen + N, device=self.rows.device) % self.size
-        self.rows[places] = embeddings.to(self.rows)
-        self.labels[places] = labels.to(self.labels)
-        self.seen += N
-        kept = min(self.seen, self.size)
-        return {  # copies, of which the gradient is taken when other rows have come
-            "ref_emb": self.rows[:kept].to(embeddings, copy=True),
-            "ref_labels": self.labels[:kept].clone(),
-            "self_index": places,
-        }
+        return labels
 
     def get_extra_state(self) -> torch.Tensor:
         """How many rows there were so far, () int64: safetensors hold nothing but tensors."""

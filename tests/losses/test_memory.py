@@ -133,3 +133,19 @@ def test_it_takes_what_it_can_compare_with():
     with pytest.raises(ValueError, match="cannot honour indices_tuple"):
         memory(torch.zeros(3, 4), labels[:3], (labels, labels, labels))
     assert memory.seen == 0
+
+
+def test_a_batch_that_the_loss_refuses_is_not_kept():
+    class Refusing(TripletLoss):
+        def forward(self, *args, **kwargs):
+            raise ValueError("refused")
+
+    (old, old_labels), (new, new_labels) = batches(2)
+    memory = CrossBatchMemory(TripletLoss(), 4, size=20)
+    memory(old, old_labels)
+    memory.loss, before = Refusing(), {k: v.clone() for k, v in memory.state_dict().items()}
+    with pytest.raises(ValueError, match="refused"):
+        memory(new, new_labels)
+    assert memory.seen == len(old)
+    for name, tensor in memory.state_dict().items():
+        assert torch.equal(tensor, before[name])
