@@ -2,7 +2,8 @@
 
 A sparse gradient changes the rows that it has, and the optimiser's state of these rows; all others,
 and their state, stay as they are: they neither decay nor go on by their momentum, and have no share
-in the cost of the step. Dense gradients are served by torch's own optimisers.
+in the cost of the step. Dense gradients are served by torch's own optimisers, or as those of all
+rows where some had a state of their own.
 """
 
 from typing import Any
@@ -24,21 +25,30 @@ class _Rows(torch.optim.Optimizer):
                 raise ValueError(f"{type(self).__name__} does not serve {name}: leave it out")
 
     def step(self, closure: Any = None) -> Any:
-        """One step, on all gradients that there are."""
-        sparse = []
+        """One step, on all gradients that there are. ``closure`` computes them, and the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        taken = []
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None and weight.grad.is_sparse:
-                    gradient = weight.grad.coalesce()
+                if weight.grad is not None and self._by_rows(weight):
                     with torch.no_grad():
-                        rows = gradient.indices()[0]
-                        self._step_rows(group, weight, rows, gradient.values())
-                    sparse.append((weight, weight.grad))
+                        self._step_rows(group, weight, *_rows_of(weight.grad))
+                    taken.append((weight, weight.grad))
                     weight.grad = None
-        result = super().step(closure)
-        for weight, gradient in sparse:
+        others = super().step
+        if getattr(others, "hooked", False):  # this step has called the hooks
+            others.__wrapped__(self)
+        else:
+            others()
+        for weight, gradient in taken:
             weight.grad = gradient
-        return result
+        return loss
+
+    def _by_rows(self, weight: Tensor) -> bool:
+        return weight.grad.is_sparse
 
     def _state_of(self, weight: Tensor, *names: str) -> dict[str, Tensor]:
         state = self.state[weight]
@@ -52,6 +62,14 @@ class _Rows(torch.optim.Optimizer):
     ) -> None:
         """Changes the given rows (S,) of `weight` (C, D) by their gradient (S, D)."""
         raise NotImplementedError
+
+
+def _rows_of(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """(S,) the rows that a gradient has, and (S, D) their gradients."""
+    if not gradient.is_sparse:
+        return torch.arange(len(gradient), device=gradient.device), gradient
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()
 
 
 class RowSGD(_Rows, torch.optim.SGD):
@@ -75,11 +93,15 @@ class RowAdamW(_Rows, torch.optim.AdamW):
 
     refused = ("amsgrad", "maximize")
 
+    def _by_rows(self, weight: Tensor) -> bool:
+        state = self.state.get(weight, {})
+        return super()._by_rows(weight) or ("step" in state and state["step"].dim() == 1)
+
     def _step_rows(
         self, group: dict[str, Any], weight: Tensor, rows: Tensor, gradient: Tensor
     ) -> None:
         state = self._state_of(weight, "exp_avg", "exp_avg_sq")
-        times = self.state[weight].setdefault("step", weight.new_zeros(len(weight)))
+        times = self._times_seen(weight)
         times[rows] += 1
         seen = times[rows, None]
         moments = []
@@ -92,3 +114,14 @@ class RowAdamW(_Rows, torch.optim.AdamW):
         change = moments[0] / (moments[1].sqrt() + group["eps"])
         change += group["weight_decay"] * weight[rows]
         weight.index_add_(0, rows, change, alpha=-group["lr"])
+
+    def _times_seen(self, weight: Tensor) -> Tensor:
+        """(C,) how often each row was seen. What was loaded is where it was stored, and of dense
+        gradients torch counts one number.
+        """
+        state = self.state[weight]
+        times = state.get("step", torch.zeros(())).to(weight.device)
+        if times.dim() == 0:
+            times = times.repeat(len(weight))
+        state["step"] = times
+        return times

@@ -78,6 +78,65 @@ def test_state_is_saved_and_loaded(kind, plain, options):
     assert torch.equal(weight, copy)
 
 
+@EVERY
+def test_dense_and_sparse_gradients_in_turn(kind, plain, options):
+    """What a loss in eval mode gives is dense. All rows are seen each time, as torch has them."""
+    torch.manual_seed(0)
+    start = torch.randn(4, 3)
+    for dense_steps in ([0, 3], [1, 2]):
+        weight, other = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        ours, theirs = kind([weight], 0.1, **options), plain([other], 0.1, **options)
+        for step in range(5):
+            gradient = torch.randn(4, 3)
+            is_dense = step in dense_steps
+            weight.grad = gradient.clone() if is_dense else sparse([0, 1, 2, 3], gradient, (4, 3))
+            other.grad = gradient.clone()
+            ours.step()
+            theirs.step()
+        torch.testing.assert_close(weight, other)
+
+
+@EVERY
+def test_a_closure_computes_the_gradients(kind, plain, options):
+    torch.manual_seed(0)
+    start, places = torch.randn(5, 3), torch.tensor([0, 3, 3])
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    ours, theirs = (kind([weight], 0.1, **options) for weight in weights)
+
+    def loss_of(weight):
+        return torch.nn.functional.embedding(places, weight, sparse=True).square().sum()
+
+    def closure():
+        ours.zero_grad()
+        loss = loss_of(weights[0])
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        theirs.zero_grad()
+        expected = loss_of(weights[1])
+        expected.backward()
+        with torch.no_grad():
+            assert torch.equal(ours.step(closure), expected)
+        theirs.step()
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], start)
+
+
+@EVERY
+def test_hooks_are_called_once_a_step(kind, plain, options):
+    """Also after torch has put its own hooks into the class that ours is made of."""
+    plain([torch.nn.Parameter(torch.zeros(2, 2))], 0.1)
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer, calls = kind([weight], 0.1, **options), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    for gradient in (torch.ones(3, 2), sparse([1], torch.ones(1, 2), (3, 2))):
+        weight.grad = gradient
+        optimizer.step()
+    assert calls == ["before", "after"] * 2
+
+
 @pytest.mark.parametrize(
     ("kind", "option"),
     [
