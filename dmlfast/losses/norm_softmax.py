@@ -46,7 +46,6 @@ class NormSoftmaxLoss(nn.Module):
 
     margin_argument = "cosine_margin"
     classes: torch.Tensor
-    draws: torch.Tensor
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class NormSoftmaxLoss(nn.Module):
         bound = embedding_dim**-0.5  # as the paper's code starts them
         self.weight = nn.Parameter(torch.empty(len(known), embedding_dim).uniform_(-bound, bound))
         self.register_buffer("classes", known)
-        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
+        self.draws = 0
 
     @property
     def samples(self) -> bool:
@@ -147,7 +146,7 @@ class NormSoftmaxLoss(nn.Module):
 
     def draw(self, own: torch.Tensor) -> torch.Tensor:
         """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
-        size.
+        size. A GPU is waited for only where the batch has more rows than that.
 
         Raises:
             RuntimeError: a backward pass computes the loss again; others would be drawn.
@@ -157,14 +156,23 @@ class NormSoftmaxLoss(nn.Module):
                 f"{type(self).__name__}: sampled classes are drawn once, and the loss cannot be "
                 "computed again for its gradient: leave it out of torch.utils.checkpoint"
             )
-        generator = np.random.default_rng((self.seed, int(self.draws)))
+        seed = np.random.SeedSequence((self.seed, self.draws)).generate_state(1, np.uint64)[0]
         self.draws += 1
-        C = len(self.classes)
-        batch = own.clamp_max(C - 1).unique()
-        others = torch.from_numpy(generator.choice(C, self.sample_size, replace=False))
-        others = others.to(own.device)
-        others = others[~torch.isin(others, batch)][: max(self.sample_size - len(batch), 0)]
-        return torch.cat([batch, others]).sort().values
+        generator = torch.Generator(own.device).manual_seed(int(seed) >> 1)
+        C, size = len(self.classes), min(self.sample_size, len(self.classes))
+        own = own.clamp_max(C - 1)
+        if len(own) > size:
+            size = max(size, len(own.unique()))
+        order = torch.rand(C, generator=generator, dtype=torch.float64, device=own.device)
+        order[own] = -1.0  # the batch's own classes come first
+        return order.topk(size, largest=False, sorted=False).indices.sort().values
+
+    def get_extra_state(self) -> torch.Tensor:
+        """How often classes were drawn, () int64: safetensors hold nothing but tensors."""
+        return torch.tensor(self.draws)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.draws = int(state)
 
     def extra_repr(self) -> str:
         names = ["temperature"]
