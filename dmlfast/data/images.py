@@ -174,15 +174,18 @@ class ImageDataset:
         """The images that can be read. Each is decoded once to find out, by this process or by
         ``workers`` others; one warning counts those that are left out and names some.
         """
+        rows = self.readable_rows(workers)
+        return self if len(rows) == len(self) else self.with_rows(rows, self.split)
+
+    def readable_rows(self, workers: int = 0) -> np.ndarray:
+        """Their rows, ascending. Decodes and warns as `readable` does."""
         found = DataLoader(_Faults(self), batch_size=None, num_workers=workers)
         faults = {row: fault for row, fault in enumerate(found) if fault}
-        if not faults:
-            return self
-        some = visible("; ".join(list(faults.values())[:NAMED]))
-        of = f"of the {counted(len(self), 'image')} of {self.name} ({self.split})"
-        logger.warning("%s left out: %s", counted(len(faults), f"{of} is", f"{of} are"), some)
-        rows = np.setdiff1d(np.arange(len(self)), list(faults))
-        return self.with_rows(rows, self.split)
+        if faults:
+            some = visible("; ".join(list(faults.values())[:NAMED]))
+            of = f"of the {counted(len(self), 'image')} of {self.name} ({self.split})"
+            logger.warning("%s left out: %s", counted(len(faults), f"{of} is", f"{of} are"), some)
+        return np.setdiff1d(np.arange(len(self)), list(faults))
 
     def with_classes(self, classes: np.ndarray, split: str) -> "ImageDataset":
         """The images whose labels are among `classes`, as the split of that name."""

@@ -83,8 +83,8 @@ class TrainConfig:
     sampler: str = setting(
         "balanced",
         DATA,
-        "What a batch is of: classes in turn (class-aware sampling), random positive and negative "
-        "pairs, or positive pairs and their hard neighbours.",
+        "The images of a batch: classes in turn (class-aware sampling), random positive and "
+        "negative pairs, or positive pairs and their hard neighbours.",
         choices=SAMPLERS,
     )
     images_per_class: int = setting(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dmlfast.errors import UserError, unknown_name
 
 T = TypeVar("T")
+# How long processes wait for the main one, which fills caches and evaluates meanwhile. Of one that
+# has failed torchrun ends the others.
+PATIENCE = timedelta(hours=24)
 _parted: "list[dist.ProcessGroup | None]" = []  # left by `join_world`, for the reason given there
 
 
@@ -110,7 +114,8 @@ def join_world(device: str) -> Iterator[World]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield World(rank, size, place)
     # All part together, and only when all went well: one that failed must not wait for the others.
     dist.barrier()

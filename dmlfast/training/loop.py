@@ -55,6 +55,7 @@ from dmlfast.training.run_folder import (
     open_run,
     quiet,
 )
+from dmlfast.training.timer import DeviceTimer
 
 EVAL_BATCH_SIZE = 256
 RGB = 3  # channels of what transforms make
@@ -134,8 +135,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
-        self.dataset = load_split(config, "train")
-        self.eval_dataset = load_split(config, config.select_on)
+        self.dataset = load_split(config, "train", world)
+        self.eval_dataset = load_split(config, config.select_on, world)
         sampler = build_sampler(config, self.dataset.labels)
         self.sampler = sampler.shard(world.rank, world.size)
         self.total_steps = config.total_steps(sampler.steps_per_epoch)
@@ -323,12 +324,11 @@ class Trainer:
         rows = embeddings.detach().float().requires_grad_()
         all_rows, all_labels = self.world.gather(rows), self.world.gather(labels)
         others = self.beside(features) if self.needs_features else {}
-        started = self.now()
-        loss = self.criterion(all_rows, all_labels, **others)
-        loss.backward()
-        loss_seconds = self.now() - started
+        with DeviceTimer(device) as timer:
+            loss = self.criterion(all_rows, all_labels, **others)
+            loss.backward()
 
-        value = loss.item()
+        value = loss.item()  # waits for the device
         if not math.isfinite(value):
             raise self.diverged(f"the loss is {value}", self.step + 1)
         # Each process has the gradient of its own rows; the mean over processes must be their sum.
@@ -339,7 +339,7 @@ class Trainer:
             self.model.backbone.zero_grad()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return value, loss_seconds
+        return value, timer.seconds
 
     def beside(self, features: Tensor) -> dict[str, Any]:
         """What a loss takes that makes learners differ: features of the whole batch, the weights of
@@ -381,12 +381,6 @@ class Trainer:
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.manual_seed(seed)
         return seed
-
-    def now(self) -> float:
-        """The time in seconds when the device has done all it was asked to do."""
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)
-        return time.perf_counter()
 
     def evaluate(self) -> dict[str, float]:
         """Retrieval within the split that checkpoints are selected on."""
@@ -443,10 +437,11 @@ def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:
         yield time.perf_counter() - started, batch
 
 
-def load_split(config: TrainConfig, split: str) -> AnyDataset:
+def load_split(config: TrainConfig, split: str, world: World | None = None) -> AnyDataset:
     """The split of the data set that a run with these settings uses.
 
-    Where files that cannot be read are skipped, they are found here, before anything is trained.
+    Where files that cannot be read are skipped, they are found here, before anything is trained;
+    of the processes of a `world` by the main one.
     """
     dataset = create_dataset(
         config.dataset,
@@ -456,9 +451,12 @@ def load_split(config: TrainConfig, split: str) -> AnyDataset:
         seed=config.seed,
         **parse_options(config.dataset_options),
     )
-    if isinstance(dataset, ImageDataset) and dataset.on_error == "skip":
+    if not isinstance(dataset, ImageDataset) or dataset.on_error != "skip":
+        return dataset
+    if world is None or world.size == 1:
         return dataset.readable(config.workers)
-    return dataset
+    rows = dataset.readable_rows(config.workers) if world.is_main else None
+    return dataset.with_rows(world.from_main(rows), split)
 
 
 def seeded_model(seed: int, **spec: Any) -> EmbeddingModel:

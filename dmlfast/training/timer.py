@@ -1,0 +1,43 @@
+"""How long a device works at a part of a step."""
+
+import time
+from types import TracebackType
+
+import torch
+
+
+class DeviceTimer:
+    """Times what a device does for a `with` block. A GPU is not waited for.
+
+    Args:
+        device: that of the block's tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> "DeviceTimer":
+        self.started = self._mark()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.ended = self._mark()
+
+    def _mark(self) -> "float | torch.cuda.Event":
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    @property
+    def seconds(self) -> float:
+        """From the first to the last of the block's work, which the device must have done."""
+        if isinstance(self.started, float):
+            return self.ended - self.started
+        return self.started.elapsed_time(self.ended) / 1000
