@@ -6,7 +6,7 @@ import torch
 
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import is_plain
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.numerics import computed
 
 
 class PairLoss(torch.nn.Module):

@@ -14,7 +14,7 @@ from dmlfast.losses.diversity import NORM_AXES, AdversarialLoss, activation_loss
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.boosted.settings import BOOSTINGS
 from dmlfast.ops.checks import choice, finite, whole_numbers
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.numerics import computed
 
 BASES = {"deviance": 0.5, "contrastive": 0.5, "triplet": 0.2}  # with their margins
 DIVERSITIES = ("none", "activation", "adversarial")

@@ -11,7 +11,7 @@ from dmlfast import ops
 from dmlfast.losses.base import moved, normalized, refuse
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.checks import choice, finite, whole_number
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.numerics import computed
 from dmlfast.ops.pddm.hinges import quadruplet_loss
 from dmlfast.ops.pddm.op import PER
 from dmlfast.ops.pddm.settings import Hinges

@@ -14,8 +14,8 @@ def register(
     schema: str,
     forward: Callable[..., Any],
     fake: Callable[..., Any],
-    setup: Callable[..., None],
-    backward: Callable[..., Any],
+    setup: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
     only_first: bool = False,
 ) -> Callable[..., Any]:
     """Defines an op with its kernel, fake and gradient, and returns the function to call it by.
@@ -24,12 +24,15 @@ def register(
     the same forward and backward as an autograd function: the dispatcher's way to a Python kernel
     costs tens of microseconds, as much as a loss at the batch sizes of the papers. So do calls
     within ``torch.func``, which knows no gradients of registered ops. The first argument is a
-    tensor that tells them apart; of a gradient that is the upstream one.
+    tensor that tells them apart; of a gradient that is the upstream one. Without ``setup`` and
+    ``backward`` the outputs have no gradient.
 
     ``forward`` may give None for an output; the registered op gives an empty tensor there.
-    ``only_first``: the caller sees the first output alone, the others are kept for the gradient.
+    ``only_first``: the caller sees the first output alone, the others are kept for the gradient,
+    which may take their memory where `owned` says so.
     """
     name = schema.split("(")[0]
+    setup, backward = setup or _mark_constant, backward or _never
 
     def kernel(first: torch.Tensor, *args: Any) -> Any:
         output = forward(first, *args)
@@ -63,6 +66,7 @@ def register(
         def forward(ctx: Any, *args: Any) -> Any:
             output = forward(*args)
             setup(ctx, args, output)
+            ctx.own = only_first
             return output[0] if only_first else output
 
     Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
@@ -77,6 +81,15 @@ def register(
         return output[0] if only_first else output
 
     return call
+
+
+def _mark_constant(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    outputs = output if isinstance(output, tuple) else (output,)
+    ctx.mark_non_differentiable(*(tensor for tensor in outputs if tensor is not None))
+
+
+def _never(ctx: Any, *grads: Any) -> NoReturn:
+    raise AssertionError("what has no gradient is marked as not differentiable")
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -112,13 +125,20 @@ def _one_by_one(op: Callable[..., Any], count: int, dims: Sequence[Any], args: A
     return outputs, (0,) * len(outputs)
 
 
+def owned(ctx: Any) -> bool:
+    """Whether nobody but the backward pass has the outputs beyond the first: whoever calls the
+    registered op has them too.
+    """
+    return getattr(ctx, "own", False)
+
+
 def scaled(
     gradient: torch.Tensor, grad: torch.Tensor, dtype: torch.dtype, own: bool = False
 ) -> torch.Tensor:
     """``gradient`` times ``grad``, () or of rows (D,), in a dtype: the product is taken in float32
     and rounded once, so that a scaled half-precision gradient does not underflow.
 
-    ``own``: the memory of ``gradient`` may be taken for it.
+    ``own``: the memory of ``gradient`` may hold the result.
     """
     if torch.is_grad_enabled() or not is_plain(grad):
         return (gradient * grad).to(dtype)

@@ -8,7 +8,14 @@ import torch
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.boosted import reference, triplets
 from dmlfast.ops.boosted.settings import BOOSTINGS, REDUCTIONS, Settings
-from dmlfast.ops.library import once_differentiable, register, scaled, statistic_dtype
+from dmlfast.ops.library import (
+    once_differentiable,
+    owned,
+    register,
+    scaled,
+    statistic_dtype,
+)
+from dmlfast.ops.numerics import nan_unless_finite
 
 Found = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -179,7 +186,7 @@ def _forward(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Found:
 def _forward_triplets(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Found:
     groups, margin, boosting, want, _ = rest
     losses, d_rows = triplets.losses_and_gradient(rows, labels, groups, margin, boosting, want)
-    return losses + reference.nan_unless_finite(rows), d_rows
+    return losses + nan_unless_finite(rows), d_rows
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Found) -> None:
@@ -206,7 +213,7 @@ def _scaled(ctx: Any, op: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         made = op(rows.detach(), labels, *ctx.rest)[1]
     learners = zip(grad.to(made.dtype), ctx.rest[0], strict=True)
     factors = torch.cat([factor.expand(width) for factor, width in learners])
-    gradient = scaled(made, factors, rows.dtype, own=True)
+    gradient = scaled(made, factors, rows.dtype, own=owned(ctx))
     return once_differentiable(gradient, rows), None, *[None] * len(ctx.rest)
 
 

@@ -7,19 +7,13 @@ import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.ops.boosted.settings import (
     NEGATIVES,
-    SHORTEST,
     SHRINKAGE,
     START,
     Settings,
+    learners_of,
     shrinkage,
 )
-from dmlfast.ops.pairs.reference import computed, nan_unless_finite, pair_products
-
-
-def learners_of(rows: torch.Tensor, groups: Sequence[int]) -> list[torch.Tensor]:
-    """The rows of each learner at length 1."""
-    parts = computed(rows).split(list(groups), dim=1)
-    return [F.normalize(part, dim=1, eps=SHORTEST) for part in parts]
+from dmlfast.ops.numerics import computed, nan_unless_finite, pair_products
 
 
 def boosted_loss(

@@ -1,6 +1,12 @@
 """What a boosted pair loss is made with besides rows and labels."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from dmlfast.ops.numerics import computed
 
 BASES = ("deviance", "contrastive")
 BOOSTINGS = ("eta", "additive", "derivative", "none")
@@ -29,3 +35,9 @@ class Settings(NamedTuple):
 def shrinkage(learner: int) -> float:
     """eta of the learner 1, 2, ...: its share in the prediction of those so far."""
     return 2 / (learner + 1)
+
+
+def learners_of(rows: torch.Tensor, groups: Sequence[int]) -> list[torch.Tensor]:
+    """The rows of each learner at length 1."""
+    parts = computed(rows).split(list(groups), dim=1)
+    return [F.normalize(part, dim=1, eps=SHORTEST) for part in parts]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dmlfast.ops.boosted.reference import learners_of
-from dmlfast.ops.boosted.settings import SHORTEST, shrinkage
-from dmlfast.ops.pairs.reference import computed, pair_products
+from dmlfast.ops.boosted.settings import SHORTEST, learners_of, shrinkage
+from dmlfast.ops.numerics import computed, pair_products
 
 BLOCK_ENTRIES = 2**18  # anchors x columns at a time, 1 MiB;
 GPU_BLOCK_ENTRIES = 2**24  # a GPU wants more work a launch

@@ -2,12 +2,8 @@
 
 import torch
 
-from dmlfast.ops.pairs.reference import (
-    computed,
-    nan_unless_finite,
-    pair_distances,
-    select_pairs,
-)
+from dmlfast.ops.numerics import computed, nan_unless_finite
+from dmlfast.ops.pairs.reference import pair_distances, select_pairs
 
 
 def contrastive_loss(

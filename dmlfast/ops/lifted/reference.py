@@ -2,13 +2,8 @@
 
 import torch
 
-from dmlfast.ops.pairs.reference import (
-    computed,
-    masked_logsumexp,
-    nan_unless_finite,
-    pair_distances,
-    select_pairs,
-)
+from dmlfast.ops.numerics import computed, nan_unless_finite
+from dmlfast.ops.pairs.reference import masked_logsumexp, pair_distances, select_pairs
 
 
 def joint_logsumexp(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:

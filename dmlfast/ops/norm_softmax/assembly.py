@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from dmlfast.ops.norm_softmax.settings import Settings
-from dmlfast.ops.norm_softmax.units import sum_of_units, through_norm, units
+from dmlfast.ops.norm_softmax.units import sum_of_units, units
+from dmlfast.ops.numerics import add_rows, through_norm
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
 
@@ -173,7 +174,7 @@ def losses_and_gradients(
     L, d_rows, d_weight = kernels.forward(*given, *wants, batch.everyone)
     losses, d_own = batch.finish(L, d_rows, want_weight)
     if d_weight is not None and d_own is not None:
-        _add(d_weight, batch.places, d_own)
+        add_rows(d_weight, batch.places, d_own)
     return losses, L, d_rows, d_weight
 
 
@@ -226,7 +227,7 @@ def _of_own_classes(
     d_own = batch.finish(L, None, True)[1]
     assert found is not None
     assert d_own is not None
-    _add(found, place, d_own)
+    add_rows(found, place, d_own)
     first = torch.searchsorted(classes, classes)
     return classes, found.index_select(0, first).to(dtype)
 
@@ -243,11 +244,3 @@ def _no_gradients(
         torch.zeros_like(rows, dtype=dtype) if want_rows else None,
         torch.zeros_like(weight, dtype=dtype) if want_weight else None,
     )
-
-
-def _add(out: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> None:
-    """Adds rows (N, D) to those of ``out`` at some places (N,), always in one order."""
-    if out.is_cuda:  # sorts
-        out.index_put_((places,), rows, accumulate=True)
-    else:
-        out.index_add_(0, places, rows)

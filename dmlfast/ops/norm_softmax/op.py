@@ -1,13 +1,19 @@
 """The normalised softmax loss: signature, registration, gradient. README.md has the maths."""
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from dmlfast.ops import checks, dispatch, gpu
 from dmlfast.ops.cuda.library import exponentials_fit
-from dmlfast.ops.library import once_differentiable, register, scaled, statistic_dtype
+from dmlfast.ops.library import (
+    once_differentiable,
+    owned,
+    register,
+    scaled,
+    statistic_dtype,
+)
 from dmlfast.ops.norm_softmax import reference
 from dmlfast.ops.norm_softmax.assembly import counting, gradients, losses_and_gradients
 from dmlfast.ops.norm_softmax.settings import REDUCTIONS, Settings
@@ -19,7 +25,7 @@ _SETTINGS = (
 )
 _WANTS = "bool want_rows, bool want_weight, str impl"
 WIDEST = 512  # components of a row that CUDA's kernels have registers for
-# whose kernels make gradients a block at a time where memory is low
+# backends that make the gradient of a block of classes at once where memory is low
 BY_BLOCKS = ("triton", "cuda", dispatch.FASTEST)
 
 
@@ -225,7 +231,7 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     found: Any
     if made is not None:
         found = (
-            None if d is None else scaled(d, grad, like.dtype, own=True)
+            None if d is None else scaled(d, grad, like.dtype, own=owned(ctx))
             for d, like in zip(made, (rows, weight), strict=True)
         )
     else:  # also where the graph was retained, and the gradients have gone to the first pass
@@ -270,14 +276,6 @@ def _fake_gradients(
     return d_rows, d_weight
 
 
-def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.mark_non_differentiable(*(tensor for tensor in output if tensor is not None))
-
-
-def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise AssertionError("the gradients of a normalised softmax are marked as not differentiable")
-
-
 _call = register(
     f"norm_softmax({_INPUTS}, str reduction, {_SETTINGS}, {_WANTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
@@ -292,6 +290,4 @@ _call_gradients = register(
     "-> (Tensor, Tensor)",
     forward=_gradients,
     fake=_fake_gradients,
-    setup=_no_setup,
-    backward=_no_backward,
 )

@@ -6,14 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from dmlfast.ops.norm_softmax.settings import PARALLEL, Settings
-from dmlfast.ops.pairs.reference import computed, nan_unless_finite, pair_products
-
-
-def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """The rows at length 1, (N, D); a row of zeros stays, with a zero gradient."""
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    some = norm != 0
-    return torch.where(some, rows / torch.where(some, norm, 1), 0)
+from dmlfast.ops.numerics import computed, nan_unless_finite, pair_products, unit_rows
 
 
 def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import torch
 
 from dmlfast.ops.norm_softmax.settings import TINY
+from dmlfast.ops.numerics import through_norm
 
 CHUNK_BYTES = 8 << 20  # of float32 rows that are brought to length 1 at a time
 GPU_CHUNK_BYTES = 64 << 20  # where a launch takes longer than so many rows
@@ -15,11 +16,6 @@ def units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     inverse = norm.reciprocal().masked_fill_(norm == 0, 0)
     return scaled.mul_(inverse), inverse.div_(largest)
-
-
-def through_norm(gradient: torch.Tensor, unit: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """The gradient of rows from that of the rows at length 1, (N, D)."""
-    return (gradient - (gradient * unit).sum(1, keepdim=True) * unit) * inverse
 
 
 def sum_of_units(weight: torch.Tensor, low_memory: bool) -> torch.Tensor:

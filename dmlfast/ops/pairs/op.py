@@ -1,6 +1,6 @@
 """The pair primitive: signature, registration, gradient. README.md has the maths."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -204,14 +204,6 @@ def _grad_forward(row_grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | No
     )
 
 
-def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.mark_non_differentiable(*(tensor for tensor in output if tensor is not None))
-
-
-def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise AssertionError("the gradients of a pair reduction are marked as not differentiable")
-
-
 def _fake(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
     term = PairTerm(*rest[5:-1])
     shape = (2, rows.shape[0]) if term.is_hinge else (rows.shape[0],)
@@ -233,6 +225,4 @@ _call_grad = register(
         like.new_empty(like.shape) if want and like is not None else grad.new_empty(0)
         for like, want in zip((rows, columns, bias), wants, strict=False)
     ),
-    setup=_no_setup,
-    backward=_no_backward,
 )

@@ -2,6 +2,7 @@
 
 import torch
 
+from dmlfast.ops.numerics import computed, nan_unless_finite, pair_products
 from dmlfast.ops.pairs.term import PairTerm
 
 
@@ -10,25 +11,11 @@ def pair_distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def pair_products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(N, M) inner products in the dtype of the rows, under autocast too."""
-    device = rows.device.type
-    if not torch.amp.is_autocast_available(device):
-        return rows @ columns.T
-    with torch.autocast(device, enabled=False):
-        return rows @ columns.T
-
-
 def masked_logsumexp(terms: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Tensor:
     """log sum exp where ``mask`` holds; -inf, with a zero gradient, where it holds nowhere."""
     some = mask.any(dim)
     terms = torch.where(mask | ~some.unsqueeze(dim), terms, -torch.inf)
     return torch.where(some, terms.logsumexp(dim), -torch.inf)
-
-
-def nan_unless_finite(*tensors: torch.Tensor | None) -> torch.Tensor | float:
-    """0, or NaN where any value is NaN or infinite."""
-    return sum((tensor.detach() * 0).sum() for tensor in tensors if tensor is not None)
 
 
 def select_pairs(
@@ -50,11 +37,6 @@ def select_pairs(
     if self_index is not None and select in ("positive", "other"):
         mask = mask & (self_index[:, None] != torch.arange(shape[1], device=device)[None, :])
     return mask
-
-
-def computed(tensor: torch.Tensor) -> torch.Tensor:
-    """The dtype that the maths is done in: float64 for float64, else float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def pair_reduce(

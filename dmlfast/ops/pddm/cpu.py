@@ -5,7 +5,7 @@ import ctypes
 import torch
 
 from dmlfast.ops import native
-from dmlfast.ops.pairs.reference import nan_unless_finite
+from dmlfast.ops.numerics import nan_unless_finite
 from dmlfast.ops.pddm.gradient import gradients
 from dmlfast.ops.pddm.mining import hard_quadruplets
 from dmlfast.ops.pddm.settings import Hinges

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.numerics import add_rows, computed, through_norm
 from dmlfast.ops.pddm.unit import Weights
 
 BLOCK_FLOATS = 2**22  # that a block of pairs may take, 16 MiB;
@@ -45,7 +45,7 @@ def gradients(
             for i, j, g in zip(*(each.split(count) for each in (*pairs, grad)), strict=True):
                 found = _block_gradients(x[i], y[j], weights, normalize_inputs, g, d_weights)
                 for out, index, part in zip((d_x, d_y), (i, j), found, strict=True):
-                    _add_rows(out, index, part)
+                    add_rows(out, index, part)
         else:
             for a, b, g in _blocks(grad, isqrt(count), columns is None):
                 shape = (*g.shape, x.shape[1])
@@ -85,13 +85,6 @@ def _blocks(
             yield a, b, g
 
 
-def _add_rows(out: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
-    if out.is_cuda:  # sorts, and so adds in one order
-        out.index_put_((index,), rows, accumulate=True)
-    else:
-        out.index_add_(0, index, rows)
-
-
 def _block_gradients(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -129,12 +122,12 @@ def _block_gradients(
     for k, (unit, d_unit) in enumerate(
         zip(joined.split(widths, 1), d_joined.split(widths, 1), strict=True)
     ):
-        d_active = _through_norm(d_unit, unit, inverse[k]).mul_(active[k] > 0)
+        d_active = through_norm(d_unit, unit, inverse[k]).mul_(active[k] > 0)
         d_w[2 * k].addmm_(d_active.T, inputs[k])
         d_w[2 * k + 1].add_(d_active.sum(0))
         d_input = d_active @ layers[k][0]
         scale = scales[k]
-        d_inputs.append(d_input if scale is None else _through_norm(d_input, inputs[k], scale))
+        d_inputs.append(d_input if scale is None else through_norm(d_input, inputs[k], scale))
     d_difference, d_mean = d_inputs[0].mul_(difference.sign()), d_inputs[1].div_(2)
     return d_mean + d_difference, d_mean - d_difference
 
@@ -147,10 +140,3 @@ def _inverse_norm(rows: torch.Tensor) -> torch.Tensor:
 
 def _times(rows: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return rows if scale is None else rows * scale
-
-
-def _through_norm(
-    gradient: torch.Tensor, unit: torch.Tensor, inverse: torch.Tensor
-) -> torch.Tensor:
-    """The gradient of rows from that of the rows at length 1."""
-    return (gradient - (gradient * unit).sum(1, keepdim=True) * unit) * inverse

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.numerics import computed
 
 BLOCK_ENTRIES = 2**18  # scores of a block, 1 MiB
 

@@ -1,6 +1,6 @@
 """Scores of the position-dependent metric unit: signatures. README.md has the maths."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -250,14 +250,6 @@ def _fake_quadruplets(rows: torch.Tensor, labels: torch.Tensor, *rest: Any) -> t
     return labels.new_empty((1 if rest[-2] == "batch" else len(rows), 4), dtype=torch.long)
 
 
-def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
-
-
-def _no_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise AssertionError("what has no gradient is marked as not differentiable")
-
-
 _call = register(
     f"pddm_scores(Tensor rows, Tensor? columns, Tensor? i, Tensor? j, {_UNIT}, str impl) -> Tensor",
     forward=_forward,
@@ -270,16 +262,12 @@ _call_gradients = register(
     f"{_UNIT}) -> ({_OUTPUTS})",
     forward=_gradients,
     fake=_fake_gradients,
-    setup=_no_setup,
-    backward=_no_backward,
 )
 _call_quadruplets = register(
     f"pddm_hard_quadruplets(Tensor rows, Tensor labels, {_UNIT.replace('Tensor', 'Tensor?')}, "
     "str per, str impl) -> Tensor",
     forward=_quadruplets,
     fake=_fake_quadruplets,
-    setup=_no_setup,
-    backward=_no_backward,
 )
 
 

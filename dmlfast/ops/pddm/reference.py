@@ -3,16 +3,10 @@
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from dmlfast.ops.pairs.reference import computed, nan_unless_finite, pair_distances
+from dmlfast.ops.numerics import computed, nan_unless_finite, unit_rows
+from dmlfast.ops.pairs.reference import pair_distances
 from dmlfast.ops.pddm.settings import Hinges
 from dmlfast.ops.pddm.unit import Weights
-
-
-def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Divided by the norm of the last dimension; zeros stay, with a zero gradient."""
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    some = norm != 0
-    return torch.where(some, rows / torch.where(some, norm, 1), 0)
 
 
 def pair_scores(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from dmlfast.ops import checks
-from dmlfast.ops.pairs.reference import computed
+from dmlfast.ops.numerics import computed
 
 
 class LinearLayer(Protocol):

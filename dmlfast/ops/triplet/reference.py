@@ -4,12 +4,8 @@ right.
 
 import torch
 
-from dmlfast.ops.pairs.reference import (
-    computed,
-    nan_unless_finite,
-    pair_distances,
-    select_pairs,
-)
+from dmlfast.ops.numerics import computed, nan_unless_finite
+from dmlfast.ops.pairs.reference import pair_distances, select_pairs
 
 MOST_TRIPLETS = 2**24  # that are held at a time
 
