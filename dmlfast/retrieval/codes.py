@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-Array = np.ndarray | torch.Tensor
+from dmlfast.retrieval.arrays import Array
 
 
 def binarize(embeddings: Array) -> np.ndarray:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike
 
 from dmlfast.errors import UserError
 from dmlfast.models.checkpoint import TENSORS_FILE
+from dmlfast.retrieval.arrays import to_numpy
 from dmlfast.retrieval.codes import binarize
 from dmlfast.retrieval.pair_scorer import PairScorer
 from dmlfast.text import counted
@@ -20,14 +19,6 @@ from dmlfast.text import counted
 DISTANCES = {"euclidean": "euclidean", "angular": "cosine", "hamming": "hamming"}
 ROLES = {"both": 0, "query": 1, "gallery": 2}
 RANKINGS = ("distance", "pddm")
-
-
-def to_numpy(array: ArrayLike | torch.Tensor) -> np.ndarray:
-    """The array, or a tensor's values on the CPU; bfloat16, which NumPy lacks, as float32."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-    return np.asarray(array)
 
 
 # Fields that may be given as something else, and what makes them what they are.

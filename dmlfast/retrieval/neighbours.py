@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dmlfast.errors import UserError
-from dmlfast.retrieval.codes import Array, hamming_distances, unpack
+from dmlfast.retrieval.arrays import Array, to_tensor
+from dmlfast.retrieval.codes import hamming_distances, unpack
 from dmlfast.retrieval.pair_scorer import PairScorer
 
 QUERY_TILE = 256  # a tile of distances, 4 MiB in float64, stays in the cache
@@ -39,12 +40,12 @@ def nearest_neighbours(
     queries: (Q, D), gallery: (M, D), finite floats; tensors are searched on the device of
     `queries`. exclude: (Q,) integers, for each query the row of the gallery that it is itself and
     that it must not find, or -1. distance: "euclidean", "cosine" (one minus the cosine; a zero
-    vector has distance 1 to every other), also by the name that files have for it, "angular", or
-    "hamming", the number of bits that differ, for codes (Q, W) and (M, W) uint8 as `binarize` packs
-    them; or a `PairScorer`: a pair's distance is then minus its score, which may be negative.
-    backend: "torch", "faiss" (proposes candidates in float32, and what it cannot settle goes to
-    torch; counts bits exactly; knows no scores), or "auto", which takes FAISS where it is installed
-    and quicker. The result does not depend on the backend.
+    vector has distance 0 to another and 1 to all else), also by the name that files have for it,
+    "angular", or "hamming", the number of bits that differ, for codes (Q, W) and (M, W) uint8 as
+    `binarize` packs them; or a `PairScorer`: a pair's distance is then minus its score, which may
+    be negative. backend: "torch", "faiss" (proposes candidates in float32, and what it cannot
+    settle goes to torch; counts bits exactly; knows no scores), or "auto", which takes FAISS where
+    it is installed and quicker. The result does not depend on the backend.
 
     Returns indices (Q, k) int64 and distances (Q, k) float32, nearest first. A distance is computed
     in float64 and rounded once, from the difference itself for near pairs, and a score in float32;
@@ -68,8 +69,8 @@ def nearest_neighbours(
         raise ValueError("FAISS cannot search by a PairScorer")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    to_tensor = _codes if distance == "hamming" else _floats
-    x, r = to_tensor(queries), to_tensor(gallery)
+    kind = _codes if distance == "hamming" else _floats
+    x, r = kind("queries", queries), kind("gallery", gallery)
     if x.ndim != 2 or r.ndim != 2 or x.shape[1] != r.shape[1]:
         raise ValueError(
             f"queries {tuple(x.shape)} and gallery {tuple(r.shape)} must be (Q, D) and (M, D)"
@@ -100,7 +101,7 @@ def paired_distances(x: np.ndarray, y: np.ndarray, *, distance: str = "euclidean
 
     As `nearest_neighbours` gives it.
     """
-    left, right = _alike(_floats(x), _floats(y))
+    left, right = _alike(_floats("x", x), _floats("y", y))
     if distance == "cosine":
         left, right = _directions(left), _directions(right)
     d2 = (left.double() - right.double()).square_().sum(1)
@@ -281,9 +282,11 @@ def _least(keys: torch.Tensor, k: int, *, ordered: bool = True) -> torch.Tensor:
     return keys.topk(min(k, keys.shape[1]), dim=1, largest=False, sorted=ordered).values
 
 
-def _floats(array: Array) -> torch.Tensor:
-    """float32, or float64 if it is that already."""
-    tensor = torch.as_tensor(array).detach()
+def _floats(name: str, array: Array) -> torch.Tensor:
+    """float32, or float64 if it is that already; finite as the former."""
+    tensor = to_tensor(array)
+    if not all(bool(part.float().isfinite().all()) for part in tensor.split(GALLERY_TILE)):
+        raise ValueError(f"{name} hold NaN or infinity as float32")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -293,10 +296,10 @@ def _alike(x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return x.to(wider), r.to(x.device, wider)
 
 
-def _codes(array: Array) -> torch.Tensor:
-    tensor = torch.as_tensor(array)
+def _codes(name: str, array: Array) -> torch.Tensor:
+    tensor = to_tensor(array)
     if tensor.dtype != torch.uint8:
-        raise ValueError(f"hamming distance is of codes in uint8, not {tensor.dtype}")
+        raise ValueError(f"hamming distance is of codes in uint8, and {name} are {tensor.dtype}")
     return tensor
 
 

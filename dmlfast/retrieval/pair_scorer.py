@@ -20,10 +20,18 @@ class PairScorer:
 
         loss_fn = PDDMLoss(embedding_dim=64)
         scorer = PairScorer(loss_fn.unit, loss_fn.normalize_embeddings)
+
+    The unit is copied: further training does not change what is scored. Raises TypeError where it
+    is no `PDDMUnit`.
     """
 
     unit: PDDMUnit
     normalize_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.unit, PDDMUnit):
+            raise TypeError(f"unit must be a PDDMUnit, not {type(self.unit).__name__}")
+        object.__setattr__(self, "unit", copy.deepcopy(self.unit))
 
     @classmethod
     def from_tensors(

@@ -384,6 +384,8 @@ def _read_scorer(file: h5py.File) -> PairScorer:
 
 
 def _storable(text: str, what: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"a {what} must be a str, not {type(text).__name__}: {text!r}")
     try:
         text.encode()
     except UnicodeEncodeError:

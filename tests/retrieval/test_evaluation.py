@@ -274,6 +274,11 @@ def test_more_neighbours_than_images():
     assert report["recall_at_100"] == report[f"recall_at_{10**30}"] == 1
 
 
+def test_numbers_of_neighbours_may_be_an_array():
+    found = (evaluate(blobs(), ks=make([1, 3]), clustering=False) for make in (list, np.array))
+    assert next(found) == next(found)
+
+
 @pytest.mark.parametrize("ks", [[], [0], [1, -2]])
 def test_wrong_numbers_of_neighbours(ks):
     with pytest.raises(ValueError, match="ks must be"):

@@ -1,12 +1,13 @@
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from dmlfast.errors import UserError
-from dmlfast.retrieval import nearest_neighbours, neighbours
+from dmlfast.retrieval import Features, evaluate, nearest_neighbours, neighbours
 
 BACKENDS = ["torch", "faiss"]
 
@@ -280,3 +281,35 @@ def test_memory_does_not_grow_with_the_square():
     # One 16,000 x 16,000 matrix of float32 would be 980 MiB.
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert float(done.stdout) < 120, done.stderr
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_rows_that_are_not_finite_are_refused(value, side, distance):
+    sides = [np.random.default_rng(0).normal(size=(rows, 4)) for rows in (3, 5000)]
+    sides[side][-1, 2] = value
+    with pytest.raises(ValueError, match=f"^{('queries', 'gallery')[side]} hold NaN or infinity"):
+        nearest_neighbours(*sides, 2, distance=distance)
+
+
+def test_arrays_of_any_layout():
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.normal(size=(rows, 4)).astype(np.float32) for rows in (5, 30))
+    expected = nearest_neighbours(queries, gallery, 3)
+    frozen = gallery.copy()
+    frozen.flags.writeable = False
+    for changed in (
+        gallery.astype(">f4"),
+        gallery.astype(np.longdouble),
+        gallery[::-1].copy()[::-1],
+        np.asfortranarray(gallery),
+        frozen,
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = nearest_neighbours(queries, changed, 3)
+            report = evaluate(Features(changed, np.arange(30) // 3), clustering=False)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert report["queries"] == 30

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmlfast.errors import UserError
-from dmlfast.losses import PDDMUnit
+from dmlfast.losses import PDDMLoss, PDDMUnit
 from dmlfast.losses.base import normalized
 from dmlfast.retrieval import (
     FeatureWriter,
@@ -180,6 +180,19 @@ def test_wrong_arguments():
         nearest_neighbours(x[:, :7], x[:, :7], 1, distance=scorer)
     with pytest.raises(ValueError, match="hamming or a PairScorer, not 'pddm'"):
         nearest_neighbours(x, x, 1, distance="pddm")
+
+
+def test_a_scorer_stays_what_it_was():
+    loss_fn, x = PDDMLoss(8), torch.randn(6, 8)
+    with pytest.raises(TypeError, match="unit must be a PDDMUnit, not PDDMLoss"):
+        PairScorer(loss_fn)
+    scorer = PairScorer(loss_fn.unit, loss_fn.normalize_embeddings)
+    before = nearest_neighbours(x, x, 3, distance=scorer)
+    with torch.no_grad():
+        for weight in loss_fn.parameters():
+            weight.normal_()
+    for one, other in zip(nearest_neighbours(x, x, 3, distance=scorer), before, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def write(path, features, scorer, **more):

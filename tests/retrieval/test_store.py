@@ -280,10 +280,11 @@ def test_a_batch_that_is_refused_adds_nothing(tmp_path):
         for wrong in (
             (embeddings, labels, [*paths[:-1], "a\0b"], roles),
             (embeddings, labels, paths, roles[:3]),
+            (embeddings, labels, [Path(path) for path in paths], roles),
             (embeddings, labels, paths, roles + 2),
             (np.full_like(embeddings, np.nan), labels, paths, roles),
         ):
-            with pytest.raises((UserError, ValueError)):
+            with pytest.raises((UserError, ValueError, TypeError)):
                 writer.append(*wrong)
         writer.append(embeddings[:3], labels[:3], paths[:3])
     features = load_features(tmp_path / "f.h5")

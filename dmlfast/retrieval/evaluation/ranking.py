@@ -117,7 +117,7 @@ def evaluate(
 
 def check_ks(ks: Sequence[int]) -> None:
     """Raises ValueError where `ks` are no numbers of neighbours."""
-    if not ks or min(ks) < 1:
+    if not len(ks) or min(ks) < 1:
         raise ValueError(f"ks must be numbers of neighbours, each at least 1, not {list(ks)}")
 
 
