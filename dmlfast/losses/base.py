@@ -27,7 +27,7 @@ class PairLoss(torch.nn.Module):
 
     def __init__(self, *, normalize_embeddings: bool = False, impl: str = "auto") -> None:
         super().__init__()
-        self.normalize_embeddings = normalize_embeddings
+        self.normalize_embeddings = checks.flag("normalize_embeddings", normalize_embeddings)
         self.impl = dispatch.checked_impl(impl)
 
     def forward(
@@ -129,6 +129,22 @@ class _Normalized(torch.autograd.Function):
         units, length = _units(rows)
         along = (grad * units).sum(1, keepdim=True)
         return (torch.addcmul(grad, units, along, value=-1) / length).to(rows.dtype)
+
+
+def refuse_recomputation(loss: torch.nn.Module, reason: str) -> None:
+    """Refuses to compute a loss again within a backward pass, as `torch.utils.checkpoint` does.
+
+    Args:
+        reason: why it would be another loss.
+
+    Raises:
+        RuntimeError: a backward pass is under way.
+    """
+    if torch._C._current_graph_task_id() >= 0:
+        raise RuntimeError(
+            f"{type(loss).__name__}: {reason}, and the loss cannot be computed again for its "
+            "gradient: leave it out of torch.utils.checkpoint"
+        )
 
 
 def refuse(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from dmlfast.losses.base import PairLoss, moved
+from dmlfast.losses.base import PairLoss, moved, refuse_recomputation
 from dmlfast.ops import checks
 
 
@@ -13,7 +13,8 @@ class CrossBatchMemory(torch.nn.Module):
     Huang and Scott, Cross-Batch Memory for Embedding Learning, CVPR 2020).
 
     Embeddings of earlier batches are a little out of date and have no gradient. Nothing is kept or
-    compared with in eval mode: that is the loss of the batch alone.
+    compared with in eval mode: that is the loss of the batch alone. A batch with NaN or infinity is
+    not kept; until the memory is full, a GPU is waited for to see that there is none.
 
     Args:
         loss: one that takes ``ref_emb``, which is every :class:`PairLoss`.
@@ -51,10 +52,12 @@ class CrossBatchMemory(torch.nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
                 given.
+            RuntimeError: a backward pass computes the loss again; it would meet other rows.
         """
         if not self.training or indices_tuple is not None:
             alone: torch.Tensor = self.loss(embeddings, labels, indices_tuple)
             return alone
+        refuse_recomputation(self, "its memory has other rows by then")
         labels = self._checked(embeddings, labels)
         N = len(embeddings)
         places = torch.arange(self.seen, self.seen + N, device=self.rows.device) % self.size
@@ -67,11 +70,21 @@ class CrossBatchMemory(torch.nn.Module):
         loss: torch.Tensor = self.loss(
             embeddings, labels, ref_emb=rows, ref_labels=all_labels, self_index=places
         )
-        # in the place of the oldest rows, once the loss has taken the batch
-        self.rows[places] = rows[places].to(self.rows)
-        self.labels[places] = all_labels[places]
-        self.seen += N
+        self._keep(places, rows[places].to(self.rows), all_labels[places])
         return loss
+
+    @torch.no_grad()
+    def _keep(self, places: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> None:
+        """Puts a batch that the loss has taken in the place of the oldest rows."""
+        is_finite = rows.isfinite().all()
+        if self.seen < self.size:  # there is nothing yet that could stay in its place
+            if not is_finite:
+                return
+        else:
+            rows = torch.where(is_finite, rows, self.rows[places])
+            labels = torch.where(is_finite, labels, self.labels[places])
+        self.rows[places], self.labels[places] = rows, labels
+        self.seen += len(places)
 
     def _checked(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The labels, moved to the embeddings; raises where they or the embeddings do not fit."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.losses.base import moved, refuse
+from dmlfast.losses.base import moved, refuse, refuse_recomputation
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import is_plain
 from dmlfast.ops.norm_softmax.op import checked_settings
@@ -76,7 +76,7 @@ class NormSoftmaxLoss(nn.Module):
             checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
         )
         self.sample_size = class_count or math.ceil(class_fraction * len(known))
-        self.low_memory = low_memory
+        self.low_memory = checks.flag("low_memory", low_memory)
         self.seed = checks.whole_number("seed", seed, 0)
         self.impl = dispatch.checked_impl(impl)
         bound = embedding_dim**-0.5  # as the paper's code starts them
@@ -151,11 +151,7 @@ class NormSoftmaxLoss(nn.Module):
         Raises:
             RuntimeError: a backward pass computes the loss again; others would be drawn.
         """
-        if torch._C._current_graph_task_id() >= 0:
-            raise RuntimeError(
-                f"{type(self).__name__}: sampled classes are drawn once, and the loss cannot be "
-                "computed again for its gradient: leave it out of torch.utils.checkpoint"
-            )
+        refuse_recomputation(self, "sampled classes are drawn once")
         seed = np.random.SeedSequence((self.seed, self.draws)).generate_state(1, np.uint64)[0]
         self.draws += 1
         generator = torch.Generator(own.device).manual_seed(int(seed) >> 1)

@@ -10,7 +10,7 @@ from torch import nn
 from dmlfast import ops
 from dmlfast.losses.base import moved, normalized, refuse
 from dmlfast.ops import checks, dispatch
-from dmlfast.ops.checks import choice, finite, whole_number
+from dmlfast.ops.checks import choice, finite, flag, whole_number
 from dmlfast.ops.numerics import computed
 from dmlfast.ops.pddm.hinges import quadruplet_loss
 from dmlfast.ops.pddm.op import PER
@@ -48,7 +48,7 @@ class PDDMUnit(nn.Module):
         self.mean = nn.Linear(embedding_dim, hidden)
         self.joint = nn.Linear(2 * hidden, hidden)
         self.score = nn.Linear(hidden, 1)
-        self.normalize_inputs = normalize_inputs
+        self.normalize_inputs = flag("normalize_inputs", normalize_inputs)
         for layer in (self.difference, self.mean, self.joint, self.score):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -118,11 +118,11 @@ class PDDMLoss(nn.Module):
         self.score_margin = finite("score_margin", score_margin)
         self.embedding_margin = finite("embedding_margin", embedding_margin)
         self.embedding_weight = finite("embedding_weight", embedding_weight)
-        self.squared = squared
+        self.squared = flag("squared", squared)
         self.per = per
         self.form = form
         self.mining = mining
-        self.normalize_embeddings = normalize_embeddings
+        self.normalize_embeddings = flag("normalize_embeddings", normalize_embeddings)
         self.impl = dispatch.checked_impl(impl)
 
     def forward(

@@ -69,7 +69,9 @@ def device(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
 
 
 def finite(name: str, value: float) -> float:
-    """The number as a float, neither NaN nor infinite."""
+    """The number as a float, neither NaN nor infinite; none that gets a gradient."""
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        raise TypeError(f"{name} must be a number: it gets no gradient")
     try:
         is_finite = not isinstance(value, bool) and -math.inf < value < math.inf
     except TypeError:  # no number compares with it
@@ -77,6 +79,13 @@ def finite(name: str, value: float) -> float:
     if not is_finite:
         raise ValueError(f"{name} must be a finite number, not {value}")
     return float(value)
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False, and not what could be taken for one of them."""
+    if type(value).__name__ not in ("bool", "bool_"):  # Python's, or NumPy's
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def whole_number(name: str, value: int, least: float = -math.inf) -> int:

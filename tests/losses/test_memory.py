@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch.utils.checkpoint import checkpoint
 
 from dmlfast.losses import (
     ContrastiveLoss,
@@ -149,3 +150,33 @@ def test_a_batch_that_the_loss_refuses_is_not_kept():
     assert memory.seen == len(old)
     for name, tensor in memory.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_it_cannot_be_computed_again_for_a_gradient(reentrant):
+    memory = CrossBatchMemory(LiftedStructuredLoss(), 4, size=6)
+    (old, old_labels), (new, new_labels) = batches(2)
+    memory(old, old_labels)
+    loss = checkpoint(memory, new.requires_grad_(), new_labels, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match=r"leave it out of torch\.utils\.checkpoint"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_batch_that_is_not_finite_is_not_kept(value):
+    """Also under a `GradScaler`, which passes over the step, later ones are as if it never came."""
+    given = batches(5)
+    bad = given[0][0].clone()
+    bad[2, 1] = value
+    for size, full in ((100, False), (12, True)):
+        loss = LiftedStructuredLoss()
+        with_bad, without = (CrossBatchMemory(loss, 4, size=size) for _ in range(2))
+        for k, batch in enumerate(given):
+            if k == 3:
+                assert with_bad(bad, given[0][1]).isnan()
+            if k < 3 or not full:
+                assert torch.equal(with_bad(*batch), without(*batch))
+        if full:  # what was kept stays in its place a while longer
+            rows = torch.cat([given[1][0], given[2][0]])
+            assert sorted(map(tuple, with_bad.rows.tolist())) == sorted(map(tuple, rows.tolist()))
+            assert torch.isfinite(with_bad(*given[4]))

@@ -87,6 +87,24 @@ def test_every_kind_of_setting_was_found():
     assert {(BIERLoss, "margin"), (NormSoftmaxLoss, "class_fraction")} <= set(settings_of(float))
     assert {(TripletLoss, "mining"), (PDDMLoss, "per"), (BIERLoss, "norm_axis")} <= set(NAMES)
     assert {(NormSoftmaxLoss, "seed"), (PDDMLoss, "hidden_dim")} <= set(settings_of(int))
+    assert {(ContrastiveLoss, "squared"), (PDDMLoss, "normalize_inputs")} <= set(settings_of(bool))
+
+
+@each(settings_of(bool))
+def test_what_is_true_or_false_is_that(loss, name):
+    for value in ("false", 1, 0.0, None):
+        refused(loss, TypeError, f"^{name} must be True or False, not {value!r}$", **{name: value})
+    for value in (True, np.True_):
+        loss(**LOSSES[loss] | {name: value})
+
+
+def test_a_number_that_is_to_be_learned_is_refused():
+    margin = torch.nn.Parameter(torch.tensor(0.5))
+    refused(TripletLoss, TypeError, "^margin must be a number: it gets no gradient$", margin=margin)
+    loss = LiftedStructuredLoss()
+    loss.margin = margin
+    with pytest.raises(TypeError, match="margin must be a number: it gets no gradient"):
+        loss(ROWS, LABELS)
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,14 @@ def test_a_loss_may_be_computed_again_for_its_gradient(name: str, reentrant: boo
     loss, (rows,) = made(name), batches(1)
     again = partial(checkpoint, loss, use_reentrant=reentrant)
     assert torch.equal(gradient(again, rows), gradient(loss, rows))
+
+
+def test_func_has_gradients_of_what_makes_learners_differ() -> None:
+    loss = losses.ABIERLoss([3, 5], diversity="adversarial", diversity_weight=0.1)
+    (rows,), features = batches(1), torch.randn(12, 4, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(3))
+    found = grad(lambda held: loss(rows, LABELS, features=features, weight=held))(weight)
+    weight.requires_grad_()
+    loss(rows, LABELS, features=features, weight=weight).backward()
+    assert found.any()
+    assert torch.equal(found, weight.grad)

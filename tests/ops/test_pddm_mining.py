@@ -96,7 +96,7 @@ def test_extreme_scores(per):
 
 
 @PER
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.uint16, torch.uint64])
 def test_labels_of_any_kind_and_strides(kind, per):
     scores, labels = some_scores(23), labels_of("two", 23)
     spread = torch.stack([labels, labels.flip(0)], 1).to(kind)[:, 0]

@@ -80,7 +80,7 @@ def checked_settings(
     """
     checks.choice("reduction", reduction, REDUCTIONS)
     margins = checks.finite("pos_margin", pos_margin), checks.finite("neg_margin", neg_margin)
-    return *margins, bool(squared), reduction
+    return *margins, checks.flag("squared", squared), reduction
 
 
 def _forward(

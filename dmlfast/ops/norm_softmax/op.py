@@ -86,7 +86,7 @@ def norm_softmax_loss(
     checks.choice("reduction", reduction, REDUCTIONS)
     numbers = checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
     ignore_index = checks.whole_number("ignore_index", ignore_index)
-    settings = Settings(*numbers, ignore_index, bool(low_memory))
+    settings = Settings(*numbers, ignore_index, checks.flag("low_memory", low_memory))
     lacking = without(embeddings.device, embeddings.dtype, weight.dtype)
     if weight.shape[1] > WIDEST:
         lacking = ("cuda",)

@@ -69,6 +69,7 @@ def hard_quadruplets(
     """(Q, 4) rows i, j, k, l, see :func:`dmlfast.ops.pddm_hard_quadruplets`."""
     if not len(rows):
         return torch.full((1 if per == "batch" else 0, 4), -1, device=rows.device)
+    labels = labels.long()  # torch takes differences of no unsigned integers
     if per == "anchor":
         positives, negatives = _sweep(scorer, rows, labels)
         return _assemble(positives, labels, per, lambda ends: negatives.column[ends])
