@@ -17,9 +17,18 @@ TENSORS_FILE = "model.safetensors"
 def save_model(model: EmbeddingModel, folder: str | Path) -> None:
     """Writes the model into `folder`, which is made if need be; each file appears whole or not.
 
+    A model that is wrapped, as by `torch.compile` or `DistributedDataParallel`, is taken out.
+
     Raises:
         UserError: where the folder cannot be written.
+        TypeError: where it is no `EmbeddingModel`.
     """
+    parts = model._modules
+    while (inner := parts.get("_orig_mod", parts.get("module"))) is not None:
+        model, parts = inner, inner._modules
+    if not hasattr(model, "spec"):
+        raise TypeError(f"model must be an EmbeddingModel, not {type(model).__name__}")
+    spec = json.dumps(model.spec, indent=2) + "\n"
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +38,7 @@ def save_model(model: EmbeddingModel, folder: str | Path) -> None:
     with atomic_write_path(folder / TENSORS_FILE) as path:
         path.write_bytes(safetensors.torch.save(tensors))
     with atomic_write_path(folder / SPEC_FILE) as path:
-        path.write_text(json.dumps(model.spec, indent=2) + "\n")
+        path.write_text(spec)
 
 
 def load_model(folder: str | Path) -> EmbeddingModel:

@@ -34,13 +34,24 @@ class Preprocess(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.numbers = {"mean": mean, "std": std}
+        for name, numbers in self.numbers.items():
+            self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), uint8 or float in [0, 1] -> float of the same shape."""
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
         largest = 255 if images.dtype == torch.uint8 else 1
         return (images.to(self.mean.dtype) / largest - self.mean) / self.std
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Also of a model without memory, which has got some since: its buffers are in no file."""
+        super()._load_from_state_dict(*args)
+        for name, numbers in self.numbers.items():
+            values = torch.tensor(numbers, device="cpu").view(-1, 1, 1)
+            buffer = getattr(self, name)
+            setattr(self, name, values if buffer.is_meta else values.to(buffer))
 
 
 class EmbeddingModel(nn.Module):
@@ -246,8 +257,8 @@ def create_model(
         raise unknown_name("weighting", weighting, WEIGHTINGS)
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")
-    mean = _of_channels(preprocessing.mean, channels) if mean is None else mean
-    std = _of_channels(preprocessing.std, channels) if std is None else std
+    mean = _of_channels(preprocessing.mean, channels) if mean is None else [*map(float, mean)]
+    std = _of_channels(preprocessing.std, channels) if std is None else [*map(float, std)]
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or 0 in std:
         raise UserError(f"mean and std must be 1 or {channels} numbers, and no std 0")
     pretrained = str(weights) == "default"

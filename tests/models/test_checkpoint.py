@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,3 +154,35 @@ def test_a_folder_that_cannot_be(tmp_path, model):
     with pytest.raises(UserError) as error:
         save_model(model, tmp_path / "file" / "model")
     assert str(tmp_path / "file") in str(error.value)
+
+
+def test_a_wrapped_model_is_taken_out(model, folder, tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for number, wrapped in enumerate((torch.compile(model), averaged, torch.compile(averaged))):
+        save_model(wrapped, tmp_path / str(number))
+        loaded = load_model(tmp_path / str(number))
+        assert loaded.spec == model.spec
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+    with pytest.raises(TypeError, match="model must be an EmbeddingModel, not Linear"):
+        save_model(torch.nn.Linear(3, 2), tmp_path / "linear")
+    assert not (tmp_path / "linear").exists()
+
+
+@pytest.mark.parametrize("made", [torch.tensor, np.float32, tuple])
+def test_mean_and_std_may_be_arrays(made, tmp_path):
+    numbers = made([0.5, 0.5, 0.5])
+    save_model(create_model("convnet", 3, 8, mean=numbers, std=numbers), tmp_path)
+    assert load_model(tmp_path).spec["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_made_without_memory_is_whole_once_it_is_loaded(model, assign):
+    with torch.device("meta"):
+        other = create_model(**model.spec)
+    if not assign:
+        other.to_empty(device="cpu")
+        other.preprocess.mean.fill_(torch.nan)
+    other.load_state_dict(model.state_dict(), assign=assign)
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(other.eval()(images), model.eval()(images))

@@ -187,3 +187,10 @@ def test_pooling_and_batch_norm():
     convnet, googlenet = create_model("convnet"), create_model("bvlc-googlenet", 3)
     assert (convnet.pooling, convnet.has_batch_norm) == ("average of each of 4 x 4 cells", True)
     assert (googlenet.pooling, googlenet.has_batch_norm) == ("average", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.bool])
+def test_images_of_other_integers_are_refused(dtype):
+    model = create_model("convnet", embedding_dim=4)
+    with pytest.raises(TypeError, match=rf"uint8, or floats in \[0, 1\], not {dtype}"):
+        model(torch.zeros(1, 1, 8, 8, dtype=dtype))
