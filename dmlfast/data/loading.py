@@ -1,7 +1,7 @@
 """Images that are made when they are asked for, and the processes that do it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,15 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
     def image(self, index: int, /) -> Image.Image:
         """Picture `index`."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """Pictures of which some may be passed over."""
+
+    def read(self, index: int, /) -> tuple[Image.Image, int]:
+        """Picture `index`, or one in its place, and the index of what it is."""
         ...
 
 
@@ -100,11 +109,19 @@ class TransformedImages:
         """
         size = self.transform.size
         images = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            generator = None if generators is None else generators[row]
-            images[row] = self.transform(self.pictures.image(int(index)), generator)
-        labels = torch.from_numpy(np.asarray(self.labels[np.asarray(indices)], dtype=np.int64))
+        rows = np.empty(len(indices), dtype=np.int64)
+        for place, index in enumerate(indices):
+            generator = None if generators is None else generators[place]
+            picture, rows[place] = self._read(int(index))
+            images[place] = self.transform(picture, generator)
+        labels = torch.from_numpy(np.asarray(self.labels[rows], dtype=np.int64))
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        """The picture, or what stands in for one that cannot be read, and its index."""
+        if isinstance(self.pictures, Readable):
+            return self.pictures.read(index)
+        return self.pictures.image(index), index
 
 
 class RowBatches(TorchDataset[Batch]):

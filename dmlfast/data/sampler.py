@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -22,18 +23,34 @@ class Sampler(ABC):
 
     Raises:
         UserError: where the labels cannot fill such a batch.
+        ValueError: where labels have another shape.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
         if seed < 0:
             raise UserError(f"the seed must not be negative, as {seed} is")
-        _, sizes = np.unique(labels, return_counts=True)
+        _, sizes = _counted_labels(labels)
         self.batch_size = batch_size
         self.seed = seed
         self._by_class = np.argsort(labels, kind="stable")  # indices, one class after the other
         self._starts = np.cumsum(sizes) - sizes
         self._sizes = sizes
         self._rank, self._world_size = 0, 1
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The batches of an epoch, and of the next one the next time, for a torch `DataLoader`."""
+        first = self._epoch * self.steps_per_epoch
+        self._epoch += 1
+        return map(self.batch, range(first, first + self.steps_per_epoch))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch, from 0, that is gone through next."""
+        self._epoch = epoch
 
     @property
     @abstractmethod
@@ -88,6 +105,13 @@ class Sampler(ABC):
         return shard
 
 
+def _counted_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) the labels there are, and how often each is there."""
+    if np.ndim(labels) != 1:
+        raise ValueError(f"labels must have shape (N,), not {np.shape(labels)}")
+    return np.unique(labels, return_counts=True)
+
+
 class ClassBalancedSampler(Sampler):
     """Draws batches of as many distinct classes as fit, with `images_per_class` images of each.
 
@@ -110,7 +134,7 @@ class ClassBalancedSampler(Sampler):
     def __init__(
         self, labels: np.ndarray, batch_size: int, images_per_class: int, seed: int
     ) -> None:
-        _, sizes = np.unique(labels, return_counts=True)
+        _, sizes = _counted_labels(labels)
         if images_per_class < 1:
             raise UserError(f"images per class must be at least 1, not {images_per_class}")
         if batch_size < 1 or batch_size % images_per_class:

@@ -145,11 +145,11 @@ class Transform:
     ) -> np.ndarray:
         """A picture of any size and mode -> (size, size, 3) uint8, RGB.
 
-        `generator` gives all random numbers; None asks for the crop of a test.
+        `generator` gives the random numbers of one for training; without it torch's seed another.
         """
         image = self.resize(picture)
-        if self.train and generator is not None:
-            return np.asarray(self.crop.random(image, generator))
+        if self.train:
+            return np.asarray(self.crop.random(image, generator or own_generator(self)))
         return np.asarray(self.crop.centre(image))
 
 

@@ -272,7 +272,7 @@ def test_a_loader_of_torch_crops_at_random_for_training_alone(tmp_path, workers,
 
     assert len(drawn(True).flatten(1).unique(dim=0)) > 4
     assert torch.equal(drawn(True), drawn(True))
-    assert torch.equal(drawn(False), images(True).take([0] * 8)[0])
+    assert torch.equal(drawn(False), images(False).take([0] * 8)[0])
 
 
 def test_an_image_that_cannot_be_read_tells_how_to_go_on(dataset):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dmlfast.data import create_dataset, create_transform, prepare_images
 from dmlfast.data.loading import RowBatches, TransformedImages, load_rows
@@ -37,6 +38,24 @@ def test_each_image_has_a_generator_of_its_own(files):
 
     assert torch.equal(batch([3, 7], [1, 2])[1], batch([7], [2])[0])
     assert not torch.equal(batch([7], [1]), batch([7], [2]))
+
+
+def test_no_rows_are_a_batch_too(files):
+    batch, labels = prepare_images(files, TRANSFORM).take([])
+    assert (batch.shape, labels.shape) == ((0, 3, 32, 32), (0,))
+
+
+def test_a_stand_in_has_its_own_label(tmp_path):
+    for name, value in (("a", 10), ("b", 200), ("c", 0), ("d", 0)):
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / name / f"{k}.png")
+    dataset = create_dataset("folder", "train", data_dir=tmp_path, val_fraction=0, on_error="skip")
+    (tmp_path / "a" / "0.png").write_bytes(b"no picture")
+    images = prepare_images(dataset, TRANSFORM)
+    batch, labels = images.take([0, 3])
+    assert batch.flatten(1).float().mean(1).tolist() == [(10, 200)[label] for label in labels]
+    assert list(dataset.unreadable) == [0]
 
 
 def test_processes_change_nothing(files):

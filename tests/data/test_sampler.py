@@ -5,10 +5,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
-from dmlfast.data import ClassBalancedSampler
+from dmlfast.data import ClassBalancedSampler, HardNeighbourSampler, PairSampler
 from dmlfast.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(30) * 7 - 50, 5))
@@ -170,3 +172,27 @@ def test_speed():
         sampler.batch(step)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.3e-3
+
+
+def test_a_loader_of_torch_goes_through_epochs():
+    sampler = ClassBalancedSampler(LABELS, 24, 3, seed=0)
+    loader = DataLoader(TensorDataset(torch.arange(len(LABELS))), batch_sampler=sampler)
+    assert len(loader) == len(sampler) == sampler.steps_per_epoch == 4
+    for epoch in (0, 1, 7):
+        if epoch == 7:
+            sampler.set_epoch(7)
+        rows = [batch.tolist() for (batch,) in loader]
+        assert rows == [sampler.batch(4 * epoch + k).tolist() for k in range(4)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda labels: ClassBalancedSampler(labels, 24, 3, seed=0),
+        lambda labels: PairSampler(labels, 24, seed=0),
+        lambda labels: HardNeighbourSampler(labels, 24, candidates=2, seed=0),
+    ],
+)
+def test_labels_of_another_shape_are_refused(make):
+    with pytest.raises(ValueError, match=r"labels must have shape \(N,\), not \(150, 1\)"):
+        make(LABELS[:, None])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dmlfast.data import create_transform, transform_names
@@ -66,7 +67,19 @@ def test_tests_draw_nothing(name):
     state = generator.bit_generator.state
     image = create_transform(name, 48)(original, generator)
     assert generator.bit_generator.state == state
-    assert np.array_equal(image, create_transform(name, 48, train=True)(original, None))
+    assert np.array_equal(image, create_transform(name, 48)(original))
+
+
+@pytest.mark.parametrize("name", transform_names())
+def test_without_a_generator_torch_decides(name):
+    """As an argument of a data set that knows no generators, such as torchvision's."""
+    transform, original = create_transform(name, 24, train=True), gradient(40, 40)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        drawn.append([transform(original) for _ in range(8)])
+    assert np.array_equal(*drawn)
+    assert len({image.tobytes() for image in drawn[0]}) > 1
 
 
 @pytest.mark.parametrize("name", transform_names())
