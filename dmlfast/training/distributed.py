@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dmlfast.errors import UserError, unknown_name
+from dmlfast.losses import NormSoftmaxLoss
 
 T = TypeVar("T")
 # How long processes wait for the main one, which fills caches and evaluates meanwhile. Of one that
@@ -41,10 +42,19 @@ class World:
         """The rows of all processes in the order of their ranks: (B, ...) -> (size * B, ...).
 
         Only this process's own rows carry a gradient, so that of a loss of all rows is exact for
-        them: no other process's loss adds to it.
+        them: no other process's loss adds to it. Every process must bring as many rows; on a CPU a
+        ValueError says where they do not.
         """
         if self.size == 1:
             return rows
+        if rows.device.type == "cpu":  # looking would make a GPU wait
+            counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+            dist.all_gather(counts, torch.tensor([len(rows)]))
+            if len({int(count) for count in counts}) > 1:
+                raise ValueError(
+                    "every process must bring as many rows of the batch, and they bring "
+                    + ", ".join(str(int(count)) for count in counts)
+                )
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.detach().contiguous())
         parts[self.rank] = rows
@@ -82,7 +92,8 @@ class World:
         if self.size > 1 and self.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         wrapped = cast(nn.Module, torch.compile(module)) if compile else module
-        sparse = any(getattr(part, "samples", False) for part in module.modules())
+        parts = module.modules()
+        sparse = any(isinstance(part, NormSoftmaxLoss) and part.samples for part in parts)
         if self.size == 1 or sparse or not any(w.requires_grad for w in module.parameters()):
             return wrapped
         return DistributedDataParallel(

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmlfast.ops.numerics import computed
+
 OWN_CLASS, TAKEN = 1e30, float("inf")  # distances that put a candidate behind all others
 
 
@@ -22,6 +24,7 @@ def hard_neighbours(embeddings: Tensor, labels: Tensor | np.ndarray, group: int)
         (groups * 4,) int64 on the device of the embeddings, numbers of rows: of each group the pair
         and the neighbours of the one and of the other.
     """
+    embeddings = computed(embeddings.detach())
     labels = torch.as_tensor(labels, device=embeddings.device)
     rows = torch.arange(len(labels)).view(-1, group)
     pairs, candidates = rows[:, :2].flatten(), rows[:, 2:].flatten()

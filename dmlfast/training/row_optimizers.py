@@ -2,7 +2,8 @@
 
 A sparse gradient changes the rows that it has, and the optimiser's state of these rows; all others,
 and their state, stay as they are: they neither decay nor go on by their momentum, and have no share
-in the cost of the step. Dense gradients are served by torch's own optimisers, or as those of all
+in the cost of the step. Numbers are computed in float32, and rounded once to half-precision weights
+and their state. Dense gradients are served by torch's own optimisers, or as those of all
 rows where some had a state of their own.
 """
 
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from dmlfast.ops.numerics import computed
 
 
 class _Rows(torch.optim.Optimizer):
@@ -80,12 +83,13 @@ class RowSGD(_Rows, torch.optim.SGD):
     def _step_rows(
         self, group: dict[str, Any], weight: Tensor, rows: Tensor, gradient: Tensor
     ) -> None:
-        gradient = gradient + group["weight_decay"] * weight[rows]
+        own = computed(weight[rows])
+        change = computed(gradient) + group["weight_decay"] * own
         if group["momentum"]:
             momentum = self._state_of(weight, "momentum_buffer")["momentum_buffer"]
-            gradient = gradient + group["momentum"] * momentum[rows]
-            momentum[rows] = gradient
-        weight.index_add_(0, rows, gradient, alpha=-group["lr"])
+            change += group["momentum"] * momentum[rows]
+            momentum[rows] = change.to(momentum.dtype)
+        weight[rows] = (own - group["lr"] * change).to(weight.dtype)
 
 
 class RowAdamW(_Rows, torch.optim.AdamW):
@@ -104,23 +108,24 @@ class RowAdamW(_Rows, torch.optim.AdamW):
         times = self._times_seen(weight)
         times[rows] += 1
         seen = times[rows, None]
+        own, gradient = computed(weight[rows]), computed(gradient)
         moments = []
         for name, beta, value in zip(
             ("exp_avg", "exp_avg_sq"), group["betas"], (gradient, gradient.square()), strict=True
         ):
-            moment = beta * state[name][rows] + (1 - beta) * value
-            state[name][rows] = moment
+            moment = beta * computed(state[name][rows]) + (1 - beta) * value
+            state[name][rows] = moment.to(weight.dtype)
             moments.append(moment / (1 - beta**seen))
         change = moments[0] / (moments[1].sqrt() + group["eps"])
-        change += group["weight_decay"] * weight[rows]
-        weight.index_add_(0, rows, change, alpha=-group["lr"])
+        change += group["weight_decay"] * own
+        weight[rows] = (own - group["lr"] * change).to(weight.dtype)
 
     def _times_seen(self, weight: Tensor) -> Tensor:
         """(C,) how often each row was seen. What was loaded is where it was stored, and of dense
         gradients torch counts one number.
         """
         state = self.state[weight]
-        times = state.get("step", torch.zeros(())).to(weight.device)
+        times = state.get("step", torch.zeros(())).to(weight.device, torch.float32)
         if times.dim() == 0:
             times = times.repeat(len(weight))
         state["step"] = times

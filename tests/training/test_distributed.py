@@ -124,6 +124,21 @@ def test_rows_of_all_processes_and_the_gradient_of_ones_own():
     run_processes(check_gather, 2)
 
 
+def check_uneven_parts(rank: int, size: int, port: str) -> None:
+    join(rank, size, port)
+    with join_world("cpu") as world:
+        with pytest.raises(ValueError, match=r"as many rows of the batch, and they bring 2, 3$"):
+            world.gather(torch.zeros(2 + rank, 3))
+        plain = nn.Linear(2, 2)
+        plain.samples = True  # an attribute that says nothing of its gradients
+        assert world.wrap(plain) is not plain
+        assert world.wrap(sampled := NormSoftmaxLoss(5, 2, class_count=2)) is sampled
+
+
+def test_parts_of_other_sizes_are_told():
+    run_processes(check_uneven_parts, 2)
+
+
 def check_own_loop(rank: int, size: int, port: str) -> None:
     """docs/training.md, loops of your own."""
     torch.manual_seed(0)

@@ -104,3 +104,11 @@ def test_the_sampler_is_that_of_the_settings(changes, kind):
     assert type(trainer.sampler).__name__.startswith(kind)
     assert (trainer.sampler.batch_size, trainer.sampler.seed) == (12, 3)
     assert getattr(trainer.sampler, "candidates", 3) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_embeddings_are_taken_as_a_network_gives_them(dtype):
+    places = torch.tensor([0.0, 1.0, 5.0, 0.25, 9.0, -3.0, 6.0, 7.0, 0.875, 5.5, 2.0, 6.625])
+    labels = torch.tensor([1, 1, 2, 1, 3, 4, 2, 2, 3, 2, 5, 1])
+    rows = hard_neighbours(places[:, None].to(dtype).requires_grad_(), labels, 6)
+    assert rows.tolist() == [0, 1, 8, 10, 6, 7, 11, 4]

@@ -153,3 +153,27 @@ def test_what_rows_do_not_know_is_refused(kind, option):
         kind([torch.nn.Parameter(torch.zeros(3, 2))], 0.1, **option)
     with pytest.raises(ValueError, match=name):
         kind([{"params": [torch.nn.Parameter(torch.zeros(3, 2))], **option}], 0.1)
+
+
+@pytest.mark.parametrize("kind", [RowSGD, RowAdamW])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_move_as_others_do(kind, dtype):
+    """Also after the state was saved and loaded, which torch rounds to the weights' dtype."""
+    torch.manual_seed(0)
+    start = torch.randn(6, 3).to(dtype)
+    weight, other = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
+    ours, theirs = kind([weight], 0.1), kind([other], 0.1)
+    for step in range(8):
+        gradient = torch.randn(2, 3).to(dtype)
+        weight.grad = sparse([1, 4], gradient, (6, 3))
+        other.grad = sparse([1, 4], gradient.float(), (6, 3))
+        if step == 4:
+            state = ours.state_dict()
+            ours = kind([weight], 0.1)
+            ours.load_state_dict(state)
+        ours.step()
+        theirs.step()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(weight.float(), other, rtol=8 * eps, atol=8 * eps)
+    assert torch.equal(weight[0], start[0])
+    assert (weight[1] - start[1]).abs().min() > 0.1
