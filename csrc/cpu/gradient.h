@@ -238,7 +238,7 @@ class PairGradient {
     widen(row_factors_, tile.rows);
     widen(column_factors_, tile.columns);
     if (!term_.logsumexp || high < low) low = high = 0;  // sums, or nothing selected
-    if (!(high - low <= safe_span)) return std::numeric_limits<float>::quiet_NaN();
+    if (!close_together(low, high)) return std::numeric_limits<float>::quiet_NaN();
     auto fill = [&](const Factors& f, Range range, float* out) {
       for (int64_t i = range.begin; i < range.end; i += VL) {
         vf factor = {};

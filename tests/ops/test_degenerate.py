@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dmlfast.ops.triton import configs
+
 from .helpers import (
     IMPLS,
     ON_GPU,
@@ -31,6 +33,22 @@ def assert_zero_and_attached(p: Problem, impl: str) -> None:
     assert loss.requires_grad
     loss.backward()
     assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("capability", configs.TILES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d", [20, pytest.param(140, marks=pytest.mark.long)])
+def test_close_pairs_have_their_gradients_in_the_tiles_of_every_gpu(
+    d, dtype, capability, monkeypatch
+):
+    """The interpreter has others, which are larger."""
+    tiles = configs.TILES[capability][configs.kind_of(dtype)]
+    monkeypatch.setattr(configs, "tiles_of", lambda dtype: tiles)
+    for n in (60, 150):
+        p = with_duplicates(problem(n, d=d, per_class=2, seed=d), noise=1e-4).to(dtype)
+        assert_kernels_accurate(
+            lifted, plain_lifted, p, kernels=("triton",), distances=direct_distances
+        )
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-5, 1e-3])
@@ -276,3 +294,17 @@ def test_the_nan_of_a_gpu_remains_one(n, m, dtype, impl):
     finally:
         torch.set_float32_matmul_precision(before)
     assert all(tensor.isnan().all() for tensor in found)
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+@pytest.mark.parametrize("size", [1e3, 1e5])
+def test_the_only_negative_has_all_of_the_weight(n, size):
+    """Also where a statistic has no digits behind its point, so that its rounding would weigh."""
+    x = torch.randn(n, 3, generator=generator(n)) * size
+    r = torch.randn(5, 3, generator=generator(n + 1)) * size
+    labels, others = torch.zeros(n).long(), torch.tensor([1, 0, 0, 0, 0])
+    p = Problem(x.requires_grad_(), labels, r, others)
+    options = {"select": "negative", "scale": -1.0, "offset": size, "impl": "cpu"}
+    pair_reduce(p, **options).sum().backward()
+    expected = torch.nn.functional.normalize(r[0] - x.detach(), dim=1)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-5)

@@ -145,11 +145,12 @@ def add_near(
     """Adds to components [first_k, end_k) of ``out`` what the near pairs of a tile (BM, BN) give,
     each from the difference of its rows.
     """
-    P: tl.constexpr = 32
-    for piece in range((BM // P) * (BN // P)):
-        i = first_i + piece // (BN // P) * P + tl.arange(0, P)
-        j = first_j + piece % (BN // P) * P + tl.arange(0, P)
-        squared = squared_differences(x, r, i, j, P, P)
+    P: tl.constexpr = BM if BM < 32 else 32
+    Q: tl.constexpr = BN if BN < 32 else 32
+    for piece in range((BM // P) * (BN // Q)):
+        i = first_i + piece // (BN // Q) * P + tl.arange(0, P)
+        j = first_j + piece % (BN // Q) * Q + tl.arange(0, Q)
+        squared = squared_differences(x, r, i, j, P, Q)
         near = _met(x, r, i, j, APART)
         near &= _is_near(squared, tl.load(x.norm + i), tl.load(r.norm + j), NEAR)
         if tl.max(near.to(tl.int32)) > 0:
@@ -158,14 +159,14 @@ def add_near(
                 distance, x, r, i, j, xs, rs, scale, offset, REDUCE, INSIDE, APART, POSITIVES
             )
             w = tl.where(near & (distance > 0.0), w / distance, 0.0)
-            add_differences(out, first_k, end_k, factor, x, r, i, j, w, P)
+            add_differences(out, first_k, end_k, factor, x, r, i, j, w, Q)
 
 
 @triton.jit
-def add_differences(out, first_k, end_k, factor, x, r, i, j, w, P: tl.constexpr):
-    """Adds to components [first_k, end_k) of ``out`` what P x P pairs of weights w give."""
-    for column in range(P):
-        chosen = tl.arange(0, P) == column
+def add_differences(out, first_k, end_k, factor, x, r, i, j, w, Q: tl.constexpr):
+    """Adds to components [first_k, end_k) of ``out`` what pairs of weights w (P, Q) give."""
+    for column in range(Q):
+        chosen = tl.arange(0, Q) == column
         of_column = tl.sum(tl.where(chosen[None, :], w, 0.0), 1)
         if tl.max(tl.abs(of_column), 0) > 0.0:
             other = tl.sum(tl.where(chosen, j, 0), 0) + tl.zeros((1,), tl.int32)
