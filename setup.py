@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +80,11 @@ def code_flags(numbers: list[str]) -> list[str]:
     return flags
 
 
+def interface(*headers: str) -> str:
+    """A number by which the library and the Python that calls it know that they fit each other."""
+    return f"{zlib.crc32(b''.join(Path('csrc', header).read_bytes() for header in headers))}u"
+
+
 def printed(*command: str) -> str:
     return subprocess.run(command, check=True, text=True, capture_output=True).stdout
 
@@ -136,7 +142,10 @@ class BuildNative(build_ext):
         objects += self.compiler.compile(
             [source for source in ext.sources if "kernels" not in source],
             output_dir=self.build_temp,
-            macros=[("DML_WITH_" + isa.upper(), None) for isa in ISA_FLAGS],
+            macros=[
+                *(("DML_WITH_" + isa.upper(), None) for isa in ISA_FLAGS),
+                ("DML_INTERFACE", interface("dmlfast.h")),
+            ],
             extra_postargs=flags,
             depends=ext.depends,
         )
@@ -152,6 +161,7 @@ class BuildNative(build_ext):
         compiler = nvcc()
         numbers = architectures(compiler)
         flags = [*CUDA_FLAGS, *code_flags(numbers)]
+        flags.append(f"-DDML_INTERFACE={interface('dmlfast.h', 'dmlfast_cuda.h')}")
         if "90a" in numbers:
             flags.append("-DDML_SM90A")
         release = re.search(r"release ([\d.]+)", printed(compiler, "--version"))
@@ -160,7 +170,7 @@ class BuildNative(build_ext):
         newest = max(Path(path).stat().st_mtime for path in [*ext.depends, "setup.py"])
 
         def make(whole: Path, *options: str | Path) -> None:
-            part = whole.with_name(f"{whole.name}.part")
+            part = whole.with_name(f"{whole.name}.{os.getpid()}")  # another may be at work
             subprocess.run([compiler, *flags, *options, "-o", part], check=True)
             part.replace(whole)
 

@@ -132,6 +132,7 @@ DML_API int dml_cpu_pddm_pairs(const struct dml_pairs*, const struct dml_unit*, 
 DML_API int dml_cpu_boosted(const struct dml_pairs*, const struct dml_boosting*, float* losses,
                             float* d_rows);
 
+DML_API uint32_t dml_cpu_interface(void);       // the CRC-32 of this file as it was compiled, or 0
 DML_API const char* dml_cpu_isa(void);          // "avx512", "avx2" or "generic"
 DML_API int dml_cpu_set_isa(const char* name);  // 0, or 1 where this machine or build lacks it
 DML_API void dml_cpu_poison(int on);            // for tests: fill fresh memory with NaN

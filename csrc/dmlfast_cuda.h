@@ -187,6 +187,8 @@ DML_API int dml_cuda_exponentials(const struct dml_exponentials*, int running, v
 // 0 where the driver knows this runtime and the library has code for the GPU at hand, else a status.
 DML_API int dml_cuda_find_code(void);
 
+DML_API uint32_t dml_cuda_interface(void);  // the CRC-32 of both headers as they were compiled, or 0
+
 DML_API const char* dml_cuda_error(int status);  // in words
 
 #ifdef __cplusplus

@@ -114,6 +114,13 @@ int dml_cpu_pddm_pairs(const dml_pairs* p, const dml_unit* u, const int64_t* i, 
                        int64_t count, float* scores) {
   return kernels().pddm_pairs(p, u, i, j, count, scores);
 }
+#ifndef DML_INTERFACE
+#define DML_INTERFACE 0
+#endif
+uint32_t dml_cpu_interface(void) {
+  return DML_INTERFACE;
+}
+
 const char* dml_cpu_isa(void) {
   return kernels().isa;
 }

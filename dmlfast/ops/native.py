@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
+INTERFACE = 0x8FAEE95B  # the CRC-32 of csrc/dmlfast.h
 
 SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
@@ -174,9 +175,19 @@ def why_no_cpu() -> str | None:
         return f"{CPU_LIBRARY.name} was not built; reinstall with a C++ compiler at hand"
     try:
         cpu_library()
-    except (OSError, AttributeError) as error:
+    except AttributeError as error:
+        return f"the CPU kernels are of another version, install dmlfast again: {error}"
+    except OSError as error:
         return f"the CPU kernels do not load: {error}"
     return None
+
+
+def check_interface(found: int, expected: int) -> None:
+    """Raises AttributeError where a library was compiled with another header than this Python was
+    written for, as after an update without an installation: its structures may differ.
+    """
+    if found != expected:
+        raise AttributeError(f"their interface is {found:#010x}, not {expected:#010x}")
 
 
 @cache
@@ -206,6 +217,8 @@ def cpu_library() -> ctypes.CDLL:
     unit = ctypes.POINTER(MetricUnit)
     library.dml_cpu_pddm_matrix.argtypes = [pairs, unit, pointer]
     library.dml_cpu_pddm_pairs.argtypes = [pairs, unit, pointer, pointer, ctypes.c_int64, pointer]
+    library.dml_cpu_interface.restype = ctypes.c_uint32
+    check_interface(library.dml_cpu_interface(), INTERFACE)
     library.dml_cpu_isa.restype = ctypes.c_char_p
     library.dml_cpu_set_isa.argtypes = [ctypes.c_char_p]
     return library

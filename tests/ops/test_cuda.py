@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlfast.ops import gpu
-from dmlfast.ops.cuda import library, side, stats
+from dmlfast.ops.cuda import blocks, library, side, stats
 from dmlfast.ops.lifted import cuda as lifted_cuda
 from dmlfast.ops.norm_softmax import cuda as norm_softmax_cuda
 
@@ -247,6 +248,11 @@ def test_an_error_of_cuda_names_the_op(monkeypatch):
         results(lifted, p, impl="cuda")
 
 
+def test_the_interface_is_that_of_the_header():
+    headers = HEADER.with_name("dmlfast.h").read_bytes() + HEADER.read_bytes()
+    assert f"{library.INTERFACE:#010x}" == f"{zlib.crc32(headers):#010x}"
+
+
 @pytest.mark.parametrize(
     ("name", "structure"),
     [
@@ -254,6 +260,7 @@ def test_an_error_of_cuda_names_the_op(monkeypatch):
         ("dml_side", side.SideStruct),
         ("dml_task", side.TaskStruct),
         ("dml_stats", stats.StatsStruct),
+        ("dml_block", blocks.BlockStruct),
         ("dml_exponentials", norm_softmax_cuda.ExponentialsStruct),
     ],
 )

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,33 @@ def test_an_unknown_instruction_set_is_refused_and_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "structure"), [("dml_pairs", native.Pairs), ("dml_term", native.Term)]
+    ("name", "structure"),
+    [
+        ("dml_pairs", native.Pairs),
+        ("dml_term", native.Term),
+        ("dml_classes", native.Classes),
+        ("dml_own", native.Own),
+        ("dml_boosting", native.Boosting),
+        ("dml_unit", native.MetricUnit),
+    ],
 )
 def test_structures_are_declared_as_in_the_header(name, structure):
     assert fields_of_header(HEADER, name) == fields_of(structure)
+
+
+def test_the_interface_is_that_of_the_header():
+    """What fails here is the number to be written there, once the structures are as they should."""
+    assert f"{native.INTERFACE:#010x}" == f"{zlib.crc32(HEADER.read_bytes()):#010x}"
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch):
+    monkeypatch.setattr(native, "INTERFACE", 1)
+    for known in (native.cpu_library, native.why_no_cpu):
+        monkeypatch.setattr(native, known.__name__, known.__wrapped__)
+    assert re.match(
+        r"the CPU kernels are of another version, install dmlfast again: .* not 0x00000001$",
+        native.why_no_cpu(),
+    )
 
 
 @pytest.mark.parametrize("names", [native.SCORES, native.SELECTIONS, native.REDUCTIONS])

@@ -47,6 +47,7 @@ def cuda_library(launched: Callable[[str], None]) -> SimpleNamespace:
         "reduce_slots": lambda x, r, task: 2 * 132,
         "weights_fit": lambda x, r, task: int(x._obj.chunks > 2),
         "exponentials_fit": lambda: 1,
+        "interface": lambda: library.INTERFACE,
         "find_code": lambda: 0,
         "error": lambda status: b"",
     }

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from dmlfast.ops.native import check_interface
+
 LIBRARY = Path(__file__).parents[1] / "libdmlfast_cuda.so"
+INTERFACE = 0xD88173EA  # the CRC-32 of csrc/dmlfast.h and csrc/dmlfast_cuda.h
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # What the functions that launch kernels take before the stream; pointers to structures come first.
@@ -61,7 +64,9 @@ def why_no_library() -> str | None:
         return f"{LIBRARY.name} was not built; reinstall with CUDA's nvcc at hand"
     try:
         library()
-    except (OSError, AttributeError) as error:
+    except AttributeError as error:
+        return f"the CUDA kernels are of another version, install dmlfast again: {error}"
+    except OSError as error:
         return f"the CUDA kernels do not load: {error}"
     return None
 
@@ -76,6 +81,9 @@ def why_no_code() -> str | None:
 def library() -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(emulated() or str(LIBRARY))
+    found.dml_cuda_interface.restype = ctypes.c_uint32
+    if not emulated():
+        check_interface(found.dml_cuda_interface(), INTERFACE)
     for name, arguments in KERNELS.items():
         getattr(found, name).argtypes = [*arguments, ctypes.c_void_p]
     found.dml_cuda_one_pass_fits.argtypes = [_LONG] * 2
