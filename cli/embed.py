@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,29 +106,7 @@ from dmlfast.training import (
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(
-    run: str | None,
-    out: str,
-    checkpoint: str | None,
-    split: str,
-    data_dir: str | None,
-    on_error: str | None,
-    untrained: bool,
-    raw_pixels: bool,
-    normalize: bool,
-    weighting: str | None,
-    learner: int | None,
-    float16: bool,
-    binary: bool,
-    keep_float: bool,
-    layout: str,
-    batch_size: int,
-    workers: int,
-    cache_images: str | None,
-    device: str,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(**options: Any) -> None:
     """Write the embeddings of a data set into an HDF5 file.
 
     RUN is a run folder; by default the one below ./runs that was trained last. The images go
@@ -137,51 +115,30 @@ def command(
 
     Of a run with --loss pddm the file holds the learned unit too, for eval --rank-by pddm.
     """
-    if untrained and raw_pixels:
-        raise click.UsageError("--untrained and --raw-pixels exclude each other")
-    if checkpoint and (untrained or raw_pixels):
-        baseline = "--untrained" if untrained else "--raw-pixels"
-        raise click.UsageError(f"{baseline} and --checkpoint exclude each other")
-    if raw_pixels and (weighting or learner):
-        raise click.UsageError("--raw-pixels has no learners")
-    if weighting and learner:
-        raise click.UsageError("--weighting and --learner exclude each other")
-    if keep_float and not binary:
-        raise click.UsageError("--keep-float is for --binary: embeddings are kept without it")
-    if binary and float16 and not keep_float:
-        raise click.UsageError("--binary and --float16 exclude each other, but for --keep-float")
-    if binary and normalize and not keep_float:
-        raise click.UsageError("--normalize changes no sign: leave it out with --binary")
-    if (binary or float16) and layout != "features":
-        name = "--binary" if binary else "--float16"
-        raise click.UsageError(f"{name} is for --layout features; ann-benchmarks takes float32")
-    checkpoint = checkpoint or "best"
-    place = resolve_device(device)
-    folder = RunFolder(run) if run else newest_run()
-    if not run:
+    wanted = Wanted(**options)
+    refuse_contradictions(wanted)
+    place = resolve_device(wanted.device)
+    folder = RunFolder(wanted.run) if wanted.run else newest_run()
+    if not wanted.run:
         click.echo(f"embedding with the newest run, {folder}", err=True)
-    config = folder.config
-    if data_dir is not None:
-        config = replace(config, data_dir=data_dir)
-    if on_error is not None:
-        config = replace(config, dataset_options=with_option(config, "on_error", on_error))
-    check_writable(out)  # before all images are decoded
-    refuse_existing(out, overwrite)
-    dataset = load_split(config, split)
-    if raw_pixels:
+    config = config_of(folder, wanted)
+    check_writable(wanted.out)  # before all images are decoded
+    refuse_existing(wanted.out, wanted.overwrite)
+    dataset = load_split(config, wanted.split)
+    if wanted.raw_pixels:
         model: nn.Module = RawPixels()
         source: dict[str, Any] = {"model": "raw pixels"}
         transform = image_transform(config, dataset)
     else:
-        make = untrained_model if untrained else trained_model
-        model, source = make(folder, checkpoint)
-        model.choose_learners(weighting, learner)
+        make = untrained_model if wanted.untrained else trained_model
+        model, source = make(folder, wanted.name)
+        model.choose_learners(wanted.weighting, wanted.learner)
         transform = model.spec["transform"]
-    images_of_split = prepare_images(
+    images = prepare_images(
         dataset,
         transform=transform,
-        cache_dir=cache_images,
-        workers=workers,
+        cache_dir=wanted.cache_images,
+        workers=wanted.workers,
         progress=sys.stderr.isatty(),
     )
     attributes = {
@@ -189,46 +146,124 @@ def command(
         **images_card(config, transform),
         "run": str(folder),
         "data_dir": config.with_absolute_folders().data_dir,
+        **comparison_of(folder, config, wanted),
     }
-    if split == "test" and not (untrained or raw_pixels):
-        changes = {
-            "embeddings scaled to length 1": normalize,
-            "sign bits alone": binary,
-            f"learner {learner} alone": bool(learner),
-            f"learners weighed as {weighting}": weighting not in (None, config.weighting),
-        }
-        comparison = Comparison.of(folder, tuple(name for name, made in changes.items() if made))
-        attributes |= comparison.to_attributes() if comparison else {}
-    scorer = None
-    if layout == "features" and not (untrained or raw_pixels or binary):
-        scorer = scorer_of(folder, checkpoint, normalize)
-    write = embed if layout == "features" else embed_for_ann_benchmarks
-    images = write(
+    scorer = scorer_of(folder, wanted)
+    write = embed if wanted.layout == "features" else embed_for_ann_benchmarks
+    count = write(
         model.to(place),
-        images_of_split,
-        out,
-        batch_size=batch_size,
-        workers=workers,
+        images,
+        wanted.out,
+        batch_size=wanted.batch_size,
+        workers=wanted.workers,
         device=place,
-        dtype="float16" if float16 else "float32",
-        normalize=normalize,
-        binary=binary,
-        keep_float=keep_float,
+        dtype="float16" if wanted.float16 else "float32",
+        normalize=wanted.normalize,
+        binary=wanted.binary,
+        keep_float=wanted.keep_float,
         attributes=attributes,
         scorer=scorer,
-        overwrite=overwrite,
+        overwrite=wanted.overwrite,
         progress=sys.stderr.isatty(),
     )
-    if as_json:
-        result = {"out": out, "images": images, "dataset": config.dataset, "split": split}
+    if wanted.as_json:
+        result = {"out": wanted.out, "images": count}
+        result |= {"dataset": config.dataset, "split": wanted.split}
         result["pddm_unit"] = scorer is not None
         click.echo(json.dumps(result | attributes))
-    else:
-        click.echo(f"{out}: {counted(images, 'image')} of the {split} split of {config.dataset}")
-        if layout == "features":
-            click.echo(f"next: dmlfast eval {shlex.quote(out)}")
-        if scorer:
-            click.echo("with the learned unit: eval and search take --rank-by pddm")
+        return
+    of = f"of the {wanted.split} split of {config.dataset}"
+    click.echo(f"{wanted.out}: {counted(count, 'image')} {of}")
+    if wanted.layout == "features":
+        click.echo(f"next: dmlfast eval {shlex.quote(wanted.out)}")
+    if scorer:
+        click.echo("with the learned unit: eval and search take --rank-by pddm")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of the command line, by their names."""
+
+    run: str | None
+    out: str
+    checkpoint: str | None
+    split: str
+    data_dir: str | None
+    on_error: str | None
+    untrained: bool
+    raw_pixels: bool
+    normalize: bool
+    weighting: str | None
+    learner: int | None
+    float16: bool
+    binary: bool
+    keep_float: bool
+    layout: str
+    batch_size: int
+    workers: int
+    cache_images: str | None
+    device: str
+    overwrite: bool
+    as_json: bool
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint."""
+        return self.checkpoint or "best"
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is the network that was trained."""
+        return not (self.untrained or self.raw_pixels)
+
+
+def refuse_contradictions(wanted: Wanted) -> None:
+    """Raises a usage error for options that exclude each other."""
+    binary, keep_float, layout = wanted.binary, wanted.keep_float, wanted.layout
+    if wanted.untrained and wanted.raw_pixels:
+        raise click.UsageError("--untrained and --raw-pixels exclude each other")
+    if wanted.checkpoint and not wanted.trained:
+        baseline = "--untrained" if wanted.untrained else "--raw-pixels"
+        raise click.UsageError(f"{baseline} and --checkpoint exclude each other")
+    if wanted.raw_pixels and (wanted.weighting or wanted.learner):
+        raise click.UsageError("--raw-pixels has no learners")
+    if wanted.weighting and wanted.learner:
+        raise click.UsageError("--weighting and --learner exclude each other")
+    if keep_float and not binary:
+        raise click.UsageError("--keep-float is for --binary: embeddings are kept without it")
+    if binary and wanted.float16 and not keep_float:
+        raise click.UsageError("--binary and --float16 exclude each other, but for --keep-float")
+    if binary and wanted.normalize and not keep_float:
+        raise click.UsageError("--normalize changes no sign: leave it out with --binary")
+    if (binary or wanted.float16) and layout != "features":
+        name = "--binary" if binary else "--float16"
+        raise click.UsageError(f"{name} is for --layout features; ann-benchmarks takes float32")
+
+
+def config_of(folder: RunFolder, wanted: Wanted) -> TrainConfig:
+    """The run's settings, with the data set's as they are wanted now."""
+    config = folder.config
+    if wanted.data_dir is not None:
+        config = replace(config, data_dir=wanted.data_dir)
+    if wanted.on_error is not None:
+        options = parse_options(config.dataset_options) | {"on_error": wanted.on_error}
+        text = ",".join(f"{name}={value}" for name, value in options.items())
+        config = replace(config, dataset_options=text)
+    return config
+
+
+def comparison_of(folder: RunFolder, config: TrainConfig, wanted: Wanted) -> dict[str, Any]:
+    """What the run's recipe publishes, and how these embeddings differ, as attributes."""
+    if wanted.split != "test" or not wanted.trained:
+        return {}
+    changes = {
+        "embeddings scaled to length 1": wanted.normalize,
+        "sign bits alone": wanted.binary,
+        f"learner {wanted.learner} alone": bool(wanted.learner),
+        f"learners weighed as {wanted.weighting}": wanted.weighting not in (None, config.weighting),
+    }
+    comparison = Comparison.of(folder, tuple(name for name, made in changes.items() if made))
+    return comparison.to_attributes() if comparison else {}
 
 
 def embed_for_ann_benchmarks(
@@ -242,16 +277,12 @@ def embed_for_ann_benchmarks(
     return images
 
 
-def with_option(config: TrainConfig, name: str, value: str) -> str:
-    """The options of the run's data set with one of them changed."""
-    options = parse_options(config.dataset_options) | {name: value}
-    return ",".join(f"{name}={value}" for name, value in options.items())
-
-
-def scorer_of(run: RunFolder, name: str, normalize: bool) -> PairScorer | None:
+def scorer_of(run: RunFolder, wanted: Wanted) -> PairScorer | None:
     """The metric unit of a checkpoint, where it has one that scores the rows that are stored."""
-    scorer = load_scorer(run.checkpoint(name).folder, run.config)
-    if scorer and normalize and not (scorer.normalize_embeddings or run.config.normalize):
+    if wanted.layout != "features" or wanted.binary or not wanted.trained:
+        return None
+    scorer = load_scorer(run.checkpoint(wanted.name).folder, run.config)
+    if scorer and wanted.normalize and not (scorer.normalize_embeddings or run.config.normalize):
         click.echo("the unit is left out: it scores embeddings as they are, not scaled", err=True)
         return None
     return scorer
