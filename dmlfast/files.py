@@ -103,11 +103,11 @@ def _remove_abandoned(path: Path) -> None:
                 os.unlink(entry)
 
 
-def _idle(entry: os.DirEntry) -> float:
+def _idle(entry: os.DirEntry[str]) -> float:
     """Seconds since a file was written to, or anything in a folder."""
     written = [entry.stat(follow_symlinks=False).st_mtime]
     if entry.is_dir(follow_symlinks=False):
-        with os.scandir(entry) as files:
+        with os.scandir(entry.path) as files:
             written += [file.stat(follow_symlinks=False).st_mtime for file in files]
     return time.time() - max(written)
 

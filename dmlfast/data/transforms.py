@@ -149,7 +149,7 @@ class Transform:
         """
         image = self.resize(picture)
         if self.train:
-            return np.asarray(self.crop.random(image, generator or own_generator(self)))
+            return np.asarray(self.crop.random(image, generator or _torch_generator()))
         return np.asarray(self.crop.centre(image))
 
 
@@ -226,8 +226,10 @@ def own_generator(transform: object) -> np.random.Generator | None:
     """What a transform for training draws from where nobody gives it a generator: one that torch's
     random numbers seed, which differ between the processes of a `DataLoader`. None in evaluation.
     """
-    if not getattr(transform, "train", False):
-        return None
+    return _torch_generator() if getattr(transform, "train", False) else None
+
+
+def _torch_generator() -> np.random.Generator:
     return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 

@@ -160,7 +160,7 @@ class NormSoftmaxLoss(nn.Module):
         if len(own) > size:
             size = max(size, len(own.unique()))
         order = torch.rand(C, generator=generator, dtype=torch.float64, device=own.device)
-        order[own] = -1.0  # the batch's own classes come first
+        order.index_fill_(0, own, -1.0)  # the batch's own classes come first
         return order.topk(size, largest=False, sorted=False).indices.sort().values
 
     def get_extra_state(self) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import nn
 
 from dmlfast.errors import UserError
 from dmlfast.files import atomic_write_path
@@ -23,9 +25,7 @@ def save_model(model: EmbeddingModel, folder: str | Path) -> None:
         UserError: where the folder cannot be written.
         TypeError: where it is no `EmbeddingModel`.
     """
-    parts = model._modules
-    while (inner := parts.get("_orig_mod", parts.get("module"))) is not None:
-        model, parts = inner, inner._modules
+    model = _unwrapped(model)
     if not hasattr(model, "spec"):
         raise TypeError(f"model must be an EmbeddingModel, not {type(model).__name__}")
     spec = json.dumps(model.spec, indent=2) + "\n"
@@ -39,6 +39,12 @@ def save_model(model: EmbeddingModel, folder: str | Path) -> None:
         path.write_bytes(safetensors.torch.save(tensors))
     with atomic_write_path(folder / SPEC_FILE) as path:
         path.write_text(spec)
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    parts = model._modules
+    inner = parts.get("_orig_mod", parts.get("module"))
+    return model if inner is None else _unwrapped(inner)
 
 
 def load_model(folder: str | Path) -> EmbeddingModel:

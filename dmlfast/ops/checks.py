@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 
@@ -83,7 +84,7 @@ def finite(name: str, value: float) -> float:
 
 def flag(name: str, value: bool) -> bool:
     """True or False, and not what could be taken for one of them."""
-    if type(value).__name__ not in ("bool", "bool_"):  # Python's, or NumPy's
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return bool(value)
 

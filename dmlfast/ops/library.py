@@ -32,7 +32,7 @@ def register(
     which may take their memory where `owned` says so.
     """
     name = schema.split("(")[0]
-    setup, backward = setup or _mark_constant, backward or _never
+    keep, differentiate = setup or _mark_constant, backward or _never
 
     def kernel(first: torch.Tensor, *args: Any) -> Any:
         output = forward(first, *args)
@@ -44,7 +44,9 @@ def register(
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"dmlfast::{name}", fake, lib=LIBRARY)
-    torch.library.register_autograd(f"dmlfast::{name}", backward, setup_context=setup, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"dmlfast::{name}", differentiate, setup_context=keep, lib=LIBRARY
+    )
     op = getattr(torch.ops.dmlfast, name)
 
     class Transformed(torch.autograd.Function):
@@ -56,8 +58,8 @@ def register(
         def vmap(info: Any, dims: Sequence[Any], *args: Any) -> Any:
             return _one_by_one(Transformed.apply, info.batch_size, dims, args)
 
-    Transformed.setup_context = staticmethod(setup)  # type: ignore[method-assign]
-    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Transformed.setup_context = staticmethod(keep)  # type: ignore[method-assign]
+    Transformed.backward = staticmethod(differentiate)  # type: ignore[method-assign]
 
     # forward() with a context: a separate setup_context makes torch inspect the signature at every
     # call
@@ -65,11 +67,11 @@ def register(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             output = forward(*args)
-            setup(ctx, args, output)
+            keep(ctx, args, output)
             ctx.own = only_first
             return output[0] if only_first else output
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
+    Eager.backward = staticmethod(differentiate)  # type: ignore[method-assign]
 
     def call(first: torch.Tensor, *args: Any) -> Any:
         if is_plain(first):

@@ -43,7 +43,7 @@ class _Rows(torch.optim.Optimizer):
                     weight.grad = None
         others = super().step
         if getattr(others, "hooked", False):  # this step has called the hooks
-            others.__wrapped__(self)
+            others.__wrapped__(self)  # type: ignore[attr-defined]
         else:
             others()
         for weight, gradient in taken:
@@ -51,7 +51,7 @@ class _Rows(torch.optim.Optimizer):
         return loss
 
     def _by_rows(self, weight: Tensor) -> bool:
-        return weight.grad.is_sparse
+        return weight.grad is not None and weight.grad.is_sparse
 
     def _state_of(self, weight: Tensor, *names: str) -> dict[str, Tensor]:
         state = self.state[weight]

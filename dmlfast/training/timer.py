@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ class DeviceTimer:
     ) -> None:
         self.ended = self._mark()
 
-    def _mark(self) -> "float | torch.cuda.Event":
+    def _mark(self) -> Any:
+        """The time in seconds, or an event in the stream of a GPU."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -38,6 +40,6 @@ class DeviceTimer:
     @property
     def seconds(self) -> float:
         """From the first to the last of the block's work, which the device must have done."""
-        if isinstance(self.started, float):
-            return self.ended - self.started
-        return self.started.elapsed_time(self.ended) / 1000
+        if self.device.type != "cuda":
+            return float(self.ended - self.started)
+        return float(self.started.elapsed_time(self.ended)) / 1000

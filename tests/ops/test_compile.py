@@ -197,3 +197,21 @@ def test_backward_twice_through_one_graph(op):
     once = x.grad.clone()
     value.backward()
     assert torch.equal(x.grad, 2 * once)
+
+
+@pytest.mark.parametrize("name", ["norm_softmax", "boosted_loss"])
+def test_a_backward_pass_leaves_the_outputs_of_a_registered_op(name):
+    """Gradients that were computed ahead are outputs too, which the caller has."""
+    torch.manual_seed(0)
+    rows, labels = torch.randn(12, 6, requires_grad=True), torch.arange(12) // 2
+    if name == "norm_softmax":
+        settings = "mean", 0.05, 0.0, 0.0, 0.0, -100, False, True, True, "cpu"
+        given = rows, torch.randn(7, 6, requires_grad=True), labels, *settings
+    else:
+        given = rows, labels, [2, 4], "deviance", "eta", 2.0, 0.5, 25.0, 0.5, True, "cpu"
+    loss, *others = getattr(torch.ops.dmlfast, name)(*given)
+    before = [other.clone() for other in others]
+    (3 * loss.sum()).backward()
+    assert rows.grad.any()
+    for other, copy in zip(others, before, strict=True):
+        assert torch.equal(other, copy)

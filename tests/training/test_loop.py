@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from PIL import Image
 
 from dmlfast.data import create_augmentation
 from dmlfast.errors import UserError
@@ -418,3 +419,27 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="a weight is not finite in step 4"):
         train(tiny_config(), tmp_path / "run")
     assert loop.RunFolder(tmp_path / "run").steps() == [2]
+
+
+def test_one_process_looks_for_what_cannot_be_read(tmp_path, monkeypatch):
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{k}.png")
+    (tmp_path / "a" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "0.png").write_bytes(b"no picture")
+    options = {"dataset": "folder", "data_dir": str(tmp_path), "val_fraction": 0.0}
+    config = tiny_config(**options, dataset_options="on_error=skip")
+    sent = []
+
+    class Two(World):
+        def from_main(self, value):
+            sent.append(value)
+            return sent[0]
+
+    found = [loop.load_split(config, "train", Two(rank, 2, torch.device("cpu"))) for rank in (0, 1)]
+    assert sent[0].tolist() == [0, 2, 4, 5]
+    assert sent[1] is None
+    for dataset in (*found, loop.load_split(config, "train")):
+        assert dataset.split == "train"
+        assert list(dataset.paths) == ["a/0.png", "a/2.png", "b/1.png", "b/2.png"]
