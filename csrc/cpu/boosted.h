@@ -57,7 +57,8 @@ class Boosted {
   }
 
  private:
-  static constexpr float shortest = 1e-5f;  // norm by which a row is divided at least
+  static constexpr int64_t rows_of_sum = 8;  // whose losses are added up in float32
+  static constexpr float shortest = 1e-5f;   // norm by which a row is divided at least
 
   // A group of columns: its rows at length 1, and their gradient.
   struct Learner {
@@ -179,6 +180,9 @@ class Boosted {
         for (int v = 0; v < strip.vectors; v++)
           sum += weigh_pairs<BASE, BOOSTING>(m, i, strip.begin + v * VL, tile.upper, load(scores + v * VL),
                                              carry + row + v * VL, weights + row + v * VL);
+        if (i % rows_of_sum != rows_of_sum - 1) continue;
+        total += hsum(sum);
+        sum = vf{};
       }
       total += hsum(sum);
     });
