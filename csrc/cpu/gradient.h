@@ -225,7 +225,7 @@ class PairGradient {
 
   // Where the statistics of a tile lie close together, one exponential serves both of its sides:
   // exp(t - shift) (g_i exp(shift - L_i) + g_j exp(shift - L_j)). Fills the factors g exp(shift - L) and
-  // returns the shift, the least L; NaN where they do not lie close. Sums need no exponential.
+  // returns the shift, the least L; NaN where they do not lie close, or are large. Sums need no exponential.
   float factorise(Work& work, const Tile& tile) const {
     float low = std::numeric_limits<float>::infinity(), high = -low;
     auto widen = [&](const Factors& f, Range range) {
@@ -238,7 +238,9 @@ class PairGradient {
     widen(row_factors_, tile.rows);
     widen(column_factors_, tile.columns);
     if (!term_.logsumexp || high < low) low = high = 0;  // sums, or nothing selected
-    if (!close_together(low, high)) return std::numeric_limits<float>::quiet_NaN();
+    // a larger L is rounded by more than 2^-14, and a term that is all of it would not weigh 1
+    const bool exact = std::max(-low, high) <= 1024.0f;
+    if (!(exact && high - low <= safe_span)) return std::numeric_limits<float>::quiet_NaN();
     auto fill = [&](const Factors& f, Range range, float* out) {
       for (int64_t i = range.begin; i < range.end; i += VL) {
         vf factor = {};

@@ -7,13 +7,6 @@ namespace DML_ISA {
 
 // Exponents that span less than this need no running maximum: exp(-60) is far from the smallest float.
 constexpr float safe_span = 60.0f;
-// Beyond it an exponent t - L that another order of sums gives may be off by more than 2^-14.
-constexpr float largest_exponent = 1024.0f;
-
-// Whether one shift serves terms, or statistics, from low to high.
-inline bool close_together(float low, float high) {
-  return high - low <= safe_span && -low <= largest_exponent && high <= largest_exponent;
-}
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
@@ -126,7 +119,7 @@ class Reduction {
       : pairs_(pairs),
         term_(term),
         with_columns_(with_columns || pairs.symmetric),
-        running_(term.logsumexp && !close_together(term.lowest(pairs), term.highest(pairs))),
+        running_(term.logsumexp && !(term.highest(pairs) - term.lowest(pairs) <= safe_span)),
         shift_(term.logsumexp && !running_ ? term.highest(pairs) : 0.0f),
         rows_(pairs.rows().n, running_ ? minus_infinity : shift_),
         columns_(with_columns && !pairs.symmetric ? pairs.columns().n : 0,

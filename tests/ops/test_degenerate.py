@@ -297,14 +297,14 @@ def test_the_nan_of_a_gpu_remains_one(n, m, dtype, impl):
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])
-@pytest.mark.parametrize("size", [1e3, 1e5])
-def test_the_only_negative_has_all_of_the_weight(n, size):
+@pytest.mark.parametrize(("size", "offset"), [(1e3, 1e3), (1e5, 1e5), (1.0, 1e5)])
+def test_the_only_negative_has_all_of_the_weight(n, size, offset):
     """Also where a statistic has no digits behind its point, so that its rounding would weigh."""
     x = torch.randn(n, 3, generator=generator(n)) * size
     r = torch.randn(5, 3, generator=generator(n + 1)) * size
     labels, others = torch.zeros(n).long(), torch.tensor([1, 0, 0, 0, 0])
     p = Problem(x.requires_grad_(), labels, r, others)
-    options = {"select": "negative", "scale": -1.0, "offset": size, "impl": "cpu"}
+    options = {"select": "negative", "scale": -1.0, "offset": offset, "impl": "cpu"}
     pair_reduce(p, **options).sum().backward()
     expected = torch.nn.functional.normalize(r[0] - x.detach(), dim=1)
     torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-5)
