@@ -37,6 +37,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 BLOCK_SECONDS = 0.02  # a measurement is at least so long: short calls are repeated
 
 
+Call = Callable[[], torch.Tensor]  # a loss and its gradients, once
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to measure.
@@ -173,17 +176,40 @@ def _rows(
         """Made only where a competitor is admitted."""
         return placed(benchmark.problem(case.size), case.dtype, device.torch_device)
 
+    rows = {
+        each.name: _blank(benchmark, each.name, case, device, settings) for each in case.competitors
+    }
+    calls = _checked(benchmark, case, device, settings, problem, rows, tell)
+    _time(case, device, settings, calls, rows, gemm_rate, tell)
+    yield list(rows.values())
+    for competitor in case.competitors:
+        row = rows[competitor.name]
+        tell(f"{case} memory {competitor.name}")
+        if row.median_ms is not None and not competitor.graph:
+            rows[row.provider] = _with_memory(row, case, device, calls[row.provider], problem())
+    yield list(rows.values())
+
+
+def _checked(
+    benchmark: Benchmark,
+    case: Case,
+    device: Device,
+    settings: Settings,
+    problem: Callable[[], Problem],
+    rows: Mapping[str, Row],
+    tell: Callable[[str], None],
+) -> dict[str, Call]:
+    """A step of each competitor that is right; the rows are told its error, or why it is not."""
+
     @cache
     def solution(truth: Callable[[Size], Loss]) -> Solution:
         exact = placed(problem(), torch.float64)
         return solve(partial(step, truth(case.size), exact), exact)
 
-    rows: dict[str, Row] = {}
-    calls: dict[str, Callable[[], torch.Tensor]] = {}
+    calls: dict[str, Call] = {}
     for competitor in case.competitors:
-        name = competitor.name
+        name, row = competitor.name, rows[competitor.name]
         tell(f"{case} check {name}")
-        row = rows[name] = _blank(benchmark, name, case, device, settings)
         if competitor.truth:
             row.flops = None  # those of the benchmark are not what it computes
         try:
@@ -199,6 +225,19 @@ def _rows(
             row.reason = explain(error)
         if name not in calls:  # and the error, which holds tensors, is gone
             device.release()
+    return calls
+
+
+def _time(
+    case: Case,
+    device: Device,
+    settings: Settings,
+    calls: Mapping[str, Call],
+    rows: Mapping[str, Row],
+    gemm_rate: float,
+    tell: Callable[[str], None],
+) -> None:
+    """Times the calls in turns, and tells their rows."""
     start = cpu_clock()
     times, failures = time_rounds(calls, device, settings, lambda text: tell(f"{case} {text}"))
     busy = busy_elsewhere(start)
@@ -208,15 +247,6 @@ def _rows(
     for name, measured in times.items():
         rows[name].busy_elsewhere = busy
         _fill_in(rows[name], measured, yardstick, gemm_rate)
-    yield list(rows.values())
-    whole = []
-    for competitor in case.competitors:
-        row = rows[competitor.name]
-        tell(f"{case} memory {competitor.name}")
-        if row.median_ms is not None and not competitor.graph:
-            row = _with_memory(row, case, device, calls[competitor.name], problem())
-        whole.append(row)
-    yield whole
 
 
 def _fill_in(
@@ -234,9 +264,7 @@ def _fill_in(
             row.gemm_ratio = seconds * gemm_rate / row.flops
 
 
-def _with_memory(
-    row: Row, case: Case, device: Device, call: Callable[[], object], problem: Problem
-) -> Row:
+def _with_memory(row: Row, case: Case, device: Device, call: Call, problem: Problem) -> Row:
     try:
         extra = device.extra_bytes(row.op, row.provider, case, row.threads, call, problem)
         return replace(row, extra_mib=max(0, extra) / 2**20)
@@ -273,7 +301,7 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def solve(call: Callable[[], torch.Tensor], problem: Problem, scale: float = 1.0) -> Solution:
+def solve(call: Call, problem: Problem, scale: float = 1.0) -> Solution:
     """The loss and its gradients by the problem's tensors, in float64 and without the scale."""
     value = call()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves(problem)]

@@ -21,7 +21,9 @@ from dmlfast.text import counted
 
 if TYPE_CHECKING:
     import torch
-    from dmlfast.bench.benchmark import Benchmark, Competitor
+    from dmlfast.bench.benchmark import Benchmark, Case, Competitor
+    from dmlfast.bench.devices import Device
+    from dmlfast.bench.harness import Settings
     from dmlfast.bench.report import Row
 
 
@@ -183,13 +185,11 @@ def command(
     check_name(name)
     refuse_overwriting({"--plot": plot}, {"--csv": csv_path})
 
-    import torch
     from dmlfast.bench import harness
     from dmlfast.bench.devices import get_device
-    from dmlfast.bench.report import latest, merge, read_csv, update_csv
+    from dmlfast.bench.report import latest, read_csv
 
     device = get_device(device_name)
-    kind = device.torch_device.type
     if csv_path and csv_path.is_dir():
         csv_path /= f"{machine_slug(device.machine)}.csv"
     before = read_csv(csv_path) if csv_path else []
@@ -201,11 +201,9 @@ def command(
     if resume and csv_path is None:
         raise click.UsageError("--resume needs --csv")
     benchmark = get_benchmark(name)
-    chosen_dtypes = [getattr(torch, word) for word in dtypes]
-    competitors = _baselines(benchmark, baselines) + _dmlfast(benchmark, impl, kind, chosen_dtypes)
-    own = benchmark.sizes[kind]
-    sizes = sizes or (own.quick if quick else own.usual)
-    sizes += f",{own.large}" if large else ""
+    own = benchmark.sizes[device.torch_device.type]
+    sizes = (sizes or (own.quick if quick else own.usual)) + f",{own.large}" * large
+    cases = _cases(benchmark, impl, baselines, sizes, dtypes, device)
     rounds = rounds or (5 if quick else 15)
     seconds = (1.0 if quick else 30.0) if seconds is None else seconds
     threads = threads or device.threads
@@ -220,25 +218,12 @@ def command(
         f" --device {device.torch_device} --dtype {','.join(dtypes)} --rounds {rounds}"
         f" --seconds {seconds:g} --threads {threads} --memory-limit {gib:.1f}" + " --quick" * quick,
     )
-    try:
-        all_sizes = benchmark.parse_sizes(sizes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    cases = harness.plan(competitors, all_sizes, chosen_dtypes, device)
+    order = [(case.size, case.dtype_name) for case in cases]
     rows: list[Row] = []
     if resume:
         cases, rows = harness.resume(benchmark, cases, device, settings, before)
-    interrupted, busy = False, 0.0
-    with _progress(harness.count_steps(cases, rounds)) as tell:
-        try:
-            for new in harness.run(benchmark, cases, device, settings, tell):
-                rows = merge(rows, new)
-                busy = max([busy, *(row.busy_elsewhere or 0 for row in new)])
-                if csv_path:
-                    update_csv(csv_path, new)
-        except KeyboardInterrupt:
-            interrupted = True
-    rows.sort(key=lambda row: (dtypes.index(row.dtype), all_sizes.index(row.size)))
+    rows, busy, interrupted = _measure(benchmark, cases, device, settings, rows, csv_path)
+    rows.sort(key=lambda row: order.index((row.size, row.dtype)))
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     elif rows:
@@ -252,6 +237,55 @@ def command(
     if plot and rows:
         _draw(latest(rows, name), name, plot)
     return INTERRUPTED if interrupted else 0
+
+
+def _cases(
+    benchmark: "Benchmark",
+    impl: str,
+    baselines: str,
+    sizes: str,
+    dtypes: list[str],
+    device: "Device",
+) -> "list[Case]":
+    """Who is measured at which size, in which dtype."""
+    import torch
+    from dmlfast.bench import harness
+
+    kind, chosen = device.torch_device.type, [getattr(torch, word) for word in dtypes]
+    competitors = _baselines(benchmark, baselines) + _dmlfast(benchmark, impl, kind, chosen)
+    try:
+        all_sizes = benchmark.parse_sizes(sizes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return harness.plan(competitors, all_sizes, chosen, device)
+
+
+def _measure(
+    benchmark: "Benchmark",
+    cases: "list[Case]",
+    device: "Device",
+    settings: "Settings",
+    rows: "list[Row]",
+    csv_path: Path | None,
+) -> "tuple[list[Row], float, bool]":
+    """The rows with those of the cases, which are kept in the file too.
+
+    And what share of all cores others used at most, and whether Ctrl-C came.
+    """
+    from dmlfast.bench import harness
+    from dmlfast.bench.report import merge, update_csv
+
+    interrupted, busy = False, 0.0
+    with _progress(harness.count_steps(cases, settings.rounds)) as tell:
+        try:
+            for new in harness.run(benchmark, cases, device, settings, tell):
+                rows = merge(rows, new)
+                busy = max([busy, *(row.busy_elsewhere or 0 for row in new)])
+                if csv_path:
+                    update_csv(csv_path, new)
+        except KeyboardInterrupt:
+            interrupted = True
+    return rows, busy, interrupted
 
 
 def _listing() -> str:

@@ -2,15 +2,14 @@
 
 import json
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from dmlfast.cli.eval_report import learner_lines, report_lines
+from dmlfast.cli.eval_report import report_lines
 from dmlfast.cli.pictures import picture_path, refuse_overwriting, save_picture
 from dmlfast.cli.protocols import (
     CLASSIFICATION,
@@ -21,13 +20,11 @@ from dmlfast.cli.protocols import (
 )
 
 from dmlfast.errors import UserError
-from dmlfast.text import counted, visible
+from dmlfast.text import visible
 
 if TYPE_CHECKING:
+    from dmlfast.cli.evaluation import Files
     from PIL import Image
-
-    from dmlfast.recipes import Comparison
-    from dmlfast.retrieval import Features, LinearClassifier
 
 OF_CLUSTERING = ("clustering_runs", "kmeans")
 MAX_RESAMPLES = 1_000_000  # minutes of work, for digits that nobody reads
@@ -207,85 +204,34 @@ def command(
         raise click.UsageError(f"protocol {assumed} needs the training images: --train-feats")
     if binary and rank_by != "distance":
         raise click.UsageError(f"--binary is ranked by distance, not by {rank_by}")
-    files = {"FEATS.h5": feats, "--gallery-feats": gallery_feats, "--train-feats": train_feats}
-    refuse_overwriting({"--montage": montage, "--map": map_path}, files)
+    paths = {"FEATS.h5": feats, "--gallery-feats": gallery_feats, "--train-feats": train_feats}
+    refuse_overwriting({"--montage": montage, "--map": map_path}, paths)
 
-    from dmlfast.retrieval import load_features
+    from dmlfast.cli.evaluation import Files, evaluate_files, refuse_seen, shared_classes
 
-    features = load_features(feats)
-    gallery = load_features(gallery_feats) if gallery_feats else None
-    train = load_features(train_feats) if train_feats else None
+    files = Files.load(feats, gallery_feats, train_feats)
     if binary:
-        refuse_binary(features, gallery, train)
-    protocol = choose_protocol(protocol, features, gallery)
-    shared = shared_classes(features, train) if train else None
+        files.refuse_binary()
+    protocol = choose_protocol(protocol, files.features, files.gallery)
+    shared = shared_classes(files.features, files.train) if files.train else None
     if protocol == "zero-shot" and shared:
-        both = counted(shared, f"class of {feats} is", f"classes of {feats} are")
-        seen = "it was" if shared == 1 else "they were"
-        raise UserError(f"{both} in {train_feats} too: {seen} seen")
+        refuse_seen(shared, files)
     pictures = []
     if montage:
-        pictures.append((_montage(features, gallery, rank_by, seed, data_dir), montage))
+        pictures.append((_montage(files, rank_by, seed, data_dir), montage))
     if map_path:
-        pictures.append((_map(features, seed, data_dir), map_path))
-    settings["ks"] = settings["ks"] or default_ks(protocol, features)
-    comparison = None if gallery else recipe_comparison(features)
-    ranked = {"rank_by": rank_by, "seed": seed, **settings}
-    report = evaluate_by(protocol, features, gallery, train, **ranked)
-    refuse_nothing(report, feats, train_feats if protocol in CLASSIFICATION else gallery_feats)
-    of_bits = None
-    if binary:
-        others = [None if file is None else file.binarized() for file in (gallery, train)]
-        of_bits = evaluate_by(protocol, features.binarized(), *others, **ranked)
-    alone = None
-    if learners:
-        apart = {**ranked, "rank_by": "distance", "clustering": False, "bootstrap": 0}
-        alone = evaluate_learners(protocol, features, gallery, **apart)
+        pictures.append((_map(files, seed, data_dir), map_path))
+    settings["ks"] = settings["ks"] or default_ks(protocol, files.features)
+    settings |= {"rank_by": rank_by, "seed": seed}
+    found = evaluate_files(
+        files, protocol, shared=shared, binary=binary, learners=learners, **settings
+    )
     if as_json:
-        files = {"features": feats, "gallery_features": gallery_feats}
-        result = {**files, "protocol": protocol, **report}
-        if train_feats:
-            result |= {"train_features": train_feats, "classes_shared_with_train": shared}
-        if of_bits:
-            result["binary"] = of_bits
-        if alone:
-            result |= alone
-        if comparison is not None:
-            result["recipe"] = comparison.to_plain()
-        click.echo(json.dumps(_finite(result | {"attributes": features.attributes}), indent=2))
+        click.echo(json.dumps(_finite(found.to_plain()), indent=2))
     else:
-        lines = report_lines(features, gallery, protocol, report, comparison, of_bits)
-        click.echo("\n".join(map(visible, lines)))
-        if alone:
-            click.echo("\n".join(["", *learner_lines(alone)]))
-        if shared is not None:
-            click.echo(visible(f"classes shared with {train_feats}: {shared}"))
+        click.echo("\n".join(map(visible, report_lines(found))))
     for draw, path in pictures:
         save_picture(draw(), path)
-
-
-def refuse_nothing(report: dict[str, Any], feats: str, among: str | None) -> None:
-    """Raises a `UserError` where no query has anything to find."""
-    if report["queries"] == report.get("lone_queries", 0):
-        where = f" in {among}" if among else ""
-        raise UserError(
-            f"nothing to rank: no query of {feats} has an image of its class to find{where}"
-        )
-
-
-def evaluate_learners(
-    protocol: str, features: "Features", gallery: "Features | None", **settings: Any
-) -> dict[str, Any]:
-    """`learners`, the report of each alone, and `learner_correlation`."""
-    from dmlfast.retrieval import learner_correlation, learners_of
-
-    galleries = learners_of(gallery) if gallery else None
-    reports = []
-    for k, learner in enumerate(learners_of(features)):
-        beside = galleries[k] if galleries else None
-        report = evaluate_by(protocol, learner, beside, None, **settings)
-        reports.append({"dimensions": learner.dimension, **report})
-    return {"learners": reports, "learner_correlation": learner_correlation(features)}
 
 
 def check_options(ctx: click.Context, protocol: str) -> None:
@@ -302,123 +248,6 @@ def check_options(ctx: click.Context, protocol: str) -> None:
             raise click.UsageError(f"{param.opts[0]} does not go with --no-clustering")
 
 
-def refuse_binary(*files: "Features | None") -> None:
-    """Refuses files that hold sign bits already."""
-    for file in files:
-        if file is not None and file.binary:
-            raise UserError(f"{file.source} holds sign bits already: leave --binary out")
-
-
-def evaluate_by(
-    protocol: str,
-    features: "Features",
-    gallery: "Features | None",
-    train: "Features | None",
-    *,
-    rank_by: str,
-    ks: Sequence[int],
-    seed: int,
-    bootstrap: int,
-    clustering: bool,
-    clustering_runs: int,
-    kmeans: str,
-    draws: int,
-    neighbours: int,
-    vote: str,
-    shots: Sequence[int],
-    against: str,
-) -> dict[str, Any]:
-    """The report of a protocol, computed with those of the settings that it takes."""
-    from dmlfast.retrieval import (
-        evaluate,
-        evaluate_classification,
-        evaluate_identity_draws,
-        evaluate_zero_shot,
-    )
-
-    progress = sys.stderr.isatty()
-    if protocol == "vehicleid-reid":
-        return evaluate_identity_draws(features, rank_by=rank_by, ks=ks, draws=draws, seed=seed)
-    if protocol == "zero-shot":
-        return evaluate_zero_shot(
-            features,
-            gallery,
-            against=against,
-            rank_by=rank_by,
-            ks=ks,
-            seed=seed,
-            bootstrap=bootstrap,
-            progress=progress,
-        )
-    if protocol in CLASSIFICATION and train is not None:
-        return evaluate_classification(
-            features,
-            train,
-            method=protocol,
-            classifier=own_classifier(features) if protocol == "classifier" else None,
-            neighbours=neighbours,
-            vote=vote,
-            rank_by=rank_by,
-            shots=shots,
-            seed=seed,
-            bootstrap=bootstrap,
-        )
-    return evaluate(
-        features,
-        gallery,
-        rank_by=rank_by,
-        ks=ks,
-        seed=seed,
-        bootstrap=bootstrap,
-        clustering=clustering,
-        clustering_runs=clustering_runs,
-        kmeans=kmeans,
-        progress=progress,
-    )
-
-
-def own_classifier(features: "Features") -> "LinearClassifier":
-    """The classifier that was trained with the network that made the embeddings."""
-    from dmlfast.models import load_model
-    from dmlfast.training.classifier import load_classifier
-
-    folder, made = features.checkpoint_folder(), features.attributes
-    model = load_model(folder)
-    if made.get("normalized") and not (model.spec["normalize"] or model.spec["groups"]):
-        raise UserError(f"{features.source} has embeddings of length 1, not the classifier's")
-    if made.get("learner") or made.get("weighting", model.weighting) != model.weighting:
-        raise UserError(f"{features.source} has learners weighed otherwise than the classifier's")
-    return load_classifier(folder)
-
-
-def recipe_comparison(features: "Features") -> "Comparison | None":
-    """The targets of the recipe that a file's network was trained by, if there was one."""
-    if "recipe_targets" not in features.attributes:
-        return None
-    from dmlfast.recipes import Comparison
-
-    return Comparison.from_attributes(features.attributes, features.source)
-
-
-def shared_classes(features: "Features", train: "Features") -> int:
-    """The number of classes that are in both files; they must be of one data set."""
-    import numpy as np
-
-    names = [file.attributes.get("dataset") for file in (features, train)]
-    if names.count(None) == 1:
-        silent, other = (features, train) if names[0] is None else (train, features)
-        raise UserError(
-            f"{silent.source} does not say of which data set it is (no `dataset`), and"
-            f" {other.source} is of {names[0] or names[1]}: their classes cannot be compared"
-        )
-    if names[0] != names[1]:
-        raise UserError(
-            f"{features.source} is of {names[0]} and {train.source} of {names[1]}:"
-            " their classes cannot be compared"
-        )
-    return len(np.intersect1d(features.labels, train.labels))
-
-
 def _finite(value: Any) -> Any:
     """The value with null, which JSON knows, for nan and infinity, which it does not."""
     if isinstance(value, dict):
@@ -429,29 +258,25 @@ def _finite(value: Any) -> Any:
 
 
 def _montage(
-    features: "Features",
-    gallery: "Features | None",
-    rank_by: str,
-    seed: int,
-    data_dir: str | None,
+    files: "Files", rank_by: str, seed: int, data_dir: str | None
 ) -> "Callable[[], Image.Image]":
     """What draws the montage; images that it cannot have are found at once."""
     from dmlfast.retrieval import draw_montage
     from dmlfast.retrieval.images import image_source
 
-    files = [features] if gallery is None else [features, gallery]
-    image_of = image_source(*files, data_dir=data_dir)
-    return partial(draw_montage, features, gallery, image_of=image_of, rank_by=rank_by, seed=seed)
+    sides = files.features, files.gallery
+    image_of = image_source(*filter(None, sides), data_dir=data_dir)
+    return partial(draw_montage, *sides, image_of=image_of, rank_by=rank_by, seed=seed)
 
 
-def _map(features: "Features", seed: int, data_dir: str | None) -> "Callable[[], Image.Image]":
+def _map(files: "Files", seed: int, data_dir: str | None) -> "Callable[[], Image.Image]":
     """What draws the map, of dots where there are no images."""
     from dmlfast.retrieval import draw_map
     from dmlfast.retrieval.images import image_source
 
     try:
-        image_of = image_source(features, data_dir=data_dir)
+        image_of = image_source(files.features, data_dir=data_dir)
     except UserError as error:
         click.echo(visible(f"the map shows dots: {error}"), err=True)
         image_of = None
-    return partial(draw_map, features, image_of=image_of, seed=seed)
+    return partial(draw_map, files.features, image_of=image_of, seed=seed)

@@ -9,54 +9,53 @@ from dmlfast.cli.card import NAMES, card_lines, comparison_lines, target_text
 from dmlfast.text import counted
 
 if TYPE_CHECKING:
-    from dmlfast.recipes import Comparison
+    from dmlfast.cli.evaluation import Evaluation, Files, Report
+
     from dmlfast.retrieval import Features
 
 CLUSTERING = ("nmi", "nmi_geometric", "ami", "f1")
 
 
-def report_lines(
-    features: "Features",
-    gallery: "Features | None",
-    protocol: str,
-    report: dict[str, Any],
-    comparison: "Comparison | None" = None,
-    of_bits: "dict[str, Any] | None" = None,
-) -> list[str]:
-    """What was compared how, the numbers in groups, and what to be careful with.
+def report_lines(found: "Evaluation") -> list[str]:
+    """What was compared how, the numbers in groups, and what to be careful with."""
+    columns = [found.report] if found.binary is None else [found.report, found.binary]
+    lines = [*_card(found.files, found.protocol, columns), "", *_table(found, columns)]
+    if found.comparison is not None:
+        lines += ["", *comparison_lines(found.comparison)]
+    lines += _warnings(found.files.features, found.report)
+    if found.learners:
+        lines += ["", *_learners(found.learners)]
+    if found.files.train:
+        lines.append(f"classes shared with {found.files.train.source}: {found.shared}")
+    return lines
 
-    `of_bits` is the report of the embeddings' sign bits, which stands in a column of its own.
-    """
-    columns = [report] if of_bits is None else [report, of_bits]
-    lines = [*_card(features, gallery, protocol, columns), ""]
-    groups = {title: rows for title, rows in _groups(report).items() if rows}
-    wide = max(len(name) for rows in groups.values() for name in rows)
+
+def _table(found: "Evaluation", columns: list["Report"]) -> list[str]:
+    """The measures in groups, a line each; the sign bits' stand in a column of their own."""
+    groups = {title: rows for title, rows in _groups(found.report).items() if rows}
     keys = [key for rows in groups.values() for key in rows.values()]
     spread_wide = max(len(_spread(column, key)) for column in columns for key in keys)
-    if of_bits is not None:
-        heads = {
-            "": [features.embeddings.dtype.name, "binary"],
-            "bytes per image": [f"{column['bytes_per_image']:,}" for column in columns],
-        }
-        wide = max(wide, *map(len, heads))
-        for name, values in heads.items():
-            cells = _cells(values, ["", ""], spread_wide)
-            lines.append(f"{name:{wide}}    {cells}".rstrip())
-        lines.append("")
+    heads: dict[str, list[str]] = {}
+    if found.binary is not None:
+        heads[""] = [found.files.features.embeddings.dtype.name, "binary"]
+        heads["bytes per image"] = [f"{column['bytes_per_image']:,}" for column in columns]
+    wide = max(len(name) for names in (heads, *groups.values()) for name in names)
+    lines = []
+    for name, values in heads.items():
+        cells = _cells(values, ["", ""], spread_wide)
+        lines.append(f"{name:{wide}}    {cells}".rstrip())
     for title, rows in groups.items():
-        lines.append(title)
+        lines += ["", title] if lines else [title]
         for name, key in rows.items():
             values = [_percent(column[key]) for column in columns]
             spreads = [_spread(column, key) for column in columns]
-            cells, target = _cells(values, spreads, spread_wide), target_text(comparison, key)
+            cells = _cells(values, spreads, spread_wide)
+            target = target_text(found.comparison, key)
             lines.append(f"  {name:{wide}}  {cells}   {target}".rstrip())
-        lines.append("")
-    if comparison is not None:
-        lines += [*comparison_lines(comparison), ""]
-    return [*lines[:-1], *_warnings(features, report)]
+    return lines
 
 
-def learner_lines(alone: dict[str, Any]) -> Iterator[str]:
+def _learners(alone: "Report") -> Iterator[str]:
     """What each learner retrieves alone, and how alike they are."""
     yield "learners alone"
     for number, report in enumerate(alone["learners"], start=1):
@@ -70,12 +69,8 @@ def learner_lines(alone: dict[str, Any]) -> Iterator[str]:
         yield f"  mean absolute correlation between learners {alone['learner_correlation']:.3f}"
 
 
-def _card(
-    features: "Features",
-    gallery: "Features | None",
-    protocol: str,
-    columns: list[dict[str, Any]],
-) -> Iterator[str]:
+def _card(files: "Files", protocol: str, columns: list["Report"]) -> Iterator[str]:
+    features, gallery = files.features, files.gallery
     known, report = features.attributes, columns[0]
     among = counted(report["gallery"], "image") if "gallery" in report else ""
     if "train_images" in report:
@@ -111,7 +106,7 @@ def _selection(known: dict[str, Any]) -> str:
     return "of the last step" if known.get("selection") == "last step" else "selection unknown"
 
 
-def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _groups(report: "Report") -> dict[str, dict[str, str]]:
     """Titles of groups, each with its rows: what to call a value, and its key in the report."""
     interval = ", 95 % interval" if report.get("intervals") else ""
     groups: dict[str, dict[str, str]] = {
@@ -143,23 +138,23 @@ def _groups(report: dict[str, Any]) -> dict[str, dict[str, str]]:
     return groups
 
 
-def _named(report: dict[str, Any], keys: tuple[str, ...]) -> dict[str, str]:
+def _named(report: "Report", keys: tuple[str, ...]) -> dict[str, str]:
     return {NAMES[key]: key for key in keys if key in report}
 
 
-def _numbered(report: dict[str, Any], prefix: str, name: str) -> dict[str, str]:
+def _numbered(report: "Report", prefix: str, name: str) -> dict[str, str]:
     ends = [key.removeprefix(prefix) for key in report if key.startswith(prefix)]
     return {f"{name} {end}": prefix + end for end in ends if end.isdigit()}
 
 
-def _spread(report: dict[str, Any], key: str) -> str:
+def _spread(report: "Report", key: str) -> str:
     if f"{key}_std" in report:
         return f"+- {_percent(report[f'{key}_std'])}"
     ends = report.get("intervals", {}).get(key, ())
     return "" if any(map(math.isnan, ends)) else " to ".join(map(_percent, ends))
 
 
-def _warnings(features: "Features", report: dict[str, Any]) -> Iterator[str]:
+def _warnings(features: "Features", report: "Report") -> Iterator[str]:
     if report.get("lone_queries"):
         lone = counted(report["lone_queries"], "query", "queries")
         yield from ("", f"left out: {lone} with nothing to find")

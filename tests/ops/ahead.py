@@ -217,7 +217,7 @@ def candidates(dtype: torch.dtype, d: int) -> None:
     for kernel, (n, width) in tune.PROBLEMS[kind].items():
         for tile in tune.CANDIDATES[kind][kernel]:
             reason = ""
-            with tune._tiles(kind, {kernel: tile}):
+            with configs.trying(kind, {kernel: tile}):
                 try:
                     if kernel == "scores":
                         softmax(dtype, width)

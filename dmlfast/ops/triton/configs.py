@@ -1,7 +1,8 @@
 """Block sizes of the Triton kernels by architecture, dtype and width."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -278,9 +279,28 @@ def kind_of(dtype: torch.dtype) -> str:
 
 def tiles_of(dtype: torch.dtype) -> Tiles:
     """For the GPU that kernels are started on: what was found by tuning there, else the table's."""
-    if interpreted():
-        return INTERPRETED
-    return _tiles(torch.cuda.current_device() if torch.cuda.is_available() else -1, kind_of(dtype))
+    kind = kind_of(dtype)
+    tiles = INTERPRETED if interpreted() else _tiles(_current_device(), kind)
+    return replaced(tiles, _tried[kind]) if kind in _tried else tiles
+
+
+_tried: dict[str, Mapping[str, tuple[int, ...]]] = {}  # by kind of dtype, the tiles of some kernels
+
+
+@contextmanager
+def trying(kind: str, found: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Lets some kernels take other tiles for a while."""
+    before = _tried.copy()
+    _tried[kind] = found
+    try:
+        yield
+    finally:
+        _tried.clear()
+        _tried.update(before)
+
+
+def _current_device() -> int:
+    return torch.cuda.current_device() if torch.cuda.is_available() else -1
 
 
 @functools.cache

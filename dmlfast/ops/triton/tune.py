@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +80,7 @@ def tune(gpu: str, device: str, seconds: float, known: Iterable[Trial] = ()) -> 
                 continue
             make = {"scores": _softmax_step, "pddm": _unit_step}.get(kernel, _step)
             step = make(n, d, DTYPES[kind], device)
-            with _tiles(kind, found.get(kind, {})):
+            with configs.trying(kind, found.get(kind, {})):
                 truth = step()
             best, least = None, math.inf
             now = tuple(getattr(configs.tiles_of(DTYPES[kind]), kernel))
@@ -109,7 +108,7 @@ def _try(
     truth: list[torch.Tensor],
     found: dict[str, tuple[int, ...]],
 ) -> Trial:
-    with _tiles(kind, {**found, kernel: tile}):
+    with configs.trying(kind, {**found, kernel: tile}):
         try:
             error = max(
                 float((got - exact).norm() / exact.norm().clamp_min(1e-30))
@@ -121,22 +120,6 @@ def _try(
         except Exception as error:  # registers, shared memory, the compiler itself
             text = f"{type(error).__name__}: {error}".partition("\n")[0]
             return Trial(kind, kernel, tile, reason=text)
-
-
-@contextmanager
-def _tiles(kind: str, found: dict[str, tuple[int, ...]]) -> Iterator[None]:
-    """Lets kernels take ``found`` for a while."""
-    before = configs.tiles_of
-
-    def replaced(dtype: torch.dtype) -> configs.Tiles:
-        tiles = before(dtype)
-        return configs.replaced(tiles, found) if configs.kind_of(dtype) == kind else tiles
-
-    configs.tiles_of = replaced
-    try:
-        yield
-    finally:
-        configs.tiles_of = before
 
 
 def _step(n: int, d: int, dtype: torch.dtype, device: str) -> Callable[[], list[torch.Tensor]]:
