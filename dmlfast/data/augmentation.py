@@ -39,7 +39,7 @@ class AffineJitter(nn.Module):
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         shape = (5, len(images))
         amount = 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
-        turn, grow, slant, right, down = amount.to(images.device)
+        turn, grow, slant, right, down = amount.to(images.device, non_blocking=True)
         # An affine map from where a pixel is written to where it is read, (B, 2, 3), in units of
         # half the image's size: slant, then turn and scale, then move.
         angle, scale, slant = self.rotation * turn, 1 + self.scale * grow, self.shear * slant

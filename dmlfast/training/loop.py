@@ -310,7 +310,7 @@ class Trainer:
         """
         device, size = self.world.device, self.world.size
         generator = torch.Generator().manual_seed(self.seed_step())
-        images, labels = images.to(device, non_blocking=True), labels.to(device)
+        images, labels = (each.to(device, non_blocking=True) for each in (images, labels))
         if self.augment is not None:
             images = self.augment(images, generator)
         if isinstance(self.sampler, HardNeighbourSampler):
@@ -327,16 +327,18 @@ class Trainer:
         with DeviceTimer(device) as timer:
             loss = self.criterion(all_rows, all_labels, **others)
             loss.backward()
+            told = loss.detach().to("cpu", non_blocking=True)
 
-        value = loss.item()  # waits for the device
-        if not math.isfinite(value):
-            raise self.diverged(f"the loss is {value}", self.step + 1)
         # Each process has the gradient of its own rows; the mean over processes must be their sum.
         embeddings.backward(gradient_of(rows, embeddings) * size)
         if others and others["weight"].grad is not None:
             self.model.embedding_weight.grad += others["weight"].grad
         if self.step < self.config.head_steps:
             self.model.backbone.zero_grad()
+        timer.wait()  # while a GPU goes on with the network's gradients
+        value = told.item()
+        if not math.isfinite(value):
+            raise self.diverged(f"the loss is {value}", self.step + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return value, timer.seconds

@@ -8,7 +8,7 @@ import torch
 
 
 class DeviceTimer:
-    """Times what a device does for a `with` block. A GPU is not waited for.
+    """Times what a device does for a `with` block. A GPU is waited for by `wait` alone.
 
     Args:
         device: that of the block's tensors.
@@ -36,6 +36,11 @@ class DeviceTimer:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+    def wait(self) -> None:
+        """Returns when the device has done the block's work, whatever else it has to do."""
+        if self.device.type == "cuda":
+            self.ended.synchronize()
 
     @property
     def seconds(self) -> float:

@@ -29,6 +29,11 @@ def test_a_gpu_is_timed_by_events_and_not_waited_for(monkeypatch):
         def elapsed_time(self, end):
             return end.at - self.at
 
+        def synchronize(self):
+            waited_for.append(self.at)
+
+    waited_for = []
+
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("the GPU is waited for"))
@@ -36,3 +41,6 @@ def test_a_gpu_is_timed_by_events_and_not_waited_for(monkeypatch):
         Event.now += 250.0  # milliseconds
     Event.now += 1000.0
     assert timer.seconds == 0.25
+    assert not waited_for
+    timer.wait()
+    assert waited_for == [250.0]
