@@ -37,6 +37,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 CUDA_ARCHITECTURES = "80,90a,100"
 CUDA_FLAGS = ["-std=c++17", "-O3", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+CUDA_FLAGS += ["--threads=2"]  # of a file for several GPUs
 JOB_BYTES = 2 << 30  # that one run of a compiler may take
 LIBRARIES = ("cpu", "cuda")
 

@@ -111,10 +111,13 @@ def test_no_kernel_spills():
 def test_kernels_use_what_their_gpu_has(architecture, instruction, kernel):
     if architecture not in architectures():
         pytest.skip(f"the library was not built for {architecture}")
-    functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", architecture))[1:]
-    of_kernel = [text for text in functions if kernel in text.split("\n", 1)[0]]
-    assert of_kernel
-    assert all(re.search(rf"\b{instruction}\b", text) for text in of_kernel)
+    usage = cuobjdump("-res-usage", "-arch", architecture)
+    names = re.findall(rf"Function (\w*{kernel}\w*):", usage)
+    assert names
+    code = cuobjdump("-sass", "-arch", architecture, "-fun", ",".join(names))
+    functions = re.split(r"Function : ", code)[1:]
+    assert len(functions) == len(names)
+    assert all(re.search(rf"\b{instruction}\b", text) for text in functions)
 
 
 @BUILT

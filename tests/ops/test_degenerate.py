@@ -205,7 +205,7 @@ class TestEmbeddingsOfEverySize:
 @pytest.mark.parametrize(("d", "size"), [(12, 1e-19), (12, 1e-20), (12, 1e-22), (530, 1e-22)])
 def test_rows_whose_squares_vanish_have_finite_gradients(d, size, impl):
     """Roots of subnormal numbers are 0 on a GPU, or infinite."""
-    p = problem(140, None, d, per_class=4, scale=size)
+    p = problem(140 if d < 500 else 70, None, d, per_class=4, scale=size)
     sums = {"select": "all", "reduce": "sum"}
     for op, options in ((lifted, {}), (pair_reduce, {"scale": -1.0}), (pair_reduce, sums)):
         found, gradient = results(op, p, impl=impl, **options)[:2]

@@ -99,7 +99,7 @@ def test_killed_at_random_moments(tmp_path):
     start(train_or_resume, config, tmp_path / "expected").join()
     seconds = time.monotonic() - started
     exit_codes = []
-    while 0 not in exit_codes and len(exit_codes) < 5:
+    while 0 not in exit_codes and len(exit_codes) < 3:
         process = start(train_or_resume, config, out)
         process.join(dice.uniform(0.2, 0.7) * seconds)
         process.kill()
@@ -126,7 +126,7 @@ def killed_at(number: int, expected: RunFolder, out: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("number", [3, 21, 32, 43, 54])
+@pytest.mark.parametrize("number", [3, 21, 43])
 def test_killed_while_writing(finished, tmp_path, number):
     assert killed_at(number, finished, tmp_path / "run")
 
