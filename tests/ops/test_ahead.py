@@ -90,6 +90,21 @@ def test_the_lifted_loss_of_wide_rows(capability, dtype, record_property):
     check(capability, dtype, "200", "lifted", record_property, expected=WIDE)
 
 
+@pytest.mark.parametrize(
+    ("capability", "form"),
+    [
+        (90, "lifted"),
+        *[pytest.param(each, "lifted", marks=pytest.mark.long) for each in (80, 100)],
+        *[pytest.param(90, form, marks=pytest.mark.long) for form in ("hinges", "reductions")],
+    ],
+)
+def test_scores_of_narrow_rows_in_float32(capability, form, record_property):
+    """They are taken without the matrix unit."""
+    for kernel in check(capability, FLOAT32, "16", form, record_property, expected=set()):
+        if kernel["kernel"] in {"reduce_kernel", "weights_kernel"}:
+            assert not kernel["instructions"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [FLOAT32, "bfloat16"])
 def test_other_reductions(dtype, record_property):

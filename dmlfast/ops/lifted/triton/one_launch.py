@@ -214,6 +214,9 @@ def forward(
     size, chunk = (max(16, triton.next_power_of_2(length)) for length in (n, d))
     chunk = min(chunk, tile.BD if d <= 128 else tile.BW)
     width = -(-d // chunk) * chunk
+    piece = min(size, tile.BN)
+    if full and how.PRECISION == "ieee":  # without the matrix unit a thread takes more registers
+        piece = 16
     kept = rows.new_empty(2 * size + 2, size, dtype=torch.float32)
     one_launch_kernel[(1,)](
         Batch(n, rows, rows.stride(0), rows.stride(1), d)[1:],
@@ -230,7 +233,7 @@ def forward(
         ROUNDED=full and how.PRECISION == "tf32",
         **how._replace(DP=width, BD=chunk)._asdict(),
         BM=size,
-        BN=min(size, tile.BN),
+        BN=piece,
         **configs.launch(tile if size > 64 else tile._replace(warps=4)),
     )
     return loss, out
