@@ -213,7 +213,7 @@ def command(
     if binary:
         files.refuse_binary()
     protocol = choose_protocol(protocol, files.features, files.gallery)
-    shared = shared_classes(files.features, files.train) if files.train else None
+    shared = None if files.train is None else shared_classes(files.features, files.train)
     if protocol == "zero-shot" and shared:
         refuse_seen(shared, files)
     pictures = []
@@ -265,7 +265,7 @@ def _montage(
     from dmlfast.retrieval.images import image_source
 
     sides = files.features, files.gallery
-    image_of = image_source(*filter(None, sides), data_dir=data_dir)
+    image_of = image_source(*(each for each in sides if each is not None), data_dir=data_dir)
     return partial(draw_montage, *sides, image_of=image_of, rank_by=rank_by, seed=seed)
 
 

@@ -25,7 +25,7 @@ def report_lines(found: "Evaluation") -> list[str]:
     lines += _warnings(found.files.features, found.report)
     if found.learners:
         lines += ["", *_learners(found.learners)]
-    if found.files.train:
+    if found.files.train is not None:
         lines.append(f"classes shared with {found.files.train.source}: {found.shared}")
     return lines
 
@@ -39,7 +39,8 @@ def _table(found: "Evaluation", columns: list["Report"]) -> list[str]:
     if found.binary is not None:
         heads[""] = [found.files.features.embeddings.dtype.name, "binary"]
         heads["bytes per image"] = [f"{column['bytes_per_image']:,}" for column in columns]
-    wide = max(len(name) for names in (heads, *groups.values()) for name in names)
+    names = [name for rows in groups.values() for name in rows]
+    wide = max(map(len, [*heads, *names]))
     lines = []
     for name, values in heads.items():
         cells = _cells(values, ["", ""], spread_wide)
@@ -81,7 +82,7 @@ def _card(files: "Files", protocol: str, columns: list["Report"]) -> Iterator[st
     yield (
         f"{features.title}: {counted(report['queries'], 'query', 'queries')}"
         f" of {counted(report['classes'], 'class', 'classes')} among"
-        f" {among}" + (f" of {gallery.title}" if gallery else "")
+        f" {among}" + ("" if gallery is None else f" of {gallery.title}")
     )
     size = f", {counted(report['bytes_per_image'], 'byte')} per image"
     ranked_by = report.get("ranked_by", "distance")

@@ -40,21 +40,26 @@ class Files:
         others = (load_features(path) if path else None for path in (gallery, train))
         return cls(load_features(features), *others)
 
+    @property
+    def others(self) -> "tuple[Features | None, Features | None]":
+        """The gallery and the training images."""
+        return self.gallery, self.train
+
     def refuse_binary(self) -> None:
         """Raises UserError where one holds sign bits already."""
-        for file in (self.features, self.gallery, self.train):
+        for file in (self.features, *self.others):
             if file is not None and file.binary:
                 raise UserError(f"{file.source} holds sign bits already: leave --binary out")
 
     def binarized(self) -> "Files":
         """The sign bits of all."""
-        others = (file and file.binarized() for file in (self.gallery, self.train))
+        others = (None if file is None else file.binarized() for file in self.others)
         return Files(self.features.binarized(), *others)
 
     def learners(self) -> list["Files"]:
         """Each learner's part of the embeddings, and of the gallery."""
         own = learners_of(self.features)
-        galleries = learners_of(self.gallery) if self.gallery else [None] * len(own)
+        galleries = [None] * len(own) if self.gallery is None else learners_of(self.gallery)
         return [Files(*pair) for pair in zip(own, galleries, strict=True)]
 
 
@@ -80,14 +85,14 @@ class Evaluation:
         """As it is printed for machines."""
         files = self.files
         result = {
-            "features": str(files.features.source),
-            "gallery_features": str(files.gallery.source) if files.gallery else None,
+            "features": files.features.source,
+            "gallery_features": None if files.gallery is None else files.gallery.source,
             "protocol": self.protocol,
             **self.report,
         }
-        if files.train:
+        if files.train is not None:
             result |= {
-                "train_features": str(files.train.source),
+                "train_features": files.train.source,
                 "classes_shared_with_train": self.shared,
             }
         if self.binary:
@@ -111,7 +116,7 @@ def evaluate_files(
 
     Raises UserError where no query has anything to find.
     """
-    comparison = None if files.gallery else recipe_comparison(files.features)
+    comparison = recipe_comparison(files.features) if files.gallery is None else None
     report = evaluate_by(protocol, files, **settings)
     refuse_nothing(report, protocol, files)
     return Evaluation(
@@ -200,7 +205,7 @@ def refuse_nothing(report: Report, protocol: str, files: Files) -> None:
     if report["queries"] > report.get("lone_queries", 0):
         return
     among = files.train if protocol in CLASSIFICATION else files.gallery
-    where = f" in {among.source}" if among else ""
+    where = "" if among is None else f" in {among.source}"
     raise UserError(
         f"nothing to rank: no query of {files.features.source} has an image of its class to"
         f" find{where}"
@@ -226,7 +231,7 @@ def shared_classes(features: Features, train: Features) -> int:
 
 def refuse_seen(shared: int, files: Files) -> None:
     """Raises UserError where classes that should be unseen are in the training images too."""
-    if shared and files.train:
+    if shared and files.train is not None:
         source = files.features.source
         both = counted(shared, f"class of {source} is", f"classes of {source} are")
         seen = "it was" if shared == 1 else "they were"
