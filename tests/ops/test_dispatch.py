@@ -327,10 +327,10 @@ def test_the_precision_that_torch_was_told_in_its_newer_way(monkeypatch, asked, 
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = asked
     try:
-        how = configs.products_of(torch.float32, 8)
+        wide, narrow = (configs.products_of(torch.float32, d).PRECISION for d in (17, 16))
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    assert ("tf32x3" if exact else "tf32") == how.PRECISION
+    assert (wide, narrow) == (("tf32x3", "ieee") if exact else ("tf32", "tf32"))
 
 
 def test_what_was_measured_is_looked_up_by_the_name_it_was_measured_by(monkeypatch):
