@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 KERNELS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+FORMATTED := $(KERNELS) $(wildcard tests/ops/ptx/core/*)
 
 .PHONY: setup test test-all gpu demo lint format clean
 
@@ -19,7 +20,7 @@ $(READY): requirements-dev.txt pyproject.toml setup.py $(KERNELS)
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 	mkdir -p build/types/dmlfast  # the package as it is installed, with cli and bench in it
 	ln -sfn $(CURDIR)/dmlfast/* $(CURDIR)/cli $(CURDIR)/bench build/types/dmlfast/
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
@@ -27,7 +28,7 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(KERNELS)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not long and not gpu" -n 2 --dist worksteal
