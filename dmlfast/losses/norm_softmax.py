@@ -13,6 +13,7 @@ from dmlfast.losses.base import moved, refuse, refuse_recomputation
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import is_plain
 from dmlfast.ops.norm_softmax.op import checked_settings
+from dmlfast.ops.numerics import computed, pair_products, unit_rows
 
 
 class NormSoftmaxLoss(nn.Module):
@@ -131,6 +132,20 @@ class NormSoftmaxLoss(nn.Module):
             impl=self.impl,
         )
 
+    def get_logits(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Cosines with the classes over the temperature, (N, C), without margins, in float32, or
+        float64 where both sides are. Row i is most like the class ``classes[logits[i].argmax()]``.
+
+        Args:
+            embeddings: (N, D); their lengths do not matter.
+
+        Raises:
+            TypeError, ValueError: embeddings have the wrong type, shape or device.
+        """
+        checks.embeddings("embeddings", embeddings)
+        checks.embeddings("weight", self.weight, like=embeddings)
+        return pair_products(_units(embeddings), _units(self.weight)) / self.temperature
+
     def _own(self, labels: torch.Tensor) -> torch.Tensor:
         """(N,) the rows of `weight` that belong to the labels; one past the last for no class."""
         found = torch.searchsorted(self.classes, labels)
@@ -177,6 +192,13 @@ class NormSoftmaxLoss(nn.Module):
         names += ["sample_size", "seed"] if self.samples else []
         settings = [f"{name}={getattr(self, name)!r}" for name in (*names, "impl")]
         return ", ".join([f"{len(self.classes)}, {self.weight.shape[1]}", *settings])
+
+
+def _units(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (N, D) at length 1, in float32 at least, also where their squares overflow or vanish."""
+    rows = computed(rows)
+    tiny = torch.finfo(rows.dtype).tiny
+    return unit_rows(nn.functional.normalize(rows, p=torch.inf, dim=1, eps=tiny))
 
 
 def _known(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> torch.Tensor:

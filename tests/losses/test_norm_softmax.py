@@ -36,6 +36,26 @@ def test_labels_are_classes_of_any_value():
         loss_fn(embeddings, labels, (1, 2, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_logits_are_those_of_the_loss(dtype):
+    loss_fn, (embeddings, labels) = NormSoftmaxLoss(CLASSES, 6, temperature=0.1).to(dtype), batch()
+    embeddings = embeddings.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = loss_fn.get_logits(embeddings)
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    found = F.cross_entropy(logits, torch.searchsorted(loss_fn.classes, labels))
+    torch.testing.assert_close(found, loss_fn(embeddings, labels), check_dtype=False)
+    assert loss_fn.get_logits(embeddings[:0]).shape == (0, 10)
+    power = 700 if dtype == torch.float64 else 100  # whose square overflows, or vanishes
+    for size in (2.0**-power, 2.0**power):
+        torch.testing.assert_close(loss_fn.get_logits(embeddings * size), logits)
+    assert not loss_fn.get_logits(embeddings * 0).any()
+    classes = loss_fn.get_logits(3 * loss_fn.weight).argmax(1)
+    assert loss_fn.classes[classes].equal(loss_fn.classes)
+    with pytest.raises(ValueError, match="weight must have the width of embeddings, 5, not 6"):
+        loss_fn.get_logits(embeddings[:, 1:])
+
+
 def test_weights_begin_as_in_the_paper_and_get_gradients():
     torch.manual_seed(0)
     loss_fn = NormSoftmaxLoss(1000, 16)
