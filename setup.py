@@ -157,12 +157,12 @@ class BuildNative(build_ext):
     def build_cuda(self, ext: Extension, target: Path) -> None:
         """Compiles for every GPU what is older than its sources, and links one library.
 
-        Objects are kept from one installation to the next, which has a `build_temp` of its own.
+        A file named after sm_90 has code for that GPU alone. Objects are kept from one
+        installation to the next, which has a `build_temp` of its own.
         """
         compiler = nvcc()
         numbers = architectures(compiler)
-        flags = [*CUDA_FLAGS, *code_flags(numbers)]
-        flags.append(f"-DDML_INTERFACE={interface('dmlfast.h', 'dmlfast_cuda.h')}")
+        flags = [*CUDA_FLAGS, f"-DDML_INTERFACE={interface('dmlfast.h', 'dmlfast_cuda.h')}"]
         if "90a" in numbers:
             flags.append("-DDML_SM90A")
         release = re.search(r"release ([\d.]+)", printed(compiler, "--version"))
@@ -179,12 +179,13 @@ class BuildNative(build_ext):
             code = folder / f"{Path(source).stem}.o"
             changed = max(newest, Path(source).stat().st_mtime)
             if self.force or not code.exists() or code.stat().st_mtime < changed:
-                make(code, "-c", source)
+                of_sm90 = "90a" in numbers and code.stem.endswith("_sm90")
+                make(code, *code_flags(["90a"] if of_sm90 else numbers), "-c", source)
             return code
 
         with ThreadPoolExecutor(jobs()) as pool:
             objects = list(pool.map(compiled, ext.sources))
-        make(target, "-shared", *objects)
+        make(target, *code_flags(numbers), "-shared", *objects)
 
 
 class Wheel(bdist_wheel):

@@ -13,7 +13,6 @@
 #ifdef DML_EMULATED
 #include "matrices.h"
 #else
-#include <cooperative_groups.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #endif
@@ -177,16 +176,7 @@ __device__ __forceinline__ char* shared_memory() {
 #endif
 }
 
-// All blocks of a cooperative launch meet here; what each wrote before is seen by all after.
-__device__ __forceinline__ void grid_barrier() {
-#ifdef DML_EMULATED
-  emulation::wait(emulation::machine().everyone);
-#else
-  cooperative_groups::this_grid().sync();
-#endif
-}
-
-// The same for the blocks of a cluster.
+// All blocks of a cluster meet here; what each wrote before is seen by all after.
 __device__ __forceinline__ void cluster_barrier() {
 #ifdef DML_EMULATED
   emulation::wait(emulation::my_cluster());

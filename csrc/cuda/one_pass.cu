@@ -12,6 +12,9 @@
 #include <atomic>
 
 #include "rows.h"
+#ifndef DML_EMULATED
+#include <cooperative_groups.h>  // slow to compile, and for the barrier of a grid alone
+#endif
 
 namespace dml {
 namespace {
@@ -30,6 +33,15 @@ __host__ __device__ constexpr int rounded_up(int size, int unit) {
 
 __host__ __device__ constexpr int quads_of(int d) {
   return (d + 3) / 4;
+}
+
+// All blocks of a cooperative launch meet here, as those of a cluster do at theirs.
+__device__ __forceinline__ void grid_barrier() {
+#ifdef DML_EMULATED
+  emulation::wait(emulation::machine().everyone);
+#else
+  cooperative_groups::this_grid().sync();
+#endif
 }
 
 // What a row tells all blocks after its hinges are known.

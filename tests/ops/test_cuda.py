@@ -34,9 +34,19 @@ from .helpers import (
 from .test_native import fields_of, fields_of_header
 
 HEADER = Path(__file__).parents[2] / "csrc" / "dmlfast_cuda.h"
-ARCHITECTURES = {"sm_80", "sm_90a", "sm_100"}
+ARCHITECTURES = os.environ.get("DMLFAST_CUDA_ARCHITECTURES") or "80,90a,100"
 DEVICE = "cpu" if library.emulated() else "cuda"
 EMULATED = pytest.mark.skipif(library.emulated() is None, reason="the kernels run on a GPU")
+EVERY_KERNEL_OF_ROWS = pytest.mark.parametrize(  # of bfloat16 alone a GPU of sm_90 has its own
+    ("capability", "dtype"),
+    [
+        ("8", torch.float32),
+        ("8", torch.float16),
+        ("8", torch.bfloat16),
+        ("9", torch.bfloat16),
+        *[pytest.param("9", d, marks=pytest.mark.long) for d in (torch.float32, torch.float16)],
+    ],
+)
 BUILT = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CUDA kernels were not built")
 
 
@@ -71,7 +81,7 @@ def architectures() -> set[str]:
     "cuda" not in os.environ.get("DMLFAST_REQUIRE_NATIVE", ""), reason="some GPUs may be left out"
 )
 def test_there_is_code_for_every_gpu():
-    assert architectures() == ARCHITECTURES
+    assert architectures() == {f"sm_{number}" for number in ARCHITECTURES.split(",")}
 
 
 @BUILT
@@ -92,10 +102,6 @@ def test_no_kernel_spills():
     [
         ("sm_80", "HMMA", "gradient_kernel"),
         ("sm_80", "HMMA", "reduce_kernel"),
-        ("sm_80", "TRAP", "gradient_sm90_kernel"),  # rather than nothing
-        ("sm_80", "TRAP", "reduce_sm90_kernel"),
-        ("sm_80", "TRAP", "weights_sm90_kernel"),
-        ("sm_80", "TRAP", "exponentials_sm90_kernel"),
         ("sm_90a", "HGMMA", "gradient_sm90_kernel"),
         ("sm_90a", "HGMMA", "weights_sm90_kernel"),
         ("sm_90a", "HGMMA", "reduce_sm90_kernel"),
@@ -121,6 +127,17 @@ def test_kernels_use_what_their_gpu_has(architecture, instruction, kernel):
 
 
 @BUILT
+def test_kernels_of_sm90_are_for_no_other_gpu():
+    if "sm_90a" not in architectures():
+        pytest.skip("the library was not built for sm_90a")
+    kernels = "gradient", "reduce", "triangle", "weights", "near", "exponentials"
+    for architecture in architectures():
+        names = cuobjdump("-res-usage", "-arch", architecture)
+        found = [f"{kernel}_sm90_kernel" in names for kernel in kernels]
+        assert found == [architecture == "sm_90a"] * len(kernels)
+
+
+@BUILT
 def test_there_is_ptx_for_gpus_to_come():
     newest = max((int(name[3:]) for name in architectures() if name[3:].isdigit()), default=0)
     targets = set(re.findall(r"\.target sm_(\w+)", cuobjdump("-ptx")))
@@ -130,11 +147,11 @@ def test_there_is_ptx_for_gpus_to_come():
 REVERSE = {"DML_EMULATED_REVERSE": "1"}
 
 
-def digest_of_all_cases(**environment: str) -> str:
+def digest_of_all_cases(rows: int = 67, **environment: str) -> str:
     """Runs every kernel in a process of its own; what they came to."""
     script = [sys.executable, "-m", "tests.ops.sanitize", "--device", "cpu", "--impl", "cuda"]
     done = subprocess.run(
-        [*script, "--rows", "67", "--columns", "75"],
+        [*script, "--rows", str(rows), "--columns", "75"],
         cwd=emulated.ROOT,
         env=os.environ | environment,
         text=True,
@@ -147,7 +164,7 @@ def digest_of_all_cases(**environment: str) -> str:
 
 
 @EMULATED
-@pytest.mark.parametrize("capability", ["8", "9"])
+@pytest.mark.parametrize("capability", [pytest.param("8", marks=pytest.mark.long), "9"])
 def test_both_orders_of_threads_come_to_the_same_bits(capability):
     given = {CAPABILITY: capability}
     assert digest_of_all_cases(**given) == digest_of_all_cases(**given, **REVERSE)
@@ -155,11 +172,12 @@ def test_both_orders_of_threads_come_to_the_same_bits(capability):
 
 @EMULATED
 @pytest.mark.parametrize(
-    "sanitizers", ["address", pytest.param("address,undefined", marks=pytest.mark.long)]
+    ("sanitizers", "capabilities", "rows"),
+    [("address", "9", 35), pytest.param("address,undefined", "89", 67, marks=pytest.mark.long)],
 )
-def test_kernels_run_clean(sanitizers):
-    """On both kinds of GPU that are emulated, each in one order of threads."""
-    flags = ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+def test_kernels_run_clean(sanitizers, capabilities, rows):
+    """On a GPU of sm_90, which has the kernels of the other kind too, for float32 rows."""
+    flags = ["-O0", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     sanitizer = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -168,19 +186,19 @@ def test_kernels_run_clean(sanitizers):
         "ASAN_OPTIONS": "detect_leaks=0",
         "DMLFAST_CUDA_EMULATED": str(emulated.build(*flags)),
     }
-    digest_of_all_cases(**given, **{CAPABILITY: "8"})
-    digest_of_all_cases(**given, **{CAPABILITY: "9"}, **REVERSE)
+    for capability in capabilities:
+        order = REVERSE if capability == "9" else {}
+        digest_of_all_cases(rows, **given, **{CAPABILITY: capability}, **order)
 
 
 @EMULATED
-@pytest.mark.parametrize("capability", ["8", "9"])
+@EVERY_KERNEL_OF_ROWS
 @pytest.mark.parametrize("d", [24, 65, 128, 300])
-def test_more_rows_than_fit_on_chip(monkeypatch, capability, d):
+def test_more_rows_than_fit_on_chip(monkeypatch, capability, dtype, d):
     monkeypatch.setenv(CAPABILITY, capability)
     monkeypatch.setattr(library.library(), "dml_cuda_one_pass_fits", lambda n, d: 0)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        p = problem(270, d=d, per_class=40).to(dtype)
-        assert_kernels_accurate(lifted, plain_lifted, p, kernels=("cuda",))
+    p = problem(270, d=d, per_class=40).to(dtype)
+    assert_kernels_accurate(lifted, plain_lifted, p, kernels=("cuda",))
 
 
 @EMULATED
@@ -233,8 +251,9 @@ def test_near_rows_where_a_batch_does_not_fit_on_chip(monkeypatch, dtype, noise)
 
 
 @EMULATED
-@pytest.mark.parametrize("capability", ["8", "9"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("8", torch.float32), ("8", torch.bfloat16), ("9", torch.bfloat16)]
+)
 def test_few_rows_against_many_columns(monkeypatch, capability, dtype):
     """Sums of many weights, and rings of tiles that go round more than once."""
     monkeypatch.setenv(CAPABILITY, capability)
