@@ -7,13 +7,15 @@ READY := $(VENV)/.ready
 KERNELS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 FORMATTED := $(KERNELS) $(wildcard tests/ops/ptx/core/*)
 
+unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, rather than all when installed
+
 .PHONY: setup test test-all gpu demo lint format clean
 
 setup: $(READY)
 
 $(READY): requirements-dev.txt pyproject.toml setup.py $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -r requirements-dev.txt
+	$(BIN)/pip install -q --no-compile -r requirements-dev.txt
 	DMLFAST_REQUIRE_NATIVE=$${DMLFAST_REQUIRE_NATIVE:-cpu} $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -8,6 +8,7 @@ import torch
 from dmlfast.ops.pairs.op import grad_block, reduce_block
 from dmlfast.ops.pairs.term import PairTerm
 
+from .covering import shortly
 from .helpers import KERNELS, Problem, pair_reduce, problem, results, upstream_for
 
 # rows and columns, of which some rows select nothing in the second part; fewer for an interpreter
@@ -30,11 +31,16 @@ def turned(p: Problem) -> Problem:
     return Problem(p.columns, p.column_labels, p.rows, p.labels, index)
 
 
-@pytest.mark.parametrize("select", ["negative", "positive", "other", "all"])
-@pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
-@pytest.mark.parametrize("score", ["dot", "distance"])
-@pytest.mark.parametrize("with_columns", [False, True])
-@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize(
+    ("select", "impl", "score", "reduce", "with_columns"),
+    shortly(
+        ["negative", "positive", "other", "all"],
+        KERNELS,
+        ["dot", "distance"],
+        ["logsumexp", "sum"],
+        [False, True],
+    ),
+)
 def test_parts_give_the_whole(score, reduce, select, with_columns, impl):
     n, m, bounds = SIZES[impl]
     parts = [slice(*ends) for ends in pairwise(bounds)]

@@ -10,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmlfast.ops import norm_softmax_loss
 
+from .covering import shortly
 from .helpers import IMPLS, KERNELS, Problem, generator, lifted, pair_reduce, problem, results
 
 OPS = pytest.mark.parametrize("op", [lifted, pair_reduce])
 EVERY_KERNEL = pytest.mark.parametrize("impl", KERNELS)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+FLOATS = (torch.float32, torch.bfloat16)
+DTYPES = pytest.mark.parametrize("dtype", FLOATS)
 
 BATCH = problem(12, d=5)
 BESIDE = problem(12, 9, 5, selves=True, bias=True)
@@ -28,11 +30,11 @@ def tensors(p: Problem, dtype: torch.dtype, requires_grad: bool = True) -> tuple
     return rows, columns, p.labels, p.column_labels, p.self_index, bias
 
 
-@DTYPES
-@pytest.mark.parametrize("p", [BATCH, BESIDE], ids=["batch", "columns"])
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(
+    ("impl", "dtype", "p", "requires_grad"),
+    shortly(KERNELS, FLOATS, [BATCH, BESIDE], [False, True]),
+)
 class TestOpcheck:
-    @EVERY_KERNEL
     def test_lifted(self, p, dtype, requires_grad, impl):
         *pairs, _ = tensors(p, dtype, requires_grad)
         wants = requires_grad, requires_grad and p.columns is not None
@@ -41,7 +43,6 @@ class TestOpcheck:
         )
 
     @pytest.mark.parametrize(("select", "reduce"), [("negative", "logsumexp"), ("all", "sum")])
-    @EVERY_KERNEL
     def test_pair_reduce(self, p, dtype, requires_grad, select, reduce, impl):
         arguments = (
             *tensors(p, dtype, requires_grad),
@@ -54,7 +55,6 @@ class TestOpcheck:
         )
         torch.library.opcheck(torch.ops.dmlfast.pair_reduce.default, arguments)
 
-    @EVERY_KERNEL
     def test_pair_grad(self, p, dtype, requires_grad, impl):
         term = ("dot", "other", "logsumexp", 0.3, 0.0, impl)
         pairs = tensors(p, dtype, requires_grad)

@@ -16,6 +16,7 @@ from dmlfast.ops.cuda import blocks, library
 from dmlfast.ops.matmul import add_product
 
 from . import sanitize
+from .covering import shortly
 from .emulated import ROOT
 from .helpers import (
     CAPABILITY,
@@ -73,10 +74,15 @@ def test_lifted_over_columns_of_their_own(d):
     assert_kernels_accurate(lifted, plain_lifted, p, **CUDA)
 
 
-@pytest.mark.parametrize("select", ["negative", "other", "all", "positive"])
-@pytest.mark.parametrize("columns", ["themselves", "themselves, biased", "others", "gathered"])
-@pytest.mark.parametrize("score", ["dot", "distance"])
-@pytest.mark.parametrize("reduce", ["logsumexp", "sum"])
+@pytest.mark.parametrize(
+    ("select", "columns", "score", "reduce"),
+    shortly(
+        ["negative", "other", "all", "positive"],
+        ["themselves", "themselves, biased", "others", "gathered"],
+        ["dot", "distance"],
+        ["logsumexp", "sum"],
+    ),
+)
 def test_pairs(select, columns, score, reduce, launched):
     case = PairCase(select, columns, score, reduce, torch.bfloat16, 200)
     coincide = careful_distances if case.coincide else gram_distances

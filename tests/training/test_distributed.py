@@ -165,7 +165,7 @@ def test_a_loop_of_ones_own_has_the_gradient_of_the_whole_batch():
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.long),
         {"sampler": "pairs", "ce_weight": 0.5},
         {"loss": "norm-softmax", "loss_options": "class_count=4"},
         pytest.param({"loss": "pddm", "loss_options": "per=anchor"}, marks=pytest.mark.long),

@@ -88,6 +88,7 @@ def test_a_second_ctrl_c_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(tmp_path):
     config, out, dice = (
         tiny_config(max_steps=40, eval_interval=20),
