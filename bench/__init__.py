@@ -13,9 +13,11 @@ BENCHMARKS = {
     "boosted": ("dmlfast.bench.boosted", "BIER: boosted deviance of three learners"),
     "contrastive": ("dmlfast.bench.contrastive", "Contrastive loss, over all pairs of a batch"),
     "lifted": ("dmlfast.bench.lifted", "Lifted structured loss, over all pairs of a batch"),
+    "multi-similarity": ("dmlfast.bench.multi_similarity", "Multi-similarity loss, over all pairs"),
     "norm-softmax": ("dmlfast.bench.norm_softmax", "Normalised softmax, over all classes"),
     "pddm": ("dmlfast.bench.pddm", "PDDM loss on the hardest quadruplet of a batch"),
     "pddm-anchors": ("dmlfast.bench.pddm_anchors", "PDDM loss on a quadruplet of each anchor"),
+    "supcon": ("dmlfast.bench.supcon", "Supervised contrastive loss, over all pairs of a batch"),
     "triplet": ("dmlfast.bench.triplet", "Triplet loss, over all triplets of a batch"),
 }
 
@@ -24,6 +26,7 @@ COVERED = {
     "a-bier": "boosted, without what makes learners differ",
     "bier": "boosted",
     "generalized-lifted": "lifted, the nearest to it",
+    "proxy-anchor": "multi-similarity, the nearest to it",
 }
 
 DTYPES = ("float32", "bfloat16", "float16")  # that embeddings can be measured in

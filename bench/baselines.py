@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ROWS = 256  # on the CPU the time is flat from 128 to 512
 GPU_CHUNK_ROWS = 2048  # a GPU wants more work a launch,
 GPU_CHUNK_ENTRIES = 2**27  # in buffers of at most so many entries
+NO_PML = "pytorch-metric-learning is not installed"
 TINY = 1e-12  # a squared distance whose root has a finite gradient
 
 
@@ -184,7 +185,7 @@ def contrastive_naive(
     """The contrastive loss as its formula reads, on matrices of all pairs."""
     distance = pair_distances(embeddings)
     same = labels[:, None] == labels
-    positive = distance.masked_fill(~_others(same), 0)
+    positive = distance.masked_fill(~others(same), 0)
     negative = (margin - distance).relu().masked_fill(same, 0)
     return mean_above(total(positive)) + mean_above(total(negative))
 
@@ -197,10 +198,10 @@ def contrastive_chunked(
     def part(rows: slice) -> tuple[Sums, Sums]:
         distance = _distances_from(embeddings, rows)
         same = labels[rows, None] == labels
-        positive = distance.masked_fill(~_others(same, rows.start), 0)
+        positive = distance.masked_fill(~others(same, rows.start), 0)
         return total(positive), total((margin - distance).relu().masked_fill(same, 0))
 
-    positive, negative = zip(*_by_chunks(embeddings, part), strict=True)
+    positive, negative = zip(*by_chunks(embeddings, part), strict=True)
     return mean_above(_added(positive)) + mean_above(_added(negative))
 
 
@@ -211,7 +212,7 @@ def triplet_naive(
     distance = pair_distances(embeddings)
     same = labels[:, None] == labels
     hinge = (distance[:, :, None] - distance[:, None, :] + margin).relu()
-    triplets = _others(same)[:, :, None] & ~same[:, None, :]
+    triplets = others(same)[:, :, None] & ~same[:, None, :]
     return mean_above(total(hinge.masked_fill(~triplets, 0)))
 
 
@@ -230,18 +231,18 @@ def triplet_chunked(
     def part(rows: slice) -> Sums:
         return _triplets(_distances_from(embeddings, rows), labels, rows, margin)
 
-    return mean_above(_added(_by_chunks(embeddings, part)))
+    return mean_above(_added(by_chunks(embeddings, part)))
 
 
 def _triplets(distance: torch.Tensor, labels: torch.Tensor, rows: slice, margin: float) -> Sums:
     """Of the anchors ``rows``, whose distances from all rows are given."""
     same = labels[rows, None] == labels
-    a, p = _others(same, rows.start or 0).nonzero(as_tuple=True)
+    a, p = others(same, rows.start or 0).nonzero(as_tuple=True)
     hinge = (distance[a, p][:, None] - distance[a] + margin).relu()
     return total(hinge.masked_fill(same[a], 0))
 
 
-def _others(same: torch.Tensor, first: int = 0) -> torch.Tensor:
+def others(same: torch.Tensor, first: int = 0) -> torch.Tensor:
     """Pairs of one class without those of a row and itself; ``same`` begins with row ``first``."""
     others = same.clone()
     others.diagonal(first).fill_(False)
@@ -254,7 +255,10 @@ def _distances_from(x: torch.Tensor, rows: slice) -> torch.Tensor:
     return torch.cdist(x[rows], x)
 
 
-def _by_chunks(x: torch.Tensor, part: Any) -> list[Any]:
+def by_chunks(x: torch.Tensor, part: Any) -> list[Any]:
+    """What a function of a slice gives for some rows after the other, computed again for the
+    gradient.
+    """
     step = chunk_rows(x)
     chunks = [slice(first, min(first + step, len(x))) for first in range(0, len(x), step)]
     return [checkpoint(part, rows, use_reentrant=False) for rows in chunks]
@@ -267,26 +271,34 @@ def _added(parts: Any) -> Sums:
 
 def lifted_pml() -> Loss:
     """The lifted structured loss of pytorch-metric-learning."""
-    return _pml("LiftedStructureLoss", neg_margin=1, pos_margin=0)
+    return _of_distances("LiftedStructureLoss", neg_margin=1, pos_margin=0)
 
 
 def contrastive_pml() -> Loss:
     """The contrastive loss of pytorch-metric-learning."""
-    return _pml("ContrastiveLoss", neg_margin=1, pos_margin=0)
+    return _of_distances("ContrastiveLoss", neg_margin=1, pos_margin=0)
 
 
 def triplet_pml() -> Loss:
     """The triplet loss of pytorch-metric-learning."""
-    return _pml("TripletMarginLoss", margin=0.2)
+    return _of_distances("TripletMarginLoss", margin=0.2)
 
 
-def _pml(name: str, **options: float) -> Loss:
+def _of_distances(name: str, **options: float) -> Loss:
     try:
-        from pytorch_metric_learning import losses
         from pytorch_metric_learning.distances import LpDistance
     except ImportError:
-        raise LeftOutError("pytorch-metric-learning is not installed") from None
-    loss: Loss = getattr(losses, name)(distance=LpDistance(normalize_embeddings=False), **options)
+        raise LeftOutError(NO_PML) from None
+    return pytorch_metric_learning(name, distance=LpDistance(normalize_embeddings=False), **options)
+
+
+def pytorch_metric_learning(name: str, **options: Any) -> Loss:
+    """A loss of pytorch-metric-learning by its name there."""
+    try:
+        from pytorch_metric_learning import losses
+    except ImportError:
+        raise LeftOutError(NO_PML) from None
+    loss: Loss = getattr(losses, name)(**options)
     return loss
 
 

@@ -12,8 +12,11 @@ from dmlfast.losses.bier import ABIERLoss, BIERLoss
 from dmlfast.losses.contrastive import ContrastiveLoss
 from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructuredLoss
 from dmlfast.losses.memory import CrossBatchMemory
+from dmlfast.losses.multi_similarity import MultiSimilarityLoss
 from dmlfast.losses.norm_softmax import NormSoftmaxLoss
 from dmlfast.losses.pddm import PDDMLoss, PDDMUnit
+from dmlfast.losses.proxy_anchor import ProxyAnchorLoss
+from dmlfast.losses.supcon import SupConLoss
 from dmlfast.losses.triplet import TripletLoss
 from dmlfast.options import parse_name_values, plain_value
 
@@ -24,10 +27,13 @@ __all__ = [
     "CrossBatchMemory",
     "GeneralizedLiftedStructuredLoss",
     "LiftedStructuredLoss",
+    "MultiSimilarityLoss",
     "NormSoftmaxLoss",
     "PDDMLoss",
     "PDDMUnit",
     "PairLoss",
+    "ProxyAnchorLoss",
+    "SupConLoss",
     "TripletLoss",
     "compares_with_classes",
     "create_loss",
@@ -43,8 +49,11 @@ _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
     "contrastive": ContrastiveLoss,
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,
+    "multi-similarity": MultiSimilarityLoss,
     "norm-softmax": NormSoftmaxLoss,
     "pddm": PDDMLoss,
+    "proxy-anchor": ProxyAnchorLoss,
+    "supcon": SupConLoss,
     "triplet": TripletLoss,
 }
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from dmlfast import ops
 from dmlfast.losses.base import moved, refuse, refuse_recomputation
+from dmlfast.losses.classes import known_classes, places_of
 from dmlfast.ops import checks, dispatch
-from dmlfast.ops.library import is_plain
 from dmlfast.ops.norm_softmax.op import checked_settings
 from dmlfast.ops.numerics import computed, pair_products, unit_rows
 
@@ -64,7 +64,7 @@ class NormSoftmaxLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        known = _known(num_classes)
+        known = known_classes(num_classes)
         embedding_dim = checks.whole_number("embedding_dim", embedding_dim, 1)
         class_fraction = checks.finite("class_fraction", class_fraction)
         if not 0 < class_fraction <= 1:
@@ -113,7 +113,7 @@ class NormSoftmaxLoss(nn.Module):
         checks.embeddings("embeddings", embeddings)
         labels = moved("labels", labels, embeddings)
         checks.labels("labels", labels, embeddings)
-        own = self._own(labels.long().contiguous())
+        own = places_of(labels, self.classes)
         if self.training and self.samples:
             drawn = self.draw(own)
             weight = nn.functional.embedding(drawn, self.weight, sparse=True)
@@ -145,19 +145,6 @@ class NormSoftmaxLoss(nn.Module):
         checks.embeddings("embeddings", embeddings)
         checks.embeddings("weight", self.weight, like=embeddings)
         return pair_products(_units(embeddings), _units(self.weight)) / self.temperature
-
-    def _own(self, labels: torch.Tensor) -> torch.Tensor:
-        """(N,) the rows of `weight` that belong to the labels; one past the last for no class."""
-        found = torch.searchsorted(self.classes, labels)
-        at_most_last = found.clamp_max(len(self.classes) - 1)
-        wrong = self.classes[at_most_last] != labels
-        # the op finds them where labels are traced
-        if is_plain(labels) and labels.device.type == "cpu" and wrong.any():
-            raise ValueError(
-                f"label {labels[wrong][0].item()} is none of the classes of this loss: give those "
-                "that there are, each once, as num_classes"
-            )
-        return torch.where(wrong, len(self.classes), found)
 
     def draw(self, own: torch.Tensor) -> torch.Tensor:
         """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
@@ -199,24 +186,3 @@ def _units(rows: torch.Tensor) -> torch.Tensor:
     rows = computed(rows)
     tiny = torch.finfo(rows.dtype).tiny
     return unit_rows(nn.functional.normalize(rows, p=torch.inf, dim=1, eps=tiny))
-
-
-def _known(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> torch.Tensor:
-    """(C,) the labels there are, ascending."""
-    if isinstance(classes, int | np.integer):
-        return torch.arange(checks.whole_number("num_classes", classes, 1))
-    if isinstance(classes, list | tuple | np.ndarray):
-        classes = torch.as_tensor(classes)
-    if not isinstance(classes, torch.Tensor) or classes.is_floating_point():
-        what = classes.dtype if isinstance(classes, torch.Tensor) else type(classes).__name__
-        raise TypeError(f"num_classes must be a number or a tensor of integers, not {what}")
-    known = classes.long().sort().values
-    if known.dim() != 1 or not len(known):
-        raise ValueError(
-            f"num_classes, as labels, must have shape (C,) with C >= 1, not {tuple(classes.shape)}"
-        )
-    if (twice := known[1:][known[1:] == known[:-1]]).numel():
-        raise ValueError(
-            f"num_classes must hold each label once, and {twice[0].item()} is there twice"
-        )
-    return known

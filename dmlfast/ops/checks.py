@@ -82,6 +82,13 @@ def finite(name: str, value: float) -> float:
     return float(value)
 
 
+def above_zero(name: str, value: float) -> float:
+    """The finite number above 0 as a float."""
+    if finite(name, value) <= 0:
+        raise ValueError(f"{name} must be above 0, not {value}")
+    return float(value)
+
+
 def flag(name: str, value: bool) -> bool:
     """True or False, and not what could be taken for one of them."""
     if not isinstance(value, bool | np.bool_):

@@ -112,11 +112,11 @@ def test_memory_of_pml_is_that_of_its_pairs() -> None:
     assert needed(Size(1024, 128)) == pytest.approx(66e9, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "triplet"])
+@pytest.mark.parametrize("name", ["contrastive", "multi-similarity", "supcon", "triplet"])
 def test_baselines_of_other_losses_agree_with_the_reference(name):
     """Over several chunks, and some singular classes."""
     benchmark = get_benchmark(name)
-    size = Size(300 if name == "contrastive" else 90, 5)
+    size = Size(90 if name == "triplet" else 300, 5)
     batch = placed(benchmark.problem(size), torch.float64)
     batch["labels"][:7] = torch.arange(7) + 1000
     expected = step(benchmark.competitor("dmlfast-reference").make(), batch)

@@ -14,6 +14,8 @@ from dmlfast.losses import (
     CrossBatchMemory,
     GeneralizedLiftedStructuredLoss,
     LiftedStructuredLoss,
+    MultiSimilarityLoss,
+    SupConLoss,
     TripletLoss,
     create_loss,
     loss_names,
@@ -26,6 +28,8 @@ CLASSES = {
     "contrastive": ContrastiveLoss,
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,
+    "multi-similarity": MultiSimilarityLoss,
+    "supcon": SupConLoss,
     "triplet": TripletLoss,
 }
 
@@ -36,10 +40,13 @@ def test_every_name_makes_a_loss():
         assert type(create_loss(name)) is kind
 
 
-@pytest.mark.parametrize("name", CLASSES)
+MARGINS = {"contrastive": "neg_margin", "multi-similarity": "base"}  # where it is no "margin"
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "supcon"])
 def test_keyword_arguments_go_to_the_loss(name):
     loss = create_loss(name, margin=0.3, impl="reference")
-    assert (loss.neg_margin if name == "contrastive" else loss.margin) == 0.3
+    assert getattr(loss, MARGINS.get(name, "margin")) == 0.3
     assert loss.impl == "reference"
 
 
@@ -72,6 +79,7 @@ def test_options_are_read_from_a_text():
         ("triplet", "minig=all", r"unknown option of the triplet loss 'minig': did you mean 'min"),
         ("contrastive", "squared=no", "squared of the contrastive loss must be true or false, not"),
         ("contrastive", "pos-margin=true", "pos_margin of the contrastive loss must be a number"),
+        ("supcon", "base=1", "unknown option of the supcon loss 'base'"),
         ("triplet", "mining=3", "mining of the triplet loss must be a text, not 3"),
     ],
 )
@@ -90,6 +98,7 @@ def test_a_margin_is_given_once():
     [
         ("norm-softmax", {}, "num_classes and embedding_dim"),
         ("norm-softmax", {"num_classes": 3}, "embedding_dim"),
+        ("proxy-anchor", {}, "num_classes and embedding_dim"),
         ("pddm", {"margin": 1.0}, "embedding_dim"),
         ("bier", {}, "groups"),
         ("a-bier", {}, "groups"),

@@ -11,8 +11,11 @@ from dmlfast.losses import (
     ContrastiveLoss,
     GeneralizedLiftedStructuredLoss,
     LiftedStructuredLoss,
+    MultiSimilarityLoss,
     NormSoftmaxLoss,
     PDDMLoss,
+    ProxyAnchorLoss,
+    SupConLoss,
     TripletLoss,
 )
 from dmlfast.losses.base import normalized
@@ -23,10 +26,14 @@ LOSSES = [
     GeneralizedLiftedStructuredLoss(),
     ContrastiveLoss(),
     TripletLoss(),
-    NormSoftmaxLoss(2, 6),
+    SupConLoss(),
+    MultiSimilarityLoss(),
     PDDMLoss(6),
+    NormSoftmaxLoss(2, 6),
+    ProxyAnchorLoss(2, 6),
     BIERLoss([2, 4]),
 ]
+OF_PAIRS, NORMALIZING = LOSSES[:6], LOSSES[:7]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 
 
@@ -53,7 +60,7 @@ def test_a_default_dtype_changes_nothing(loss):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("loss", [*LOSSES[:4], LOSSES[5]], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", NORMALIZING, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 3e4])
 def test_rows_are_normalised_in_float32(loss, dtype, scale):
@@ -82,7 +89,7 @@ def test_rows_are_normalised_in_float32(loss, dtype, scale):
     torch.testing.assert_close(found.grad[[0, 2, 3]].double(), through, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("loss", LOSSES[:4], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", OF_PAIRS, ids=lambda loss: type(loss).__name__)
 def test_columns_of_their_own_are_tensors_on_the_device(loss):
     with pytest.raises(TypeError, match=r"^ref_emb must be a torch.Tensor, not ndarray$"):
         loss(ROWS, LABELS, ref_emb=ROWS.numpy(), ref_labels=LABELS)
@@ -112,6 +119,7 @@ def test_embeddings_are_a_floating_matrix(loss):
     ("loss", "does"),
     [
         (NormSoftmaxLoss(2, 6), "compares with classes"),
+        (ProxyAnchorLoss(2, 6), "compares with classes"),
         (PDDMLoss(6), "mines its quadruplets in the batch"),
         (BIERLoss([2, 4]), "weighs every pair of the batch"),
         (ABIERLoss([2, 4]), "weighs every pair of the batch"),

@@ -10,7 +10,9 @@ from dmlfast.losses import (
     CrossBatchMemory,
     GeneralizedLiftedStructuredLoss,
     LiftedStructuredLoss,
+    MultiSimilarityLoss,
     NormSoftmaxLoss,
+    SupConLoss,
     TripletLoss,
 )
 
@@ -19,6 +21,8 @@ LOSSES = [
     GeneralizedLiftedStructuredLoss(),
     ContrastiveLoss(),
     TripletLoss(),
+    SupConLoss(),
+    MultiSimilarityLoss(),
 ]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 

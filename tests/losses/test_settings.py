@@ -15,9 +15,12 @@ from dmlfast.losses import (
     ContrastiveLoss,
     GeneralizedLiftedStructuredLoss,
     LiftedStructuredLoss,
+    MultiSimilarityLoss,
     NormSoftmaxLoss,
     PairLoss,
     PDDMLoss,
+    ProxyAnchorLoss,
+    SupConLoss,
     TripletLoss,
 )
 from dmlfast.ops import dispatch
@@ -28,8 +31,11 @@ LOSSES = {
     ContrastiveLoss: {},
     GeneralizedLiftedStructuredLoss: {},
     LiftedStructuredLoss: {},
+    MultiSimilarityLoss: {},
     NormSoftmaxLoss: {"num_classes": 2, "embedding_dim": 6},
     PDDMLoss: {"embedding_dim": 6},
+    ProxyAnchorLoss: {"num_classes": 2, "embedding_dim": 6},
+    SupConLoss: {},
     TripletLoss: {},
 }  # with what they cannot be made without
 ROWS, LABELS = torch.zeros(4, 6), torch.tensor([0, 0, 1, 1])
@@ -108,16 +114,20 @@ def test_a_number_that_is_to_be_learned_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("loss", "name", "value", "message"),
     [
-        ("temperature", 0, "must be above 0, not 0"),
-        ("temperature", -0.5, "must be above 0, not -0.5"),
-        ("label_smoothing", -0.1, "must be from 0 to 1, not -0.1"),
-        ("label_smoothing", 1.5, "must be from 0 to 1, not 1.5"),
+        (NormSoftmaxLoss, "temperature", 0, "must be above 0, not 0"),
+        (NormSoftmaxLoss, "temperature", -0.5, "must be above 0, not -0.5"),
+        (NormSoftmaxLoss, "label_smoothing", -0.1, "must be from 0 to 1, not -0.1"),
+        (NormSoftmaxLoss, "label_smoothing", 1.5, "must be from 0 to 1, not 1.5"),
+        (SupConLoss, "temperature", 0, "must be above 0, not 0"),
+        (MultiSimilarityLoss, "alpha", 0, "must be above 0, not 0"),
+        (MultiSimilarityLoss, "beta", -2.0, "must be above 0, not -2.0"),
+        (ProxyAnchorLoss, "alpha", 0, "must be above 0, not 0"),
     ],
 )
-def test_numbers_of_a_normalised_softmax_are_within_their_bounds(name, value, message):
-    refused(NormSoftmaxLoss, ValueError, f"^{name} {message}$", **{name: value})
+def test_numbers_are_within_their_bounds(loss, name, value, message):
+    refused(loss, ValueError, f"^{name} {message}$", **{name: value})
 
 
 @each_loss
@@ -157,6 +167,11 @@ def test_numbers_of_other_kinds_are_taken(value):
         (TripletLoss, "margin", "x", "margin must be a finite number"),
         (TripletLoss, "mining", "semi", "mining must be one of all, semihard, hardest"),
         (NormSoftmaxLoss, "temperature", 0, "temperature must be above 0"),
+        (SupConLoss, "temperature", 0, "temperature must be above 0"),
+        (MultiSimilarityLoss, "beta", -1, "beta must be above 0"),
+        (MultiSimilarityLoss, "base", "x", "base must be a finite number"),
+        (ProxyAnchorLoss, "alpha", 0, "alpha must be above 0"),
+        (ProxyAnchorLoss, "margin", "x", "margin must be a finite number"),
         (PDDMLoss, "per", "foo", "per must be one of batch, class, anchor"),
         (BIERLoss, "boosting", "foo", "boosting must be one of eta"),
         *((loss, "impl", "cpuu", "unknown impl 'cpuu'") for loss in LOSSES),

@@ -9,6 +9,7 @@ from dmlfast.ops import checks, dispatch
 from dmlfast.ops.contrastive import reference
 from dmlfast.ops.loss_op import REDUCTIONS, Found, register_loss
 from dmlfast.ops.pairs import op as pairs
+from dmlfast.ops.pairs.counts import pair_counts
 from dmlfast.ops.pairs.term import PairTerm
 
 
@@ -104,7 +105,9 @@ def _forward(
         PairTerm("distance", "positive", reduce, 1.0, -pos_margin),
         PairTerm("distance", "negative", reduce, -1.0, neg_margin),
     )
-    sizes = _class_sizes(row_labels, column_labels, self_index) if reduction == "mean" else None
+    sizes = None
+    if reduction == "mean":
+        sizes = pair_counts(row_labels, column_labels, self_index=self_index)
     wants = want_rows, want_columns, False
     losses = []
     gradients: list[tuple[torch.Tensor | None, ...]] = []
@@ -125,29 +128,6 @@ def _forward(
         None if a is None or b is None else a + b for a, b in zip(positive, negative, strict=True)
     ]
     return loss, made[0], made[1]
-
-
-def _class_sizes(
-    row_labels: torch.Tensor,
-    column_labels: torch.Tensor | None,
-    self_index: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many positives and negatives each row has among the columns, (N,) int64 each.
-
-    Without ``column_labels`` the rows face themselves.
-    """
-    own = row_labels.long()
-    others = own if column_labels is None else column_labels.long()
-    ordered = others.sort().values
-    first, end = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
-    positives, negatives = end - first, len(others) - (end - first)
-    if column_labels is None:
-        return positives - 1, negatives
-    if self_index is not None and len(others):
-        there = (self_index >= 0) & (self_index < len(others))
-        itself = others[self_index.long().clamp(0, len(others) - 1)]
-        positives = positives - (there & (itself == own)).long()
-    return positives, negatives
 
 
 _fused = register_loss(

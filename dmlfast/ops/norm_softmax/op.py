@@ -118,13 +118,11 @@ def checked_settings(
         TypeError, ValueError: one of them is none that :func:`norm_softmax_loss` takes.
     """
     numbers = (
-        checks.finite("temperature", temperature),
+        checks.above_zero("temperature", temperature),
         checks.finite("cosine_margin", cosine_margin),
         checks.finite("angular_margin", angular_margin),
         checks.finite("label_smoothing", label_smoothing),
     )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
     if abs(angular_margin) > math.pi:
         raise ValueError(f"angular_margin must be at most pi, in radians, not {angular_margin}")
     if not 0 <= label_smoothing <= 1:

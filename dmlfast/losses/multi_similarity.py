@@ -1,0 +1,56 @@
+"""The multi-similarity loss (Wang, Han, Huang, Dong, Scott, CVPR 2019)."""
+
+from functools import partial
+
+import torch
+from torch.nn.functional import softplus
+
+from dmlfast import ops
+from dmlfast.losses.base import PairLoss
+from dmlfast.ops import checks
+
+
+class MultiSimilarityLoss(PairLoss):
+    """The multi-similarity loss, equation 15 of the paper, over the cosines s of all pairs.
+
+    The mean over all rows a of log(1 + sum_p exp(-alpha (s_ap - base))) / alpha
+    + log(1 + sum_n exp(beta (s_an - base))) / beta, with the row's positives p and negatives n. A
+    row that has none of either adds 0 for these, and counts. The paper mines pairs before, by
+    comparing each with the hardest of the other kind; here every pair counts.
+
+    Args:
+        alpha: how steeply positives count, above 0.
+        beta: the same of negatives.
+        base: the cosine that positives should be above, and negatives below.
+        impl: "auto" or the name of a backend.
+    """
+
+    settings = ("alpha", "beta", "base")
+    margin_argument = "base"
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, *, impl: str = "auto"
+    ) -> None:
+        super().__init__(normalize_embeddings=True, impl=impl)
+        self.alpha, self.beta = checks.above_zero("alpha", alpha), checks.above_zero("beta", beta)
+        self.base = checks.finite("base", base)
+
+    def compute(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        ref_emb: torch.Tensor | None,
+        ref_labels: torch.Tensor | None,
+        self_index: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The loss, (), from two reductions of :func:`dmlfast.ops.pair_reduce`."""
+        alpha, beta = checks.above_zero("alpha", self.alpha), checks.above_zero("beta", self.beta)
+        base = checks.finite("base", self.base)
+        pairs = (embeddings, labels, ref_emb, ref_labels)
+        reduce = partial(
+            ops.pair_reduce, *pairs, score="dot", self_index=self_index, impl=self.impl
+        )
+        positives = reduce(select="positive", scale=-alpha, offset=alpha * base)
+        negatives = reduce(select="negative", scale=beta, offset=-beta * base)
+        losses = softplus(positives) / alpha + softplus(negatives) / beta
+        return losses.sum() / max(len(embeddings), 1)
