@@ -6,17 +6,17 @@ from functools import partial
 
 import pytest
 import torch
-from dmlfast.bench import baselines, boosted
+from dmlfast.bench import baselines, boosted, cosines
 from dmlfast.bench.graph import CapturedStep
 from dmlfast.bench.memory import gpu_peak_growth
 
 from dmlfast import ops
-from dmlfast.losses import PDDMLoss
+from dmlfast.losses import MultiSimilarityLoss, PDDMLoss, ProxyAnchorLoss, SupConLoss
 from dmlfast.ops import gpu
 from dmlfast.ops.boosted import group_sizes
 from dmlfast.ops.norm_softmax.op import without
 
-from .helpers import assert_accurate, generator
+from .helpers import ULPS, assert_accurate, generator
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cpu" if gpu.interpreted() else "cuda"
@@ -123,6 +123,61 @@ def test_memory_over_a_million_classes(low_memory, mib, impl):
     step()
     gradients = problem["weight"].nbytes + problem["embeddings"].nbytes
     assert gpu_peak_growth(step) <= (mib << 20) + gradients
+
+
+OF_COSINES = {"supcon": (SupConLoss, cosines.supcon)}
+OF_COSINES["multi-similarity"] = MultiSimilarityLoss, cosines.multi_similarity
+
+
+@DTYPES
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+@pytest.mark.parametrize(("n", "d"), [(100, 24), (150, 200), (1000, 64), (4001, 128)])
+@pytest.mark.parametrize("name", OF_COSINES)
+def test_losses_over_cosines(name, n, d, impl, dtype):
+    """Against PyTorch in the same dtype, which rounds cosines too."""
+    if DEVICE == "cpu" and n > 200:
+        pytest.skip("more pairs than an interpreter takes")
+    module, formula = OF_COSINES[name]
+    rows = torch.randn(n, d, generator=generator(n)).to(DEVICE, dtype)
+    labels = (torch.arange(n, device=DEVICE) * 7) % (n // 4)
+
+    def solution(loss, rows):
+        rows = rows.clone().requires_grad_()
+        value = loss(rows, labels)
+        return [value.detach(), *torch.autograd.grad(value, rows)]
+
+    plain = partial(cosines.naive, formula=formula)
+    found = solution(module(impl=impl), rows)
+    # rows are rounded once more when they have length 1
+    rounded = 0 if dtype == FULL else 24
+    exact = solution(plain, rows.double())
+    assert_accurate(found, exact, solution(plain, rows), ULPS + rounded)
+
+
+@DTYPES
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_proxies(impl, dtype):
+    """Against the reference in float64 with rows and proxies rounded as here; and no class, NaN."""
+    torch.manual_seed(0)
+    loss = ProxyAnchorLoss(300, 48, impl=impl).to(DEVICE)
+    exact = ProxyAnchorLoss(300, 48, impl="reference").to(DEVICE, torch.float64)
+    with torch.no_grad():
+        loss.weight.copy_(torch.nn.functional.normalize(loss.weight).to(dtype))
+        exact.weight.copy_(loss.weight)
+    rows = torch.randn(70, 48, generator=generator(0)).to(DEVICE, dtype)
+    rows = torch.nn.functional.normalize(rows.float()).to(dtype).requires_grad_()
+    labels = (torch.arange(70, device=DEVICE) * 11) % 300
+    wide = rows.detach().double().requires_grad_()
+    value, truth = loss(rows, labels), exact(wide, labels)
+    value.backward()
+    truth.backward()
+    close = 1e-5 if dtype == FULL else 24 * torch.finfo(dtype).eps
+    found = [value.detach(), rows.grad, loss.weight.grad]
+    for one, other in zip(found, [truth.detach(), wide.grad, exact.weight.grad], strict=True):
+        assert (one.double() - other).abs().max() <= close * other.abs().max()
+    if DEVICE == "cuda":
+        labels[3] = 300
+        assert loss(rows, labels).isnan()
 
 
 def boosted_problem(n, d, dtype=FULL, seed=0):
