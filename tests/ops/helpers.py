@@ -27,6 +27,7 @@ LONG_1024 = pytest.param(1024, marks=pytest.mark.long)  # emulated, so many comp
 LONG_4096 = pytest.param(4096, marks=pytest.mark.long)  # and these take minutes
 NOT_CUDA = ("cpu", "triton")  # the kernels of ops that CUDA has none for
 ON_GPU = ("triton", "cuda")  # those that run on a GPU, or where there is none in the CPU's stead
+DEVICE = "cuda" if torch.cuda.is_available() and not gpu.interpreted() else "cpu"  # of those
 INTERPRETED_PAIRS = 24_000  # more pairs take too long in Triton's interpreter
 EMULATED_PAIRS = 100_000  # and in the emulation of CUDA
 CAPABILITY = "DML_EMULATED_CAPABILITY"

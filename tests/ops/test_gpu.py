@@ -18,9 +18,10 @@ from dmlfast.bench.memory import gpu_peak_growth
 from dmlfast.cli.main import main
 
 from dmlfast.losses import PDDMUnit
-from dmlfast.ops import dispatch, gpu, lifted_structured_loss, pddm_scores
+from dmlfast.ops import dispatch, lifted_structured_loss, pddm_scores
 
 from .helpers import (
+    DEVICE,
     INTERPRETED_PAIRS,
     ON_GPU,
     ULPS,
@@ -46,7 +47,6 @@ from .helpers import (
 )
 
 pytestmark = pytest.mark.gpu
-DEVICE = "cpu" if gpu.interpreted() else "cuda"
 NEEDS_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no such thing")
 EVERY_IMPL = pytest.mark.parametrize("impl", ON_GPU)
 OPS = pytest.mark.parametrize("op", [lifted, pair_reduce])

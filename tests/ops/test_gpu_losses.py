@@ -12,14 +12,12 @@ from dmlfast.bench.memory import gpu_peak_growth
 
 from dmlfast import ops
 from dmlfast.losses import MultiSimilarityLoss, PDDMLoss, ProxyAnchorLoss, SupConLoss
-from dmlfast.ops import gpu
 from dmlfast.ops.boosted import group_sizes
 from dmlfast.ops.norm_softmax.op import without
 
-from .helpers import ULPS, assert_accurate, generator
+from .helpers import DEVICE, ULPS, assert_accurate, generator
 
 pytestmark = pytest.mark.gpu
-DEVICE = "cpu" if gpu.interpreted() else "cuda"
 NEEDS_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no such thing")
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES = pytest.mark.parametrize("dtype", [FULL, BRAIN, HALF])
