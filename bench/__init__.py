@@ -26,6 +26,7 @@ COVERED = {
     "a-bier": "boosted, without what makes learners differ",
     "bier": "boosted",
     "generalized-lifted": "lifted, the nearest to it",
+    "ntxent": "supcon, the nearest to it",
     "proxy-anchor": "multi-similarity, the nearest to it",
 }
 

@@ -12,8 +12,8 @@ extern "C" {
 
 enum dml_score { DML_DOT = 0, DML_DISTANCE = 1 };
 enum dml_select { DML_NEGATIVE = 0, DML_POSITIVE = 1, DML_OTHER = 2, DML_ALL = 3 };
-// DML_HINGE sums max(0, term), DML_SQUARED_HINGE its square.
-enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1, DML_HINGE = 2, DML_SQUARED_HINGE = 3 };
+// DML_HINGE sums max(0, term), DML_SQUARED_HINGE its square, DML_SOFTPLUS log(1 + exp(term)), a smooth hinge.
+enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1, DML_HINGE = 2, DML_SQUARED_HINGE = 3, DML_SOFTPLUS = 4 };
 enum dml_mining { DML_ALL_TRIPLETS = 0, DML_SEMIHARD = 1, DML_HARDEST = 2 };
 enum dml_reduction { DML_NONZERO = 0, DML_MEAN = 1, DML_TOTAL = 2 };
 enum dml_base { DML_DEVIANCE = 0, DML_CONTRASTIVE = 1 };
@@ -80,7 +80,7 @@ struct dml_boosting {
 };
 
 // row_out (n,): the reduction over the columns of each row. column_out (m,) or NULL: over the rows of each
-// column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of terms above 0.
+// column. Of hinges row_out is (2, n) and column_out (2, m): the sums, and then the numbers of those above 0.
 DML_API int dml_cpu_pair_reduce(const struct dml_pairs*, const struct dml_term*, float* row_out,
                                 float* column_out);
 

@@ -11,7 +11,7 @@ constexpr float safe_span = 60.0f;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 struct Term {
-  bool logsumexp, hinge, squared;
+  bool logsumexp, hinge, squared, smooth;
   float scale, offset;
   Buffer<float> bias;  // by column position, padded; empty without a bias
   float lowest_bias = 0, highest_bias = 0;
@@ -19,8 +19,9 @@ struct Term {
 
   Term(const dml_term& term, const Side& columns)
       : logsumexp(term.reduce == DML_LOGSUMEXP),
-        hinge(term.reduce == DML_HINGE || term.reduce == DML_SQUARED_HINGE),
+        hinge(!logsumexp && term.reduce != DML_SUM),
         squared(term.reduce == DML_SQUARED_HINGE),
+        smooth(term.reduce == DML_SOFTPLUS),
         scale(term.scale),
         offset(term.offset),
         finite(std::isfinite(scale) && std::isfinite(offset)) {
@@ -40,10 +41,23 @@ struct Term {
   }
   vf hinge_of(vf t) const {
     const vf h = max(t, vf{});
+    if (smooth) return h + log1p(decay(t, h));
     return squared ? h * h : h;
   }
   // d hinge / d term.
-  vf slope_of(vf t) const { return squared ? max(t, vf{}) * 2.0f : keep(t > 0.0f, splat(1.0f)); }
+  vf slope_of(vf t) const {
+    const vf h = max(t, vf{});
+    if (smooth) {
+      const vf e = decay(t, h);
+      return (t > 0.0f ? splat(1.0f) : e) / (1.0f + e);
+    }
+    return squared ? h * 2.0f : keep(t > 0.0f, splat(1.0f));
+  }
+  // exp(-|t|) of a term and its hinge; 0 where it vanishes.
+  static vf decay(vf t, vf hinge) {
+    const vf down = t - hinge - hinge;
+    return keep(down > -87.0f, exp(down));
+  }
   float highest(const Pairs& p) const {
     return std::max(scale * p.lowest_score(), scale * p.highest_score()) + offset + highest_bias;
   }

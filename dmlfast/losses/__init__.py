@@ -14,6 +14,7 @@ from dmlfast.losses.lifted import GeneralizedLiftedStructuredLoss, LiftedStructu
 from dmlfast.losses.memory import CrossBatchMemory
 from dmlfast.losses.multi_similarity import MultiSimilarityLoss
 from dmlfast.losses.norm_softmax import NormSoftmaxLoss
+from dmlfast.losses.ntxent import NTXentLoss
 from dmlfast.losses.pddm import PDDMLoss, PDDMUnit
 from dmlfast.losses.proxy_anchor import ProxyAnchorLoss
 from dmlfast.losses.supcon import SupConLoss
@@ -28,6 +29,7 @@ __all__ = [
     "GeneralizedLiftedStructuredLoss",
     "LiftedStructuredLoss",
     "MultiSimilarityLoss",
+    "NTXentLoss",
     "NormSoftmaxLoss",
     "PDDMLoss",
     "PDDMUnit",
@@ -51,6 +53,7 @@ _LOSSES: dict[str, Callable[..., torch.nn.Module]] = {
     "lifted": LiftedStructuredLoss,
     "multi-similarity": MultiSimilarityLoss,
     "norm-softmax": NormSoftmaxLoss,
+    "ntxent": NTXentLoss,
     "pddm": PDDMLoss,
     "proxy-anchor": ProxyAnchorLoss,
     "supcon": SupConLoss,

@@ -14,8 +14,7 @@ class SupConLoss(PairLoss):
 
     The mean over all rows a that have positives p of log sum_j exp(s_aj / temperature), over all
     columns j but the row itself, minus the mean over its positives of s_ap / temperature. Where
-    every row has one positive, as two views of each image without labels, it is NT-Xent (Chen et
-    al., "A Simple Framework for Contrastive Learning", ICML 2020), also called InfoNCE.
+    every row has one positive, such as two views of each image, it is NT-Xent.
 
     Args:
         temperature: what cosines are divided by.

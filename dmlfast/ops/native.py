@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
-INTERFACE = 0x8FAEE95B  # the CRC-32 of csrc/dmlfast.h
+INTERFACE = 0x09F30D44  # the CRC-32 of csrc/dmlfast.h
 
 SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
-REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3}
+REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3, "softplus": 4}
 MININGS = {"all": 0, "semihard": 1, "hardest": 2}
 BASES = {"deviance": 0, "contrastive": 1}
 BOOSTINGS = {"eta": 0, "additive": 1, "derivative": 2, "none": 3}

@@ -1,5 +1,5 @@
-"""Losses over cosines that are a few lines on the pair primitive: SupCon, multi-similarity and
-proxy-anchor.
+"""Losses over cosines that are a few lines on the pair primitive: SupCon, NT-Xent,
+multi-similarity and proxy-anchor.
 """
 
 import math
@@ -10,35 +10,49 @@ import torch
 from pytorch_metric_learning import losses as pml
 from torch.nn.functional import normalize
 
-from dmlfast.losses import CrossBatchMemory, MultiSimilarityLoss, ProxyAnchorLoss, SupConLoss
+from dmlfast.losses import (
+    CrossBatchMemory,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    ProxyAnchorLoss,
+    SupConLoss,
+)
 
 X = torch.randn(14, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([4, 0, 0, -7, 0, 4, 9, 9, 9, 9, 30, 4, 2, 2])  # -7 and 30 are alone
 R = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
 RY = torch.tensor([4, 4, 0, 9, 9, -7, 8, 8, 0])
-SELVES = torch.tensor([0, 2, -1, 5, -1, 1, 3, -1, -1, 4, -1, -1, -1, -1])
+SELVES = torch.tensor([0, 2, -1, 5, -1, 1, 3, 11, -1, 4, -1, -1, -1, -1])  # 11 is beyond the last
 CLASSES = torch.tensor([30, 0, 2, 4, 9, -7, 11, 12])  # the last two have no row
 SUPCON, SIMILARITY = {"temperature": 0.3}, {"alpha": 3.0, "beta": 20.0, "base": 0.2}
 PROXY = {"margin": 0.2, "alpha": 11.0}
-PAIR_LOSSES = [(SupConLoss, SUPCON), (MultiSimilarityLoss, SIMILARITY)]
+NTXENT = {"temperature": 0.2}
+PAIR_LOSSES = [(SupConLoss, SUPCON), (NTXentLoss, NTXENT), (MultiSimilarityLoss, SIMILARITY)]
 each_pair_loss = pytest.mark.parametrize(("module", "options"), PAIR_LOSSES)
 
 
-def supcon(row, same, other, temperature):
-    """Of a row's cosines with its positives and its negatives; None where it does not count."""
+def supcon(same, other, temperature):
+    """The terms of a row, none where it does not count, from its cosines with its positives and its
+    negatives.
+    """
     everyone = [math.exp(s / temperature) for s in (*same, *other)]
     terms = [math.log(sum(everyone)) - s / temperature for s in same]
-    return sum(terms) / len(terms) if terms else None
+    return [sum(terms) / len(terms)] if terms else []
 
 
-def multi_similarity(row, same, other, alpha, beta, base):
+def ntxent(same, other, temperature):
+    push = sum(math.exp(s / temperature) for s in other)
+    return [math.log(math.exp(s / temperature) + push) - s / temperature for s in same]
+
+
+def multi_similarity(same, other, alpha, beta, base):
     pull = math.log(1 + sum(math.exp(-alpha * (s - base)) for s in same)) / alpha
     push = math.log(1 + sum(math.exp(beta * (s - base)) for s in other)) / beta
-    return pull + push
+    return [pull + push]
 
 
 def by_rows(formula, columns=None, column_labels=None, selves=None, **options):
-    """The mean over rows of what a formula makes of a row's cosines."""
+    """The mean of the terms that a formula makes of the cosines of each row."""
     itself = selves
     if columns is None:
         columns, column_labels, itself = X, Y, torch.arange(len(X))
@@ -48,9 +62,8 @@ def by_rows(formula, columns=None, column_labels=None, selves=None, **options):
         at = [j for j in range(len(columns)) if itself is None or j != itself[i]]
         same = [cosines[i, j].item() for j in at if column_labels[j] == own]
         other = [cosines[i, j].item() for j in at if column_labels[j] != own]
-        found.append(formula(i, same, other, **options))
-    counted = [each for each in found if each is not None]
-    return sum(counted) / len(counted)
+        found += formula(same, other, **options)
+    return sum(found) / len(found)
 
 
 def proxy_anchor(weight, margin, alpha):
@@ -81,7 +94,11 @@ def value_and_gradients(loss, rows, *others, **options):
 
 @pytest.mark.parametrize(
     ("module", "formula", "options"),
-    [(SupConLoss, supcon, SUPCON), (MultiSimilarityLoss, multi_similarity, SIMILARITY)],
+    [
+        (SupConLoss, supcon, SUPCON),
+        (NTXentLoss, ntxent, NTXENT),
+        (MultiSimilarityLoss, multi_similarity, SIMILARITY),
+    ],
 )
 @pytest.mark.parametrize("columns", [(), (R, RY), (R, RY, SELVES)])
 def test_pair_losses_by_their_formulas(module, formula, options, columns):
@@ -129,6 +146,7 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-5}
     ("ours", "theirs"),
     [
         (SupConLoss, pml.SupConLoss),
+        (NTXentLoss, pml.NTXentLoss),
         (MultiSimilarityLoss, pml.MultiSimilarityLoss),
     ],
 )
@@ -158,7 +176,11 @@ def test_proxy_anchor_is_that_of_pytorch_metric_learning(dtype):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(SupConLoss(), pml.SupConLoss()), (MultiSimilarityLoss(), pml.MultiSimilarityLoss())],
+    [
+        (SupConLoss(), pml.SupConLoss()),
+        (NTXentLoss(), pml.NTXentLoss()),
+        (MultiSimilarityLoss(), pml.MultiSimilarityLoss()),
+    ],
 )
 def test_with_a_memory_they_are_those_of_pytorch_metric_learning(ours, theirs):
     memory = CrossBatchMemory(ours, 5, size=20)
@@ -172,8 +194,7 @@ def test_with_a_memory_they_are_those_of_pytorch_metric_learning(ours, theirs):
 
 def test_supcon_with_two_views_of_each_image_is_nt_xent():
     labels = torch.arange(14) // 2
-    expected = pml.NTXentLoss(temperature=0.2)(X, labels)
-    torch.testing.assert_close(SupConLoss(0.2)(X, labels), expected)
+    torch.testing.assert_close(SupConLoss(0.2)(X, labels), NTXentLoss(0.2)(X, labels))
 
 
 @each_pair_loss
@@ -188,7 +209,7 @@ def test_pair_losses_of_no_row_and_of_one(module, options):
 @each_pair_loss
 def test_pair_losses_without_positives(module, options):
     value, gradient = value_and_gradients(module(**options), X, torch.arange(14))
-    if module is SupConLoss:
+    if module is not MultiSimilarityLoss:
         assert value == 0
         assert not gradient.any()
     else:
@@ -203,6 +224,10 @@ def test_pair_losses_without_negatives(module, options):
     """Where that of pytorch-metric-learning may be 0."""
     value, gradient = value_and_gradients(module(**options), X, torch.zeros(14).long())
     cosines = (normalize(X) @ normalize(X).T).double()
+    if module is NTXentLoss:
+        assert value == 0
+        assert not gradient.any()
+        return
     if module is SupConLoss:
         everyone = (cosines / 0.3).exp().fill_diagonal_(0).sum(1).log()
         terms = everyone - cosines.fill_diagonal_(0).sum(1) / 13 / 0.3
@@ -212,7 +237,7 @@ def test_pair_losses_without_negatives(module, options):
     assert gradient.any()
 
 
-LOSSES = [SupConLoss(), MultiSimilarityLoss(), proxies()]
+LOSSES = [SupConLoss(), NTXentLoss(), MultiSimilarityLoss(), proxies()]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 
 
@@ -292,6 +317,7 @@ def test_they_survive_pickling_and_print_what_they_were_made_of(loss):
     assert torch.equal(copy(X, Y), loss(X, Y))
     expected = {
         SupConLoss: "SupConLoss(temperature=0.1, normalize_embeddings=True, impl='auto')",
+        NTXentLoss: "NTXentLoss(temperature=0.07, normalize_embeddings=True, impl='auto')",
         MultiSimilarityLoss: "MultiSimilarityLoss(alpha=2.0, beta=50.0, base=0.5,"
         " normalize_embeddings=True, impl='auto')",
         ProxyAnchorLoss: "ProxyAnchorLoss(8, 5, margin=0.1, alpha=32.0, impl='auto')",

@@ -15,6 +15,7 @@ from dmlfast.losses import (
     GeneralizedLiftedStructuredLoss,
     LiftedStructuredLoss,
     MultiSimilarityLoss,
+    NTXentLoss,
     SupConLoss,
     TripletLoss,
     create_loss,
@@ -29,6 +30,7 @@ CLASSES = {
     "generalized-lifted": GeneralizedLiftedStructuredLoss,
     "lifted": LiftedStructuredLoss,
     "multi-similarity": MultiSimilarityLoss,
+    "ntxent": NTXentLoss,
     "supcon": SupConLoss,
     "triplet": TripletLoss,
 }
@@ -43,7 +45,7 @@ def test_every_name_makes_a_loss():
 MARGINS = {"contrastive": "neg_margin", "multi-similarity": "base"}  # where it is no "margin"
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name != "supcon"])
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("ntxent", "supcon")])
 def test_keyword_arguments_go_to_the_loss(name):
     loss = create_loss(name, margin=0.3, impl="reference")
     assert getattr(loss, MARGINS.get(name, "margin")) == 0.3

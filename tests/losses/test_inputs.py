@@ -13,6 +13,7 @@ from dmlfast.losses import (
     LiftedStructuredLoss,
     MultiSimilarityLoss,
     NormSoftmaxLoss,
+    NTXentLoss,
     PDDMLoss,
     ProxyAnchorLoss,
     SupConLoss,
@@ -27,13 +28,14 @@ LOSSES = [
     ContrastiveLoss(),
     TripletLoss(),
     SupConLoss(),
+    NTXentLoss(),
     MultiSimilarityLoss(),
     PDDMLoss(6),
     NormSoftmaxLoss(2, 6),
     ProxyAnchorLoss(2, 6),
     BIERLoss([2, 4]),
 ]
-OF_PAIRS, NORMALIZING = LOSSES[:6], LOSSES[:7]
+OF_PAIRS, NORMALIZING = LOSSES[:7], LOSSES[:8]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 
 

@@ -12,6 +12,7 @@ from dmlfast.losses import (
     LiftedStructuredLoss,
     MultiSimilarityLoss,
     NormSoftmaxLoss,
+    NTXentLoss,
     SupConLoss,
     TripletLoss,
 )
@@ -22,6 +23,7 @@ LOSSES = [
     ContrastiveLoss(),
     TripletLoss(),
     SupConLoss(),
+    NTXentLoss(),
     MultiSimilarityLoss(),
 ]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)

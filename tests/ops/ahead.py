@@ -105,6 +105,8 @@ def hinges(dtype: torch.dtype, d: int) -> None:
         ("positive", "hinge", None, None),
         ("negative", "hinge", None, None),
         ("negative", "squared_hinge", r, others),
+        ("positive", "softplus", None, None),
+        ("negative", "softplus", r, others),
     ):
         term = PairTerm("distance", select, reduce, -1.0, 1.0)
         given = x, columns, labels, column_labels, None, None

@@ -172,6 +172,8 @@ def plain_pair_reduce(
     if p.bias is not None:
         terms = terms + p.bias
     mask = selected(p, select)
+    if reduce == "softplus":
+        return (torch.logaddexp(terms, torch.zeros_like(terms)) * mask).sum(1)
     if "hinge" in reduce:
         hinges = (terms * mask).relu()
         return (hinges.square() if reduce == "squared_hinge" else hinges).sum(1)

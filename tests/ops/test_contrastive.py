@@ -9,6 +9,8 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import ContrastiveLoss
 from pytorch_metric_learning.reducers import MeanReducer
 
+from dmlfast import ops
+
 from .helpers import (
     NOT_CUDA,
     Problem,
@@ -92,7 +94,7 @@ def test_accuracy(n, m, d, reduction, squared):
     assert_kernels_accurate(contrastive, plain_contrastive, p, kernels=NOT_CUDA, **options)
 
 
-@pytest.mark.parametrize("reduce", ["hinge", "squared_hinge"])
+@pytest.mark.parametrize("reduce", ["hinge", "squared_hinge", "softplus"])
 @pytest.mark.parametrize("score", ["dot", "distance"])
 @pytest.mark.parametrize("select", ["negative", "positive", "other", "all"])
 class TestHingesOfThePrimitive:
@@ -117,6 +119,21 @@ class TestHingesOfThePrimitive:
             offset=2.0,
             **options,
         )
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("offset", [-70.0, -18.0, 0.0, 18.0, 70.0])
+def test_smooth_hinges_of_any_size(offset, scale):
+    """Also where exp(t) is too small for 1 + exp(t), or log(1 + exp(t)) is t."""
+    p = problem(40, 129, 7, selves=True, per_class=4, seed=5)
+    options = {"reduce": "softplus", "score": "dot", "select": "all", "offset": offset}
+    options["scale"] = scale
+    assert_kernels_accurate(pair_reduce, plain_pair_reduce, p, kernels=NOT_CUDA, **options)
+    expected = torch.full((40,), 129 * math.log1p(math.exp(offset)), dtype=torch.float64)
+    for impl in NOT_CUDA:
+        found = ops.pair_reduce(p.rows * 0, ref_emb=p.columns, impl=impl, **options)
+        rounded = (4 + abs(offset)) * torch.finfo(torch.float32).eps  # of what is exponentiated
+        torch.testing.assert_close(found.double(), expected, rtol=rounded, atol=0)
 
 
 @pytest.mark.parametrize("impl", NOT_CUDA)

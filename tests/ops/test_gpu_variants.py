@@ -287,6 +287,10 @@ HINGES = [
     ("other", "dot", "hinge", 90, HALF),
     ("all", "distance", "hinge", 90, FULL),
     ("all", "dot", "squared_hinge", None, FULL),
+    ("negative", "dot", "softplus", 90, FULL),
+    ("positive", "dot", "softplus", None, BRAIN),
+    ("other", "distance", "softplus", None, FULL),
+    ("all", "distance", "softplus", 90, HALF),
 ]
 
 

@@ -538,6 +538,13 @@ def test_all_kernels(capability, name):
     run_tests(capability, f"test_{name}.py")
 
 
+# a quarter of an hour each, or more
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gpu", "gpu_losses", "gpu_variants"])
+def test_what_a_gpu_is_to_run(name):
+    run_tests(90, f"test_{name}.py", "-m", "gpu", "--interpreted")
+
+
 @pytest.mark.long
 @CAPABILITIES
 @pytest.mark.parametrize("name", ["lifted", "triplet", "boosted_triton", "norm_softmax_triton"])

@@ -47,8 +47,8 @@ def pair_reduce(
         select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other"
             (all but the row itself) or "all".
         column_bias: (M,) added to the terms of each column.
-        reduce: "logsumexp" (-inf over nothing); "sum"; "hinge", the sum of max(0, t), or
-            "squared_hinge", of its square (0 over nothing).
+        reduce: "logsumexp" (-inf over nothing); "sum"; "hinge", the sum of max(0, t),
+            "squared_hinge", of its square, or "softplus", of log(1 + exp(t)) (0 over nothing).
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The
             batch against itself knows its own.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.

@@ -39,6 +39,12 @@ def select_pairs(
     return mask
 
 
+def _hinge(terms: torch.Tensor, reduce: str) -> torch.Tensor:
+    if reduce == "softplus":
+        return torch.logaddexp(terms, terms.new_zeros(()))
+    return terms.relu().square() if reduce == "squared_hinge" else terms.relu()
+
+
 def pair_reduce(
     rows: torch.Tensor,
     columns: torch.Tensor | None,
@@ -61,10 +67,8 @@ def pair_reduce(
     if column_bias is not None:
         terms = terms + computed(column_bias)
     if term.is_hinge:
-        hinges = torch.where(mask, terms, 0).relu()
-        counts = (hinges > 0).sum(1).to(x.dtype)
-        sums = (hinges.square() if term.reduce == "squared_hinge" else hinges).sum(1)
-        result = torch.stack([sums, counts])
+        hinges = torch.where(mask, _hinge(terms, term.reduce), 0)
+        result = torch.stack([hinges.sum(1), (hinges > 0).sum(1).to(x.dtype)])
     elif term.reduce == "sum":
         result = torch.where(mask, terms, 0).sum(1)
     else:

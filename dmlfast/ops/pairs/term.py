@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 SCORES = ("dot", "distance")
 SELECTIONS = ("negative", "positive", "other", "all")
-REDUCTIONS = ("logsumexp", "sum", "hinge", "squared_hinge")
+REDUCTIONS = ("logsumexp", "sum", "hinge", "squared_hinge", "softplus")
 
 
 class PairTerm(NamedTuple):
@@ -23,5 +23,7 @@ class PairTerm(NamedTuple):
 
     @property
     def is_hinge(self) -> bool:
-        """Whether max(0, term) or its square is summed, and those above 0 are counted."""
-        return self.reduce in ("hinge", "squared_hinge")
+        """Whether a hinge is summed, max(0, term), its square or the smooth one, and those above 0
+        are counted.
+        """
+        return self.reduce not in ("logsumexp", "sum")

@@ -132,10 +132,12 @@ def term(score, x, r, i, j, scale, offset):
 
 @triton.jit
 def hinge_of(t, REDUCE: tl.constexpr):
-    """max(0, t), or its square."""
+    """max(0, t), its square, or log(1 + exp(t))."""
     hinge = tl.maximum(t, 0.0)
     if REDUCE == "squared_hinge":
         hinge *= hinge
+    elif REDUCE == "softplus":
+        hinge += log1p(tl.exp2((t - 2.0 * hinge) * LOG2E))
     return hinge
 
 
@@ -144,6 +146,9 @@ def slope_of(t, REDUCE: tl.constexpr):
     """d hinge / d term."""
     if REDUCE == "hinge":
         slope = tl.where(t > 0.0, 1.0, 0.0)
+    elif REDUCE == "softplus":
+        e = tl.exp2((t - 2.0 * tl.maximum(t, 0.0)) * LOG2E)
+        slope = tl.where(t > 0.0, 1.0, e) / (1.0 + e)
     else:
         slope = 2.0 * tl.maximum(t, 0.0)
     return slope

@@ -144,6 +144,10 @@ void add_paired(Table& t, const std::string& name, const std::string& type, F f)
 void add_halves(Table& t) {
   t["setp.num.f16"] = each([](f16 a, f16 b) { return a == a && b == b; });
   t["setp.nan.f16"] = each([](f16 a, f16 b) { return a != a || b != b; });
+  add_paired<f16>(t, "max.", "f16", [](f16 a, f16 b) { return static_cast<f16>(greater(a, b)); });
+  add_paired<f16>(t, "min.", "f16", [](f16 a, f16 b) { return static_cast<f16>(less(a, b)); });
+  add_paired<f16>(t, "abs.", "f16", [](f16 a) { return bits<f16>(static_cast<u16>(bits<u16>(a) & 0x7FFF)); });
+  add_paired<f16>(t, "neg.", "f16", [](f16 a) { return bits<f16>(static_cast<u16>(bits<u16>(a) ^ 0x8000)); });
   add_paired<bf16>(t, "add.", "bf16", [](bf16 a, bf16 b) { return bf16::of(f32(a) + f32(b)); });
   add_paired<bf16>(t, "sub.", "bf16", [](bf16 a, bf16 b) { return bf16::of(f32(a) - f32(b)); });
   add_paired<bf16>(t, "mul.", "bf16", [](bf16 a, bf16 b) { return bf16::of(f32(a) * f32(b)); });
