@@ -82,15 +82,15 @@ def benchmark(name: str, formula: Formula, module: Callable[..., PairLoss], pml:
         name=name,
         problem=problem,
         baselines=(
-            Competitor("naive", lambda: written(naive), memory=partial(matrices, 8)),
+            Competitor("naive", lambda: written(naive), memory=partial(matrices, 6.5)),
             Competitor(
                 "compiled",
                 lambda: compiled(written(naive)),
-                memory=partial(matrices, 4),
+                memory=partial(matrices, 1.5),
                 compiles=True,
             ),
             Competitor("chunked", lambda: written(chunked), largest={"cpu": 16384}),
-            Competitor("pml", lambda: pytorch_metric_learning(pml), memory=partial(matrices, 14)),
+            Competitor("pml", lambda: pytorch_metric_learning(pml), memory=partial(matrices, 13)),
         ),
         dmlfast=partial(dmlfast, own),
         truth=truth,
