@@ -244,9 +244,9 @@ def _triplets(distance: torch.Tensor, labels: torch.Tensor, rows: slice, margin:
 
 def others(same: torch.Tensor, first: int = 0) -> torch.Tensor:
     """Pairs of one class without those of a row and itself; ``same`` begins with row ``first``."""
-    others = same.clone()
-    others.diagonal(first).fill_(False)
-    return others
+    positive = same.clone()
+    positive.diagonal(first).fill_(False)
+    return positive
 
 
 def _distances_from(x: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from dmlfast.bench.baselines import by_chunks, compiled, others, pytorch_metric_learning, wide
 from dmlfast.bench.batches import dmlfast, matrices, problem
-from dmlfast.bench.benchmark import Benchmark, Competitor, Loss
+from dmlfast.bench.benchmark import Benchmark, Competitor, Loss, Size
 
 from dmlfast.losses import PairLoss
 
 # Of cosines (B, N) of some rows, and which pairs are positive and which negative: the losses of
-# these rows, (B,), and which of them count.
+# these rows, (B,), and for how many each counts in the mean.
 Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -26,6 +26,16 @@ def supcon(
     count = positive.sum(1)
     alike = scores.masked_fill(~positive, 0).sum(1) / count.clamp_min(1)
     return (everyone - alike).masked_fill(count == 0, 0), count > 0
+
+
+def ntxent(
+    cosines: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of NT-Xent over the positive pairs of a row, at a temperature of 0.07."""
+    scores = cosines / 0.07
+    push = scores.masked_fill(~negative, -torch.inf).logsumexp(1)
+    terms = F.softplus(push[:, None] - scores).masked_fill(~positive, 0)
+    return terms.sum(1), positive.sum(1)
 
 
 def multi_similarity(
@@ -62,9 +72,24 @@ def _of_rows(
     return formula(wide(unit[rows] @ unit.T), others(same, rows.start), ~same)
 
 
-def benchmark(name: str, formula: Formula, module: Callable[..., PairLoss], pml: str) -> Benchmark:
+def a_dozen_matrices(size: Size) -> float:
+    """Bytes of what pytorch-metric-learning makes of a loss over pairs."""
+    return matrices(13, size)
+
+
+def benchmark(
+    name: str,
+    formula: Formula,
+    module: Callable[..., PairLoss],
+    pml: str,
+    pml_memory: Callable[[Size], float] = a_dozen_matrices,
+    without: tuple[str, ...] = (),
+) -> Benchmark:
     """Of a loss that its formula gives the rows, and the modules that compute it here and in
     pytorch-metric-learning.
+
+    ``pml_memory``: the bytes that the latter takes. ``without``: the backends of dmlfast that have
+    no kernels for it.
     """
 
     def own(embeddings: torch.Tensor, labels: torch.Tensor, impl: str) -> torch.Tensor:
@@ -90,9 +115,9 @@ def benchmark(name: str, formula: Formula, module: Callable[..., PairLoss], pml:
                 compiles=True,
             ),
             Competitor("chunked", lambda: written(chunked), largest={"cpu": 16384}),
-            Competitor("pml", lambda: pytorch_metric_learning(pml), memory=partial(matrices, 13)),
+            Competitor("pml", lambda: pytorch_metric_learning(pml), memory=pml_memory),
         ),
-        dmlfast=partial(dmlfast, own),
+        dmlfast=partial(dmlfast, own, without=without),
         truth=truth,
         product_flops=lambda size: 2.0 * size.n**2 * size.d,
     )

@@ -112,7 +112,7 @@ def test_memory_of_pml_is_that_of_its_pairs() -> None:
     assert needed(Size(1024, 128)) == pytest.approx(66e9, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "multi-similarity", "supcon", "triplet"])
+@pytest.mark.parametrize("name", ["contrastive", "multi-similarity", "ntxent", "supcon", "triplet"])
 def test_baselines_of_other_losses_agree_with_the_reference(name):
     """Over several chunks, and some singular classes."""
     benchmark = get_benchmark(name)
@@ -127,7 +127,7 @@ def test_baselines_of_other_losses_agree_with_the_reference(name):
             torch.testing.assert_close(batch["embeddings"].grad, gradient)
 
 
-@pytest.mark.parametrize("name", ["boosted", "contrastive", "pddm", "triplet"])
+@pytest.mark.parametrize("name", ["boosted", "contrastive", "ntxent", "pddm", "triplet"])
 def test_cuda_is_left_out_where_it_has_no_kernels(name):
     competitor = get_benchmark(name).competitor("dmlfast-cuda")
     assert "no kernels" in competitor.declines("cuda", torch.float32)
