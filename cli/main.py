@@ -1,6 +1,7 @@
 """The `dmlfast` command: its subcommands, and what becomes of an error."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -71,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("DMLFAST_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with _sigterm_like_ctrl_c():
+        with _sigterm_like_ctrl_c(), _warnings_said_once():
             result = cli.main(arguments, prog_name="dmlfast", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -104,6 +105,28 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _warnings_said_once() -> Iterator[None]:
+    """A data set is read for each of its splits, and warns each time."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        known = text in said
+        said.add(text)
+        return not known
+
+    printer = logging.lastResort  # Python's own, which writes to stderr
+    if printer is None:
+        yield
+        return
+    printer.addFilter(is_new)
+    try:
+        yield
+    finally:
+        printer.removeFilter(is_new)
 
 
 def _one_line(error: Exception) -> str:

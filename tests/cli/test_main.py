@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import subprocess
@@ -177,3 +178,21 @@ def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "dmlfast", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"dmlfast {dmlfast.__version__}\n"
+
+
+def test_a_warning_is_printed_once_a_command(command, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+
+    def run():
+        for name in ("glyphs", "folder", "glyphs"):
+            logging.getLogger("dmlfast.data").warning("%s is closed-set", name)
+
+    command(run)
+    for _ in range(2):
+        assert cli.main(["info"]) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            "glyphs is closed-set",
+            "folder is closed-set",
+        ]
+    run()
+    assert capsys.readouterr().err.count("glyphs") == 2
