@@ -118,10 +118,7 @@ def _warnings_said_once() -> Iterator[None]:
         said.add(text)
         return not known
 
-    printer = logging.lastResort  # Python's own, which writes to stderr
-    if printer is None:
-        yield
-        return
+    printer = logging.lastResort or logging.NullHandler()  # Python's own, which writes to stderr
     printer.addFilter(is_new)
     try:
         yield

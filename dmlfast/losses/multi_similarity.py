@@ -11,7 +11,7 @@ from dmlfast.ops import checks
 
 
 class MultiSimilarityLoss(PairLoss):
-    """The multi-similarity loss, equation 15 of the paper, over the cosines s of all pairs.
+    """The multi-similarity loss of the paper over the cosines s of all pairs.
 
     The mean over all rows a of log(1 + sum_p exp(-alpha (s_ap - base))) / alpha
     + log(1 + sum_n exp(beta (s_an - base))) / beta, with the row's positives p and negatives n. A

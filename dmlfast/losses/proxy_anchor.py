@@ -16,8 +16,8 @@ from dmlfast.ops import checks, dispatch
 
 
 class ProxyAnchorLoss(nn.Module):
-    """The proxy-anchor loss, equation 4 of the paper: each class has a learned proxy, which is
-    compared with the rows of a batch by their cosines s.
+    """The proxy-anchor loss: each class has a learned proxy, which is compared with the rows of a
+    batch by their cosines s.
 
     The mean over the proxies p of classes in the batch of log(1 + sum_x exp(-alpha (s_xp -
     margin))) over their rows x, plus the mean over all proxies of log(1 + sum_x exp(alpha (s_xp +

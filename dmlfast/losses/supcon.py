@@ -10,7 +10,7 @@ from dmlfast.ops import checks
 
 
 class SupConLoss(PairLoss):
-    """The supervised contrastive loss, L_out in equation 2 of the paper, over cosines s.
+    """The supervised contrastive loss, L_out of the paper, over cosines s.
 
     The mean over all rows a that have positives p of log sum_j exp(s_aj / temperature), over all
     columns j but the row itself, minus the mean over its positives of s_ap / temperature. Where

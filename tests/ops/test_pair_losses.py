@@ -294,11 +294,12 @@ def test_cuda_says_that_it_has_no_kernels(op, monkeypatch):
         op(BATCH)
 
 
-def test_cuda_says_so_of_hinges_alone():
+@pytest.mark.parametrize("reduce", ["hinge", "squared_hinge", "softplus"])
+def test_cuda_says_so_of_hinges_alone(reduce):
     pairs = (BATCH.rows, BATCH.labels)
     assert ops.pair_reduce(*pairs, reduce="sum", impl="cuda").isfinite().all()
     with pytest.raises(RuntimeError, match=r"pair_reduce: impl='cuda' cannot serve .* no kernels"):
-        ops.pair_reduce(*pairs, reduce="hinge", impl="cuda")
+        ops.pair_reduce(*pairs, reduce=reduce, impl="cuda")
 
 
 def test_auto_takes_triton_on_a_gpu_where_cuda_has_no_kernels(monkeypatch):
