@@ -120,6 +120,13 @@ DML_API int dml_cpu_own_losses(const struct dml_own*, const float* pairs, const 
                                const float* row_weight, const float* others, float* losses, float* d_rows,
                                float* d_classes);
 
+// out (n, d): rows (n, d) at length 1, zeros of those without a length.
+DML_API int dml_cpu_normalize(const float* rows, int64_t n, int64_t d, int32_t threads, float* out);
+
+// out (n, d): the gradient of the rows from that of the rows at length 1, grad (n, d).
+DML_API int dml_cpu_normalize_grad(const float* grad, const float* rows, int64_t n, int64_t d,
+                                   int32_t threads, float* out);
+
 // scores (n, m): of all pairs by the unit. No labels are looked at.
 DML_API int dml_cpu_pddm_matrix(const struct dml_pairs*, const struct dml_unit*, float* scores);
 

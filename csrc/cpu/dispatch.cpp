@@ -18,6 +18,8 @@ std::atomic<bool> poison_buffers{false};
   int own_losses(const dml_own*, const float*, const float*, const float*, const float*, float*, float*,   \
                  float*);                                                                                  \
   int boosted(const dml_pairs*, const dml_boosting*, float*, float*);                                      \
+  int normalize(const float*, int64_t, int64_t, int32_t, float*);                                          \
+  int normalize_grad(const float*, const float*, int64_t, int64_t, int32_t, float*);                       \
   int pddm_matrix(const dml_pairs*, const dml_unit*, float*);                                              \
   int pddm_pairs(const dml_pairs*, const dml_unit*, const int64_t*, const int64_t*, int64_t, float*);      \
   }
@@ -42,6 +44,8 @@ struct Kernels {
   decltype(&generic::own_pairs) own_pairs;
   decltype(&generic::own_losses) own_losses;
   decltype(&generic::boosted) boosted;
+  decltype(&generic::normalize) normalize;
+  decltype(&generic::normalize_grad) normalize_grad;
   decltype(&generic::pddm_matrix) pddm_matrix;
   decltype(&generic::pddm_pairs) pddm_pairs;
 };
@@ -49,7 +53,8 @@ struct Kernels {
 #define DML_KERNELS(isa)                                                                             \
   Kernels {                                                                                          \
     #isa, isa::pair_reduce, isa::pair_grad, isa::lifted, isa::triplet, isa::softmax, isa::own_pairs, \
-        isa::own_losses, isa::boosted, isa::pddm_matrix, isa::pddm_pairs                             \
+        isa::own_losses, isa::boosted, isa::normalize, isa::normalize_grad, isa::pddm_matrix,        \
+        isa::pddm_pairs                                                                              \
   }
 
 const Kernels* find(const char* name) {
@@ -106,6 +111,13 @@ int dml_cpu_own_losses(const dml_own* p, const float* pairs, const float* logsum
 }
 int dml_cpu_boosted(const dml_pairs* p, const dml_boosting* b, float* losses, float* d_rows) {
   return kernels().boosted(p, b, losses, d_rows);
+}
+int dml_cpu_normalize(const float* rows, int64_t n, int64_t d, int32_t threads, float* out) {
+  return kernels().normalize(rows, n, d, threads, out);
+}
+int dml_cpu_normalize_grad(const float* grad, const float* rows, int64_t n, int64_t d, int32_t threads,
+                           float* out) {
+  return kernels().normalize_grad(grad, rows, n, d, threads, out);
 }
 int dml_cpu_pddm_matrix(const dml_pairs* p, const dml_unit* u, float* scores) {
   return kernels().pddm_matrix(p, u, scores);

@@ -2,6 +2,7 @@
 // namespace.
 #include "boosted.h"
 #include "lifted.h"
+#include "norm.h"
 #include "own.h"
 #include "pddm.h"
 #include "softmax.h"
@@ -136,6 +137,14 @@ int own_losses(const dml_own* p, const float* pairs, const float* logsumexp, con
                const float* others, float* losses, float* d_rows, float* d_classes) {
   return guarded(
       [&] { OwnPairs(*p).losses(pairs, logsumexp, row_weight, others, losses, d_rows, d_classes); });
+}
+
+int normalize(const float* rows, int64_t n, int64_t d, int32_t threads, float* out) {
+  return guarded([&] { normalize_rows(rows, n, d, threads, out); });
+}
+
+int normalize_grad(const float* grad, const float* rows, int64_t n, int64_t d, int32_t threads, float* out) {
+  return guarded([&] { normalize_gradient(grad, rows, n, d, threads, out); });
 }
 
 int pddm_matrix(const dml_pairs* p, const dml_unit* u, float* scores) {

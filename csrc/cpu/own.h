@@ -1,8 +1,8 @@
 // Rows and their own classes: the logits of these, the losses of rows, and their gradients by the angles.
 #pragma once
 
+#include "norm.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace DML_ISA {
 
@@ -33,7 +33,7 @@ class OwnPairs {
       const float *x = p_.rows + i * p_.d, *w = own_class(i, known[i]);
       const float of_row = inverse_length(x), of_class = inverse_length(w);
       vf apart = {}, joined = {};
-      each_part([&](int64_t k, int64_t width) {
+      each_part(p_.d, [&](int64_t k, int64_t width) {
         const vf a = load_first(x + k, width) * of_row, b = load_first(w + k, width) * of_class;
         apart += (a - b) * (a - b);
         joined += (a + b) * (a + b);
@@ -100,32 +100,15 @@ class OwnPairs {
             angle.sine * p_.margin_cosine + angle.cosine * p_.margin_sine};
   }
 
-  static constexpr float tiny = std::numeric_limits<float>::min();
   static constexpr float parallel = 1e-6f;  // settings.py
 
   const float* own_class(int64_t i, int64_t label) const {
     return p_.weight + (p_.gathered ? i : label) * p_.d;
   }
 
-  template <class F>
-  void each_part(F&& f) const {
-    for (int64_t k = 0; k < p_.d; k += VL) f(k, std::min<int64_t>(VL, p_.d - k));
-  }
-
-  // 0 for a row of zeros, or one shorter than any normal float.
   float inverse_length(const float* x) const {
-    vf largest = splat(tiny), sum = {};
-    each_part([&](int64_t k, int64_t width) {
-      const vf value = load_first(x + k, width);
-      largest = max(largest, max(value, -value));
-    });
-    const float top = hmax(largest);
-    each_part([&](int64_t k, int64_t width) {
-      const vf value = load_first(x + k, width) / top;
-      sum += value * value;
-    });
-    const float scaled = std::sqrt(hsum(sum));
-    return scaled * top < tiny ? 0.0f : 1 / scaled / top;
+    const Norm norm = norm_of(x, p_.d);
+    return norm.power / norm.length;
   }
 
   // Adds or writes the gradient of a from `g`, that of minus its angle with b: along the direction from a to
@@ -136,13 +119,13 @@ class OwnPairs {
       return y - x + x * versine;
     };
     vf squares = {};
-    each_part([&](int64_t k, int64_t width) {
+    each_part(p_.d, [&](int64_t k, int64_t width) {
       const vf value = towards(k, width);
       squares += value * value;
     });
     const float sine = std::sqrt(hsum(squares));
     const float by = sine < parallel ? 0.0f : g * a.inverse / sine;
-    each_part([&](int64_t k, int64_t width) {
+    each_part(p_.d, [&](int64_t k, int64_t width) {
       const vf value = towards(k, width) * by;
       store_first(out + k, add ? load_first(out + k, width) + value : value, width);
     });

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
+from dmlfast import ops
 from dmlfast.ops import checks, dispatch
-from dmlfast.ops.library import is_plain
-from dmlfast.ops.numerics import computed
 
 
 class PairLoss(torch.nn.Module):
@@ -66,8 +65,9 @@ class PairLoss(torch.nn.Module):
         labels = moved("labels", labels, embeddings)
         ref_labels = None if ref_labels is None else moved("ref_labels", ref_labels, embeddings)
         if self.normalize_embeddings:
-            embeddings = normalized(embeddings)
-            ref_emb = None if ref_emb is None else normalized(ref_emb)
+            embeddings = ops.normalize(embeddings, impl=self.impl)
+            if ref_emb is not None:
+                ref_emb = ops.normalize(ref_emb, impl=self.impl)
         return self.compute(embeddings, labels, ref_emb, ref_labels, self_index)
 
     def compute(
@@ -96,39 +96,6 @@ def moved(name: str, labels: torch.Tensor, embeddings: torch.Tensor) -> torch.Te
     if labels.is_meta:
         checks.device(name, labels, embeddings)
     return labels.to(embeddings.device)
-
-
-def normalized(embeddings: torch.Tensor) -> torch.Tensor:
-    """Rows (N, D) divided by their L2 norms, in float32 at least and rounded once. A row of zeros
-    stays one, and has no gradient.
-    """
-    if is_plain(embeddings):
-        return _Normalized.apply(embeddings)
-    return _units(embeddings)[0].to(embeddings.dtype)
-
-
-def _units(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of length 1, (N, D), and what they were divided by, (N, 1), in float32 at least."""
-    wide = computed(rows)
-    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    length = torch.nn.functional.threshold(length, 0.0, torch.inf)
-    return wide / length, length
-
-
-class _Normalized(torch.autograd.Function):
-    """The same with a gradient of half as many launches as autograd's."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(rows)
-        return _units(rows)[0].to(rows.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        (rows,) = ctx.saved_tensors
-        units, length = _units(rows)
-        along = (grad * units).sum(1, keepdim=True)
-        return (torch.addcmul(grad, units, along, value=-1) / length).to(rows.dtype)
 
 
 def refuse_recomputation(loss: torch.nn.Module, reason: str) -> None:

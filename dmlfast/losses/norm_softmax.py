@@ -13,7 +13,7 @@ from dmlfast.losses.base import moved, refuse, refuse_recomputation
 from dmlfast.losses.classes import known_classes, places_of
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.norm_softmax.op import checked_settings
-from dmlfast.ops.numerics import computed, pair_products, unit_rows
+from dmlfast.ops.numerics import computed, pair_products
 
 
 class NormSoftmaxLoss(nn.Module):
@@ -144,7 +144,8 @@ class NormSoftmaxLoss(nn.Module):
         """
         checks.embeddings("embeddings", embeddings)
         checks.embeddings("weight", self.weight, like=embeddings)
-        return pair_products(_units(embeddings), _units(self.weight)) / self.temperature
+        sides = (ops.normalize(computed(side)) for side in (embeddings, self.weight))
+        return pair_products(*sides) / self.temperature
 
     def draw(self, own: torch.Tensor) -> torch.Tensor:
         """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
@@ -179,10 +180,3 @@ class NormSoftmaxLoss(nn.Module):
         names += ["sample_size", "seed"] if self.samples else []
         settings = [f"{name}={getattr(self, name)!r}" for name in (*names, "impl")]
         return ", ".join([f"{len(self.classes)}, {self.weight.shape[1]}", *settings])
-
-
-def _units(rows: torch.Tensor) -> torch.Tensor:
-    """Rows (N, D) at length 1, in float32 at least, also where their squares overflow or vanish."""
-    rows = computed(rows)
-    tiny = torch.finfo(rows.dtype).tiny
-    return unit_rows(nn.functional.normalize(rows, p=torch.inf, dim=1, eps=tiny))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dmlfast import ops
-from dmlfast.losses.base import moved, normalized, refuse
+from dmlfast.losses.base import moved, refuse
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.checks import choice, finite, flag, whole_number
 from dmlfast.ops.numerics import computed
@@ -148,7 +148,7 @@ class PDDMLoss(nn.Module):
         checks.embeddings("embeddings", embeddings)
         labels = moved("labels", labels, embeddings)
         if self.normalize_embeddings:
-            embeddings = normalized(embeddings)
+            embeddings = ops.normalize(embeddings, impl=self.impl)
         unit = self.unit if self.mining == "score" else None
         found = ops.pddm_hard_quadruplets(embeddings, labels, unit, per=self.per, impl=self.impl)
         if not len(embeddings):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from dmlfast import ops
-from dmlfast.losses.base import moved, normalized, refuse
+from dmlfast.losses.base import moved, refuse
 from dmlfast.losses.classes import known_classes, places_of
 from dmlfast.ops import checks, dispatch
 
@@ -88,8 +88,9 @@ class ProxyAnchorLoss(nn.Module):
         alpha, margin = checks.above_zero("alpha", self.alpha), checks.finite("margin", self.margin)
         C = len(self.classes)
         own, each = places_of(labels, self.classes), torch.arange(C, device=labels.device)
-        proxies = normalized(self.weight).to(embeddings.dtype)
-        pairs = (proxies, each, normalized(embeddings), own)
+        normalize = partial(ops.normalize, impl=self.impl)
+        proxies = normalize(self.weight).to(embeddings.dtype)
+        pairs = (proxies, each, normalize(embeddings), own)
         reduce = partial(
             ops.pair_reduce, *pairs, score="dot", offset=alpha * margin, impl=self.impl
         )

@@ -9,6 +9,7 @@ from dmlfast.ops.contrastive.op import contrastive_loss
 from dmlfast.ops.dispatch import available, why_not
 from dmlfast.ops.lifted.op import lifted_structured_loss
 from dmlfast.ops.norm_softmax.op import norm_softmax_loss
+from dmlfast.ops.normalize.op import normalize
 from dmlfast.ops.pairs.counts import pair_counts
 from dmlfast.ops.pairs.op import pair_reduce
 from dmlfast.ops.pddm.op import pddm_hard_quadruplets, pddm_scores
@@ -22,6 +23,7 @@ __all__ = [
     "contrastive_loss",
     "lifted_structured_loss",
     "norm_softmax_loss",
+    "normalize",
     "pair_counts",
     "pair_reduce",
     "pddm_hard_quadruplets",

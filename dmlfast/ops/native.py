@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
-INTERFACE = 0x09F30D44  # the CRC-32 of csrc/dmlfast.h
+INTERFACE = 0xD5AE50FC  # the CRC-32 of csrc/dmlfast.h
 
 SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
@@ -214,6 +214,9 @@ def cpu_library() -> ctypes.CDLL:
     library.dml_cpu_own_pairs.argtypes = [own, *[pointer] * 2, ctypes.POINTER(ctypes.c_int64)]
     library.dml_cpu_own_losses.argtypes = [own, *[pointer] * 7]
     library.dml_cpu_boosted.argtypes = [pairs, ctypes.POINTER(Boosting), pointer, pointer]
+    sizes = [ctypes.c_int64] * 2 + [ctypes.c_int32]
+    library.dml_cpu_normalize.argtypes = [pointer, *sizes, pointer]
+    library.dml_cpu_normalize_grad.argtypes = [pointer, pointer, *sizes, pointer]
     unit = ctypes.POINTER(MetricUnit)
     library.dml_cpu_pddm_matrix.argtypes = [pairs, unit, pointer]
     library.dml_cpu_pddm_pairs.argtypes = [pairs, unit, pointer, pointer, ctypes.c_int64, pointer]

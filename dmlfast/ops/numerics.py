@@ -2,6 +2,8 @@
 
 import torch
 
+TINY = 2.0**-126  # the least that is not subnormal in float32
+
 
 def computed(tensor: torch.Tensor) -> torch.Tensor:
     """The dtype that the maths is done in: float64 for float64, else float32."""

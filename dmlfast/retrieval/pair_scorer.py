@@ -8,7 +8,6 @@ import torch
 
 from dmlfast import ops
 from dmlfast.losses import PDDMUnit
-from dmlfast.losses.base import normalized
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,7 @@ class PairScorer:
     def rows(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What the unit takes of embeddings (N, D), (N, D) float32."""
         rows = embeddings.float()
-        return normalized(rows) if self.normalize_embeddings else rows
+        return ops.normalize(rows) if self.normalize_embeddings else rows
 
     def scores_on(
         self, device: torch.device

@@ -25,6 +25,7 @@ from dmlfast.ops.lifted import triton as lifted
 from dmlfast.ops.norm_softmax import triton as norm_softmax
 from dmlfast.ops.norm_softmax.settings import Settings as SoftmaxSettings
 from dmlfast.ops.norm_softmax.triton import sides
+from dmlfast.ops.normalize import triton as at_length_1
 from dmlfast.ops.pairs import triton as pairs
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pddm import triton as pddm
@@ -58,6 +59,13 @@ def batches(dtype: torch.dtype, d: int) -> None:
     """The lifted loss of batches that differ in their size alone."""
     for n in (65, 80, 128, 129, 144, 2048, 2049):
         lifted_loss(n, None, dtype, d)
+
+
+def units(dtype: torch.dtype, d: int) -> None:
+    """Rows at length 1, of several numbers and strides, and their gradients."""
+    across = torch.zeros(d, 300, dtype=dtype).T
+    for x in (*(torch.zeros(n, d, dtype=dtype) for n in (1, 16, 300)), across):
+        at_length_1.gradient(at_length_1.forward(x), x)
 
 
 SIZES = ((1, 300), (16, 17), (2048, 1), (300, 2048))
@@ -238,6 +246,7 @@ FORMS = {
     "hinges": hinges,
     "triplets": triplets,
     "softmax": softmax,
+    "units": units,
     "unit": unit,
     "uneven unit": uneven_unit,
     "quadruplets": quadruplets,

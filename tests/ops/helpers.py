@@ -332,6 +332,14 @@ def half_unit(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (exact.abs() * info.eps).clamp_min(info.smallest_normal * info.eps) / 2
 
 
+def cut_off(dtype: torch.dtype, impl: str) -> float:
+    """Units in the last place of float32 that Triton's interpreter loses, which cuts results off
+    where a GPU rounds them.
+    """
+    interpreted = impl in ON_GPU and gpu.interpreted()
+    return torch.finfo(dtype).eps / torch.finfo(torch.float32).eps if interpreted else 0.0
+
+
 def assert_accurate(
     found: Tensors, exact: Tensors, plain: Tensors, ulps: float = ULPS, name: str = ""
 ) -> None:

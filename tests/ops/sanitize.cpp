@@ -203,6 +203,19 @@ void own(int64_t n, int64_t d, int threads) {
   }
 }
 
+// Rows at length 1; one of zeros, one too long and one too short for squares.
+void normalize(int64_t n, int64_t d, int threads) {
+  std::mt19937 random(unsigned(n + d));
+  const Array<float> rows = numbers(n * d, random), grad = numbers(n * d, random);
+  const Array<float> units(new float[n * d]), d_rows(new float[n * d]);
+  const float scales[] = {0, 1e30f, 1e-30f};
+  for (int64_t k = 0; k < std::min<int64_t>(n, 3) * d; k++) rows[k] *= scales[k / d];
+  const dml_pairs shape{nullptr, nullptr, n, n, d, nullptr, nullptr, nullptr, threads};
+  dml_cpu_normalize(rows.get(), n, d, threads, units.get());
+  dml_cpu_normalize_grad(grad.get(), rows.get(), n, d, threads, d_rows.get());
+  expect(all_finite(units, n * d) && all_finite(d_rows, n * d), "rows at length 1", shape);
+}
+
 // Boosted learners on groups of columns.
 void boosted(int64_t n, const std::vector<int64_t>& groups, int threads) {
   std::mt19937 random(n + threads);
@@ -264,7 +277,8 @@ int main() {
       for (int64_t d : {1, 17, 33})
         for (int64_t scratch : {0, 400000, 1 << 24}) softmax(259, 531, d, 20.0f, scratch, threads);
       for (int64_t n : {0, 1, 7, 67})
-        for (int64_t d : {1, 16, 33}) own(n, d, threads);
+        for (int64_t d : {1, 16, 33}) own(n, d, threads), normalize(n, d, threads);
+      normalize(1000, 33, threads);
       softmax(1, 1, 3, 1.0f, 1 << 24, threads), softmax(7, 2, 5, 50.0f, 1 << 24, threads);
       softmax(1030, 9, 4, 50.0f, 0, threads), softmax(3, 1000, 8, 5.0f, 1 << 24, threads);
     }

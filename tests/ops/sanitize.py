@@ -23,6 +23,7 @@ from dmlfast.ops import (
     boosted_deviance_loss,
     gpu,
     norm_softmax_loss,
+    normalize,
     pddm_scores,
 )
 from dmlfast.ops.cuda import library
@@ -96,6 +97,7 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
         for mining in ("all", "semihard", "hardest"):
             yield case(f"triplet {mining} {shape}", solved, triplet, p, mining=mining)
     for dtype in DTYPES:
+        yield case(f"normalize {short(dtype)}", units, device, n, dtype, impl)
         for options in softmaxes:
             rest = device, n, m, dtype, options, impl
             yield case(f"norm_softmax {options} {short(dtype)}", softmax, *rest)
@@ -127,6 +129,14 @@ def softmax(
     labels = torch.randint(0, classes, (n,), generator=random).to(device)
     loss = norm_softmax_loss(rows, labels, weight, impl=impl, **options)
     return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
+
+
+def units(device: str, n: int, dtype: torch.dtype, impl: str) -> Tensors:
+    """n rows at length 1, which lie across, and their gradient."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, n, generator=random).to(device, dtype).T.requires_grad_()
+    found = normalize(rows, impl=impl)
+    return [found.detach(), *torch.autograd.grad(found.sum(), rows)]
 
 
 def unit_scores(device: str, n: int, m: int, dtype: torch.dtype, width: int) -> Tensors:

@@ -30,6 +30,7 @@ NO_PRODUCTS = {"_prepare", "combine_kernel", "stats_kernel", "mean_kernel"}
 NO_PRODUCTS |= {"anchors_kernel", "weigh_kernel", "apart_kernel"}
 NO_PRODUCTS |= {"lengths_kernel", "scaled_kernel", "through_norm_kernel", "add_up_kernel"}
 NO_PRODUCTS |= {"own_pairs_kernel", "own_losses_kernel"}
+NO_PRODUCTS |= {"normalize_kernel", "normalize_grad_kernel"}
 NO_PRODUCTS |= {"pack_kernel", "classes_kernel", "add_kernel"}
 NO_PRODUCTS |= {"extremes_kernel", "assemble_kernel", "rows_kernel"}
 FULL_PRODUCTS = {"quadruplets_kernel"}  # float32 whatever the rows are, of 16 rows at a time
@@ -121,6 +122,14 @@ def test_other_reductions_of_wide_rows(dtype, record_property):
 def test_the_triplet_loss(capability, dtype, record_property):
     widths = "64,200" if dtype == FLOAT32 else "128,200"
     check(capability, dtype, widths, "triplets", record_property, expected=TRIPLETS)
+
+
+@shortly((90, FLOAT32), (90, "bfloat16"))
+def test_rows_at_length_1(capability, dtype, record_property):
+    """The same few binaries serve any number of rows."""
+    names = {"normalize_kernel", "normalize_grad_kernel"}
+    kernels = check(capability, dtype, "128,1500", "units", record_property, expected=names)
+    assert len(kernels) == 8  # of either width, and of rows that lie across
 
 
 @shortly((90, "bfloat16"))

@@ -21,7 +21,7 @@ from dmlfast.losses import (
 from dmlfast.ops.boosted import group_sizes
 from dmlfast.ops.norm_softmax.op import without
 
-from .helpers import DEVICE, ULPS, assert_accurate, generator
+from .helpers import DEVICE, ON_GPU, ULPS, assert_accurate, cut_off, generator
 
 pytestmark = pytest.mark.gpu
 NEEDS_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no such thing")
@@ -84,6 +84,37 @@ def test_norm_softmax(n, d, classes, low_memory, impl, dtype):
     rounded = 0.0 if dtype == FULL else 2.5 * torch.finfo(dtype).eps / torch.finfo(FULL).eps
     assert_accurate(found[:1], exact[:1], plain[:1], 24)
     assert_accurate(found[1:], exact[1:], plain[1:], 24 + rounded)
+
+
+def at_length_1(normalize, rows, upstream):
+    """The rows, and their gradient."""
+    units = normalize(rows)
+    return [units.detach(), *torch.autograd.grad(units, rows, upstream.to(units.dtype))]
+
+
+@DTYPES
+@pytest.mark.parametrize("impl", ON_GPU)
+@pytest.mark.parametrize(
+    ("n", "d"), [(1, 3), (128, 128), (1001, 513), (7, 4099), (2**20 + 1, 128), (2**24 + 1, 3)]
+)
+def test_rows_at_length_1(n, d, impl, dtype):
+    """Any number of them, lying along or across, and 50 times to the bit."""
+    if DEVICE == "cpu" and n * d > INTERPRETED_LOGITS:
+        pytest.skip("more components than an interpreter takes")
+    random = torch.Generator(DEVICE).manual_seed(n)
+    shape = (n, d) if d > 3 else (d, n)  # where they are few, they lie across
+    rows, upstream = (torch.randn(shape, generator=random, device=DEVICE) for _ in range(2))
+    if d <= 3:
+        rows, upstream = rows.T, upstream.T
+    rows, upstream = rows.to(dtype).requires_grad_(), upstream.to(dtype)
+    naive = partial(torch.nn.functional.normalize, eps=0)
+    exact = at_length_1(naive, rows.detach().double().requires_grad_(), upstream)
+    plain = at_length_1(naive, rows.detach().float().requires_grad_(), upstream)
+    ours = partial(ops.normalize, impl=impl)
+    found = at_length_1(ours, rows, upstream)
+    assert_accurate(found, exact, plain, ULPS + cut_off(dtype, impl), impl)
+    for _ in range(50 if DEVICE == "cuda" and n < 10**6 else 1):
+        assert all(map(torch.equal, at_length_1(ours, rows, upstream), found))
 
 
 @IMPLS

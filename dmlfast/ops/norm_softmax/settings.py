@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 PARALLEL = 1e-6  # radians between two directions that float32 cannot tell apart
-TINY = 2.0**-126  # the least that is not subnormal in float32
 REDUCTIONS = ("mean", "sum", "none")
 
 

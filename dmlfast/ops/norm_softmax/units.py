@@ -2,8 +2,7 @@
 
 import torch
 
-from dmlfast.ops.norm_softmax.settings import TINY
-from dmlfast.ops.numerics import through_norm
+from dmlfast.ops.numerics import TINY, through_norm
 
 CHUNK_BYTES = 8 << 20  # of float32 rows that are brought to length 1 at a time
 GPU_CHUNK_BYTES = 64 << 20  # where a launch takes longer than so many rows

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from dmlfast.ops.boosted import settings
-from dmlfast.ops.norm_softmax.triton.rows import mantissa_of, power_of
 from dmlfast.ops.triton.configs import FUSED
+from dmlfast.ops.triton.rows import mantissa_of, power_of
 from dmlfast.ops.triton.tile import rounded_to_tf32
 
 SHORTEST = tl.constexpr(settings.SHORTEST)

@@ -11,8 +11,9 @@ import triton.language as tl
 from dmlfast.ops.gpu import on_its_device
 from dmlfast.ops.norm_softmax import settings
 from dmlfast.ops.norm_softmax.settings import Settings
-from dmlfast.ops.norm_softmax.triton.rows import blocks_of, inverse_length, load_rows
+from dmlfast.ops.norm_softmax.triton.rows import inverse_length
 from dmlfast.ops.triton.configs import FUSED
+from dmlfast.ops.triton.rows import blocks_of, load_given
 from dmlfast.ops.triton.tile import log1p
 
 PARALLEL = tl.constexpr(settings.PARALLEL)
@@ -41,7 +42,7 @@ class Ends(NamedTuple):
 @triton.jit
 def _units(ends, k, d):
     """Components k of the ends at length 1."""
-    x = load_rows(ends.matrix, ends.rows, k, ends.stride, ends.step, d)
+    x = load_given(ends.matrix, ends.rows, k, ends.stride, ends.step, d)
     return x * ends.inverse[:, None]
 
 

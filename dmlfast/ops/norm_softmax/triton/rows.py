@@ -10,26 +10,18 @@ import torch
 import triton
 import triton.language as tl
 
-from dmlfast.ops.norm_softmax import settings
 from dmlfast.ops.triton.configs import FUSED
+from dmlfast.ops.triton.rows import (
+    blocks_of,
+    load_given,
+    mantissa_of,
+    power_and_length,
+    power_of,
+)
 from dmlfast.ops.triton.tile import rounded_to_tf32
 
-TINY = tl.constexpr(settings.TINY)
 # Classes whose inverse lengths are from 1 / FAR to FAR enter products as they are.
 FAR = tl.constexpr(1024.0)
-
-
-@triton.jit
-def power_of(inverse):
-    """The power of two in a number from 0."""
-    bits = inverse.to(tl.int32, bitcast=True) & 0x7F800000
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def mantissa_of(inverse):
-    power = power_of(inverse)
-    return tl.where(inverse == 0.0, 0.0, inverse / tl.where(power > 0.0, power, 1.0))
 
 
 @triton.jit
@@ -44,28 +36,10 @@ def class_power(inverse):
 
 
 @triton.jit
-def load_rows(given, i, k, row_stride, column_stride, d):
-    """Components k of rows i, int64, as float32; 0 from component d on."""
-    at = i[:, None] * row_stride + k.to(tl.int64)[None, :] * column_stride
-    return tl.load(given + at, mask=(k < d)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
 def inverse_length(given, own, row_stride, column_stride, d, BM: tl.constexpr, BD: tl.constexpr):
-    """1 / length of BM rows, 0 of those without a component that is normal in float32."""
-    largest = tl.zeros((BM,), tl.float32)
-    for first in range(0, d, BD):
-        x = load_rows(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
-        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
-    largest = tl.where(largest >= TINY, largest, 1.0)  # else squares vanish
-    total = tl.zeros((BM,), tl.float32)
-    for first in range(0, d, BD):
-        x = load_rows(given, own, first + tl.arange(0, BD), row_stride, column_stride, d)
-        x = x / largest[:, None]
-        total += tl.sum(x * x, 1)
-    length = tl.sqrt_rn(tl.where(total == 0.0, 1.0, total))
-    found = tl.div_rn(tl.div_rn(1.0, length), largest)
-    return tl.where(total == 0.0, 0.0, found)
+    """1 / length of BM rows, 0 of those shorter than any normal number."""
+    power, length = power_and_length(given, own, row_stride, column_stride, d, BM, BD)
+    return tl.div_rn(power, length)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -106,7 +80,7 @@ def scaled_kernel(
         by = mantissa_of(by) * tl.load(factor + own)
     for first in range(0, DP, BD):
         k = first + tl.arange(0, BD)
-        x = load_rows(given, own, k, row_stride, column_stride, d) * by[:, None]
+        x = load_given(given, own, k, row_stride, column_stride, d) * by[:, None]
         if ROUNDED:
             x = rounded_to_tf32(x)
         x = tl.where(there[:, None] & (k < d)[None, :], x, 0.0)
@@ -135,28 +109,21 @@ def through_norm_kernel(
     along = tl.zeros((BM,), tl.float32)
     for first in range(0, d, BD):
         k = first + tl.arange(0, BD)
-        unit = load_rows(given, own, k, row_stride, column_stride, d) * inv[:, None]
-        gradient = load_rows(found, own, k, d, 1, d)
+        unit = load_given(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        gradient = load_given(found, own, k, d, 1, d)
         if everyone is not None:
             gradient += (inv / other)[:, None] * tl.load(everyone + k, mask=k < d, other=0.0)
         along += tl.sum(gradient * unit, 1)
     for first in range(0, d, BD):
         k = first + tl.arange(0, BD)
-        unit = load_rows(given, own, k, row_stride, column_stride, d) * inv[:, None]
-        gradient = load_rows(found, own, k, d, 1, d)
+        unit = load_given(given, own, k, row_stride, column_stride, d) * inv[:, None]
+        gradient = load_given(found, own, k, d, 1, d)
         if everyone is not None:
             gradient += (inv / other)[:, None] * tl.load(everyone + k, mask=k < d, other=0.0)
         across = (gradient - along[:, None] * unit) * one[:, None] * other[:, None]
         at = out + i[:, None] * d + k[None, :]
         across = (across + tl.load(poison)).to(out.dtype.element_ty)
         tl.store(at, across, mask=(i < n)[:, None] & (k < d)[None, :])
-
-
-def blocks_of(n: int, d: int, size: int = 2048) -> tuple[tuple[int], dict[str, int]]:
-    """How many programs take rows of d components, and how much each: ``size`` at a time."""
-    width = min(1024, max(16, triton.next_power_of_2(d)))
-    height = size // width
-    return (-(-n // height),), {"BM": height, "BD": width}
 
 
 def inverse_lengths(

@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from dmlfast.ops.norm_softmax.triton.rows import class_power, mantissa_of
+from dmlfast.ops.norm_softmax.triton.rows import class_power
 from dmlfast.ops.triton import configs
+from dmlfast.ops.triton.rows import mantissa_of
 from dmlfast.ops.triton.side import TILE
 from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, rounded_to_tf32, rounded_weights
 
