@@ -77,15 +77,16 @@ def test_a_metric_unit_takes_projections_of_each_side_and_one_more(launches):
 
 
 @pytest.mark.parametrize("per", ["batch", "class", "anchor"])
-def test_a_step_of_the_pddm_loss_takes_six(launches, per):
+def test_a_step_of_the_pddm_loss_takes_eight(launches, per):
     loss, rows, labels = (
         PDDMLoss(4, per=per, impl="triton"),
         torch.randn(9, 4),
         torch.arange(9) // 3,
     )
-    mined = ["projections_kernel", "pair_scores_kernel", "extremes_kernel", "assemble_kernel"]
+    mined = ["normalize_kernel", "projections_kernel", "pair_scores_kernel"]
+    mined += ["extremes_kernel", "assemble_kernel"]
     loss(rows.requires_grad_(), labels).backward()
-    assert launches == [*mined, "quadruplets_kernel", "rows_kernel"]
+    assert launches == [*mined, "quadruplets_kernel", "rows_kernel", "normalize_grad_kernel"]
     launches.clear()
     with torch.no_grad():
         loss(rows, labels)
