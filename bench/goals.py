@@ -252,6 +252,8 @@ def main(files: Sequence[str]) -> None:
             print(f"{table(where, rows)}\n")
         return
     paths = sorted(path for path in RESULTS.glob("*.csv") if "provider" in path.open().readline())
+    if not paths:  # as where dmlfast is installed, which brings none along
+        raise SystemExit(f"there are no results in {RESULTS}: name the files")
     machines = [read_csv(path) for path in paths]
     for where in ("cpu", "cuda"):
         goals = [goal for goal in GOALS if goal.where == where]

@@ -88,19 +88,20 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     callback=sizes_option,
     metavar="NxD,...",
     help="Rows x width of the embeddings, x classes for a loss over classes.  [default: "
-    f"{PAIR_SIZES['cpu'].usual}, or {CLASS_SIZES['cpu'].usual}; others on a GPU]",
+    f"{PAIR_SIZES['cpu'].usual}, or {CLASS_SIZES['cpu'].usual}; others on a GPU; pddm and boosted "
+    "have their own]",
 )
 @click.option(
     "--large",
     is_flag=True,
     help=f"Also {PAIR_SIZES['cpu'].large} (on a GPU {PAIR_SIZES['cuda'].large}), or "
-    f"{CLASS_SIZES['cpu'].large}; takes many minutes.",
+    f"{CLASS_SIZES['cpu'].large}; those of pddm and boosted; takes many minutes.",
 )
 @click.option(
     "--quick",
     is_flag=True,
     help=f"{PAIR_SIZES['cpu'].quick} (on a GPU {PAIR_SIZES['cuda'].quick}), or "
-    f"{CLASS_SIZES['cpu'].quick}, few rounds and no compiling.",
+    f"{CLASS_SIZES['cpu'].quick}, those of pddm and boosted; few rounds and no compiling.",
 )
 @click.option(
     "--device",

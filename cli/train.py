@@ -51,7 +51,7 @@ RESUMABLE = ", ".join(
     "--resume",
     is_flag=True,
     help="Go on from the newest whole checkpoint in --out, by the settings of the run, of which"
-    f" only {RESUMABLE} may be given anew.",
+    f" only {RESUMABLE} and the on_error of --dataset-options may be given anew.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

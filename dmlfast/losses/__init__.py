@@ -103,7 +103,9 @@ def register_loss(name: str, loss: Callable[..., torch.nn.Module]) -> None:
 def create_loss(name: str, **options: Any) -> torch.nn.Module:
     """The loss module called ``name``; the options go to its constructor.
 
-    ``margin`` is an option of every loss: of the contrastive one it is that of negative pairs.
+    ``margin`` is an option of every loss but supcon and ntxent: of the contrastive one that of
+    negative pairs, of multi-similarity ``base``, of norm-softmax ``cosine_margin``, of pddm
+    ``score_margin``.
 
     Raises:
         UserError: no loss has this name, or this one takes no such option or needs another, or a

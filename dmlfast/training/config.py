@@ -181,7 +181,9 @@ class TrainConfig:
     )
 
     loss: str = setting("lifted", LOSS, f"Loss to train with: {', '.join(loss_names())}.")
-    margin: float | None = setting(None, LOSS, "Margin of the loss; the loss's own by default.")
+    margin: float | None = setting(
+        None, LOSS, "Margin of the loss, where it has one; the loss's own by default."
+    )
     loss_options: str | None = setting(
         None,
         LOSS,
