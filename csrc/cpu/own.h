@@ -54,7 +54,7 @@ class OwnPairs {
     parallel_for(p_.threads, n, [&](int64_t i) {
       float* d_class = d_classes ? d_classes + i * p_.d : nullptr;
       if (p_.labels[i] < 0) {
-        losses[i] = 0;
+        losses[i] = std::isnan(logsumexp[i]) ? logsumexp[i] : 0;  // as where a class is not finite
         if (d_class) std::fill_n(d_class, p_.d, 0.0f);
         return;
       }

@@ -20,13 +20,20 @@ std::exception_ptr thrown_by(F&& f) {
   return nullptr;
 }
 
+// f(worker), compiled once. Where it was inlined twice, for one thread and for several, the compiler might
+// fuse other multiplications and additions in either, and the number of threads would change bits.
+template <class F>
+[[gnu::noinline]] void call(F& f, int worker) {
+  f(worker);
+}
+
 // Calls f(worker) once on each of `threads` threads. What one of them throws is thrown once all have ended.
 template <class F>
 void on_each_thread(int threads, F&& f) {
-  if (threads <= 1) return f(0);
+  if (threads <= 1) return call(f, 0);
   std::exception_ptr thrown;
 #pragma omp parallel num_threads(threads)
-  if (const std::exception_ptr mine = thrown_by([&] { f(omp_get_thread_num()); })) {
+  if (const std::exception_ptr mine = thrown_by([&] { call(f, omp_get_thread_num()); })) {
 #pragma omp critical
     thrown = mine;
   }

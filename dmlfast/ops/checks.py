@@ -128,17 +128,21 @@ def columns(
     ref_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     with_labels: bool = True,
-) -> None:
-    """``ref_emb``, ``ref_labels`` and ``self_index`` against the rows they go with."""
+) -> torch.Tensor | None:
+    """``ref_emb``, ``ref_labels`` and ``self_index`` against the rows they go with; the last is
+    returned as int64, since torch takes uint8 for a mask.
+    """
     if ref_emb is None:
         for name, tensor in (("ref_labels", ref_labels), ("self_index", self_index)):
             if tensor is not None:
                 raise ValueError(f"{name} was given without ref_emb")
-        return
+        return None
     embeddings("ref_emb", ref_emb, like=rows)
     if ref_labels is not None:
         labels("ref_labels", ref_labels, ref_emb)
     elif with_labels:
         raise ValueError("ref_labels is missing: ref_emb needs one label a row")
-    if self_index is not None:
-        labels("self_index", self_index, rows)
+    if self_index is None:
+        return None
+    labels("self_index", self_index, rows)
+    return self_index.long()

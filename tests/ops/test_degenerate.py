@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dmlfast import ops
 from dmlfast.ops.triton import configs
 
 from .covering import shortly
@@ -316,3 +317,15 @@ def test_the_only_negative_has_all_of_the_weight(n, size, offset):
     pair_reduce(p, **options).sum().backward()
     expected = torch.nn.functional.normalize(r[0] - x.detach(), dim=1)
     torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-5)
+
+
+@EVERY_IMPL
+@pytest.mark.parametrize("reduce", ["sum", "logsumexp"])
+def test_rows_that_are_not_finite_give_nan_over_no_columns(reduce, impl):
+    rows, none = torch.ones(3, 2), torch.zeros(0, 2)
+    given = torch.arange(3), none, torch.zeros(0, dtype=torch.int64)
+    nothing = 0.0 if reduce == "sum" else -torch.inf
+    found = ops.pair_reduce(rows, *given, reduce=reduce, impl=impl)
+    assert found.tolist() == [nothing] * 3
+    rows[1, 0] = torch.nan
+    assert ops.pair_reduce(rows, *given, reduce=reduce, impl=impl).isnan().all()

@@ -7,6 +7,7 @@ import torch
 
 from .helpers import (
     IMPLS,
+    KERNELS,
     ON_GPU,
     Problem,
     assert_kernels_accurate,
@@ -237,3 +238,27 @@ def test_rows_and_columns_of_two_dtypes_at_lower_precision(precision, score, imp
     found = pair_reduce(mixed, impl=impl, **options)
     expected = pair_reduce(replace(p, rows=mixed.rows.float()), impl="reference", **options)
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("scale", [1.0, 1100.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@OPS
+def test_rows_and_columns_of_two_dtypes(op, dtype, scale, impl):
+    """Far from 0 the sum of some rows is beyond float16, and beyond the digits of bfloat16."""
+    p = problem(40, 30, 12)
+    p = replace(p, rows=(p.rows + scale).to(dtype), columns=p.columns + scale)
+    exact = op(replace(p, rows=p.rows.double(), columns=p.columns.double()), impl="reference")
+    torch.testing.assert_close(op(p, impl=impl), exact.float(), atol=1e-4, rtol=1e-4)
+
+
+@EVERY_IMPL
+@OPS
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32]
+)
+def test_places_of_rows_are_integers_of_any_dtype(op, dtype, impl):
+    p = problem(20, 30, 5, selves=True)
+    p = replace(p, self_index=p.self_index.clamp_min(0))
+    places = replace(p, self_index=p.self_index.to(dtype))
+    assert all(map(torch.equal, results(op, places, impl=impl), results(op, p, impl=impl)))

@@ -312,6 +312,21 @@ def test_a_value_that_is_not_finite_gives_nan(place, value, options, impl):
             assert tensor.isnan().all()
 
 
+@EVERY_IMPL
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_class_that_is_not_finite_gives_nan_where_no_row_counts(reduction, low_memory, impl):
+    rows, labels, weight = problem(5, 15, 4)
+    options = {"reduction": reduction, "low_memory": low_memory, "impl": impl}
+    none = torch.full_like(labels, -100)
+    assert not ops.norm_softmax_loss(rows, none, weight, **options).any()
+    assert not ops.norm_softmax_loss(rows, none, weight[:1], **options).any()
+    weight[3, 1] = torch.nan
+    assert ops.norm_softmax_loss(rows, none, weight, **options).isnan().all()
+    labels[0] = -100
+    assert ops.norm_softmax_loss(rows, labels, weight, **options).isnan().all()
+
+
 @EVERY_KERNEL
 def test_strides_and_integers_of_any_kind(impl):
     rows, labels, weight = problem(30, 40, 8)

@@ -184,3 +184,25 @@ def test_the_product_that_is_tuned_is_of_one_block(capability):
     """Of several blocks of bfloat16 weights the library multiplies, whatever the tile is."""
     rows, _ = PROBLEMS[HALF]["product"]
     assert rows <= configs.TILES[capability][HALF].weights.block
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "interpreted", "stages"),
+    [
+        ((3, 6), 90, False, 1),
+        ((3, 7), 90, False, 1),
+        ((3, 8), 90, False, 3),
+        ((3, 6), 80, False, 3),
+        ((3, 6), 90, True, 3),
+    ],
+)
+def test_nothing_is_loaded_ahead_where_it_would_overwrite_operands(
+    version, capability, interpreted, stages, monkeypatch
+):
+    """Of scores of pairs, whose products take an operand that is made in registers."""
+    monkeypatch.setattr(configs, "TRITON", version)
+    monkeypatch.setattr(configs, "_capability", lambda: capability)
+    monkeypatch.setattr(configs, "interpreted", lambda: interpreted)
+    tiles = configs.TILES[90][HALF]
+    assert configs.launch(tiles.pddm._replace(stages=3))["num_stages"] == stages
+    assert configs.launch(tiles.scores._replace(stages=3))["num_stages"] == 3

@@ -58,7 +58,7 @@ def contrastive_loss(
     """
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
-    checks.columns(embeddings, ref_emb, ref_labels, self_index)
+    self_index = checks.columns(embeddings, ref_emb, ref_labels, self_index)
     settings = checked_settings(pos_margin, neg_margin, squared, reduction)
     return dispatch.call(
         "contrastive_loss",

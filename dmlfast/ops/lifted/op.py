@@ -45,7 +45,7 @@ def lifted_structured_loss(
     """
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
-    checks.columns(embeddings, ref_emb, ref_labels, self_index)
+    self_index = checks.columns(embeddings, ref_emb, ref_labels, self_index)
     margin = checks.finite("margin", margin)
     return dispatch.call(
         "lifted_structured_loss",

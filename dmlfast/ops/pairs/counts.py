@@ -34,6 +34,7 @@ def pair_counts(
         if ref_labels is None:
             raise ValueError("self_index was given without ref_labels")
         checks.labels("self_index", self_index, labels)
+        self_index = self_index.long()
     own = labels.long()
     others = own if ref_labels is None else ref_labels.long()
     ordered = others.sort().values
@@ -43,6 +44,6 @@ def pair_counts(
         return positives - 1, negatives
     if self_index is not None and len(others):
         there = (self_index >= 0) & (self_index < len(others))
-        itself = others[self_index.long().clamp(0, len(others) - 1)]
+        itself = others[self_index.clamp(0, len(others) - 1)]
         positives = positives - (there & (itself == own)).long()
     return positives, negatives

@@ -70,7 +70,7 @@ def pair_reduce(
         checks.labels("labels", labels, embeddings)
     elif term.by_label:
         raise ValueError(f"labels are missing: select='{select}' compares them")
-    checks.columns(embeddings, ref_emb, ref_labels, self_index, term.by_label)
+    self_index = checks.columns(embeddings, ref_emb, ref_labels, self_index, term.by_label)
     if column_bias is not None:
         checks.bias("column_bias", column_bias, embeddings if ref_emb is None else ref_emb)
     if not term.by_label:

@@ -56,7 +56,7 @@ def triplet_loss(
     """
     checks.embeddings("embeddings", embeddings)
     checks.labels("labels", labels, embeddings)
-    checks.columns(embeddings, ref_emb, ref_labels, self_index)
+    self_index = checks.columns(embeddings, ref_emb, ref_labels, self_index)
     settings = checked_settings(margin, mining, reduction)
     return dispatch.call(
         "triplet_loss",

@@ -15,6 +15,7 @@ from dmlfast.ops.triton.tile import CLOSE
 from dmlfast.ops.triton.tuned import FULL, HALF
 
 NARROW = 16  # components
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 class Products(NamedTuple):
@@ -178,7 +179,15 @@ def launch(
     The assembler is told that it may use all registers: it may else spill to use fewer.
     """
     registers = min(255, 65536 // (32 * tile.warps))
-    return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": registers, **FUSED}
+    stages = 1 if isinstance(tile, PairsTile) and _overwrites_registers() else tile.stages
+    return {"num_warps": tile.warps, "num_stages": stages, "maxnreg": registers, **FUSED}
+
+
+def _overwrites_registers() -> bool:
+    """Whether a loop that loads ahead may overwrite registers, an operand of a product, before the
+    product has read them: by Triton before 3.8, on sm_90 (triton-lang/triton#9433).
+    """
+    return TRITON < (3, 8) and not interpreted() and _capability() == 90
 
 
 class Tiles(NamedTuple):
@@ -309,11 +318,14 @@ def _current_device() -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else -1
 
 
+def _capability() -> int:
+    return int(triton.runtime.driver.active.get_current_target().arch)
+
+
 @functools.cache
 def _tiles(device: int, kind: str) -> Tiles:
-    capability = triton.runtime.driver.active.get_current_target().arch
     name = torch.cuda.get_device_name(device) if device >= 0 else ""
-    return replaced(TILES.get(capability, TILES[80])[kind], tuned.read(name).get(kind, {}))
+    return replaced(TILES.get(_capability(), TILES[80])[kind], tuned.read(name).get(kind, {}))
 
 
 def forget() -> None:

@@ -120,6 +120,7 @@ def _prepare(
             s = (tl.arange(0, SAMPLE).to(tl.int64) * centre.n) // SAMPLE
             at = s[:, None] * centre.row_stride + columns * centre.column_stride
             some = tl.load(centre.given + at, mask=(k < side.d)[None, :], other=0.0)
+            some = some.to(tl.float32)  # a sum of half-precision numbers is one of them
             x = tl.where(known, x - (tl.sum(some, 0) / SAMPLE)[None, :], 0.0)
         if ROUNDED:
             x = rounded_to_tf32(x.to(tl.float32))

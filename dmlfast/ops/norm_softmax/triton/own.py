@@ -139,7 +139,8 @@ def own_losses_kernel(
     if others is not None:
         everyone = logit.scale * (tl.load(others + own) - cosine) + target
         loss += logit.smoothing * target - share * everyone
-    tl.store(losses + i, tl.where(counts, loss, 0.0), mask=i < n)
+    # a row that does not count is NaN all the same where a class is not finite
+    tl.store(losses + i, tl.where(counts | (above != above), loss, 0.0), mask=i < n)
     if d_rows is not None or d_own is not None:
         # of all other classes together the probability, less what smoothing gives the own one
         d_target = tl.where(above < 0.0, e, 1.0) / (1.0 + e) - (logit.smoothing - share)

@@ -213,6 +213,7 @@ void store_matrices(Warp& warp, const Instruction& i) {
 void add_transfers(Table& t) {
   add_space<kGlobal>(t, "global.");
   add_space<kShared>(t, "shared.");
+  add_space<kShared>(t, "shared::cta.");  // as Triton 3.8 has it
   for (std::string order : {"", "acq_rel.", "relaxed."}) {
     t["atom.global.gpu." + order + "add.f32"] = atomic<f32>([](f32 a, f32 b) { return a + b; });
     t["atom.global.gpu." + order + "add.u32"] = atomic<u32>([](u32 a, u32 b) { return a + b; });
