@@ -242,8 +242,8 @@ def test_help_names_every_setting_in_its_group(capsys):
         assert f"\n{field.metadata['group']}:\n" in text
     assert (
         "of which only --data-dir, --cache-images, --impl, --epochs, --max-steps, --eval-interval,"
-        " --checkpoint-interval, --keep-checkpoints, --log-interval, --device, --workers may be"
-        " given anew."
+        " --checkpoint-interval, --keep-checkpoints, --log-interval, --device, --workers and the"
+        " on_error of --dataset-options may be given anew."
     ) in " ".join(text.split())
     assert "divided over" in " ".join(text.split())
     assert set(yaml.safe_load(TrainConfig().to_yaml())) - {"recipe"} <= {
