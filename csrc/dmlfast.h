@@ -13,7 +13,14 @@ extern "C" {
 enum dml_score { DML_DOT = 0, DML_DISTANCE = 1 };
 enum dml_select { DML_NEGATIVE = 0, DML_POSITIVE = 1, DML_OTHER = 2, DML_ALL = 3 };
 // DML_HINGE sums max(0, term), DML_SQUARED_HINGE its square, DML_SOFTPLUS log(1 + exp(term)), a smooth hinge.
-enum dml_reduce { DML_LOGSUMEXP = 0, DML_SUM = 1, DML_HINGE = 2, DML_SQUARED_HINGE = 3, DML_SOFTPLUS = 4 };
+enum dml_reduce {
+  DML_LOGSUMEXP = 0,
+  DML_SUM = 1,
+  DML_HINGE = 2,
+  DML_SQUARED_HINGE = 3,
+  DML_SOFTPLUS = 4,
+  DML_MAX = 5
+};
 enum dml_mining { DML_ALL_TRIPLETS = 0, DML_SEMIHARD = 1, DML_HARDEST = 2 };
 enum dml_reduction { DML_NONZERO = 0, DML_MEAN = 1, DML_TOTAL = 2 };
 enum dml_base { DML_DEVIANCE = 0, DML_CONTRASTIVE = 1 };
@@ -31,11 +38,13 @@ struct dml_pairs {
   int32_t threads;
 };
 
-// term = scale * score + offset + column_bias[j], over the selected columns j of row i.
+// term = scale * score + offset + column_bias[j], over the selected columns j of row i whose term is above
+// row_floor[i]. With floors there are statistics of the rows alone; DML_MAX has no floors and no gradient.
 struct dml_term {
   int32_t score, select, reduce;
   float scale, offset;
   const float* column_bias;  // (m,) or NULL; with columns of their own and statistics of the rows alone
+  const float* row_floor;    // (n,) or NULL
 };
 
 // Rows against classes, each with one row of weights.

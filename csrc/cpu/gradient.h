@@ -143,7 +143,10 @@ class PairGradient {
   void weigh_strip(Work& work, const Strip& strip, const Scores::OfStrip& scores, float shift) {
     const float* row_factor = work.row_factor - strip.tile.rows.begin;
     const float* column_factor = work.column_factor + strip.column();
-    if (!std::isfinite(shift))
+    if (term_.floor)
+      weigh_rows(work, strip, scores,
+                 [&](int64_t i, int v, vf score) { return weight_above(i, score, strip, v); });
+    else if (!std::isfinite(shift))
       weigh_rows(work, strip, scores, [&](int64_t i, int v, vf score) { return weight(i, score, strip, v); });
     else if (term_.logsumexp && !term_.bias)
       weigh_rows(work, strip, scores,
@@ -221,6 +224,21 @@ class PairGradient {
     const int64_t j = strip.begin + v * VL;
     return w +
            exp(t - load(column_factors_.statistic.data() + j)) * load(column_factors_.gradient.data() + j);
+  }
+
+  // The same for terms of any kind, of which those above the floor of a row count for that row.
+  vf weight_above(int64_t i, vf score, const Strip& strip, int v) const {
+    const vf t = term_(score, strip, v, 0.0f);
+    auto counted = [&](vf floor, vf statistic, vf gradient) {
+      return keep(t > floor, term_.logsumexp ? exp(t - statistic) * gradient : gradient);
+    };
+    vf w = counted(splat(term_.floor[i]), splat(row_factors_.statistic[i]), splat(row_factors_.gradient[i]));
+    if (pairs_.symmetric) {
+      const int64_t j = strip.begin + v * VL;
+      w += counted(load(term_.floor.data() + j), load(column_factors_.statistic.data() + j),
+                   load(column_factors_.gradient.data() + j));
+    }
+    return term_.hinge ? w * term_.slope_of(t) : w;
   }
 
   // Where the statistics of a tile lie close together, one exponential serves both of its sides:

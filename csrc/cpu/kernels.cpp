@@ -38,7 +38,7 @@ int guarded(F&& f) {
 int pair_reduce(const dml_pairs* p, const dml_term* t, float* row_out, float* column_out) {
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), false);
-    const Term term(*t, pairs.columns());
+    const Term term(*t, pairs);
     const int64_t values = term.hinge ? 2 : 1;
     if (!pairs.finite() || !term.finite) {
       fill(row_out, values * p->n, nan_value);
@@ -62,7 +62,7 @@ int pair_grad(const dml_pairs* p, const dml_term* t, const float* row_stat, cons
               float* d_bias) {
   return guarded([&] {
     const Pairs pairs(*p, t->score, t->select, walk_once(*p, *t), true);
-    const Term term(*t, pairs.columns());
+    const Term term(*t, pairs);
     if (!pairs.finite() || !term.finite) {
       fill(d_rows, p->n * p->d, nan_value);
       fill(d_columns, p->m * p->d, nan_value);

@@ -26,7 +26,7 @@ class Lifted {
  public:
   Lifted(const dml_pairs& problem, float margin, bool with_gradient)
       : pairs_(problem, DML_DISTANCE, DML_NEGATIVE, problem.columns == nullptr, with_gradient),
-        term_(dml_term{DML_DISTANCE, DML_NEGATIVE, DML_LOGSUMEXP, -1.0f, margin, nullptr}, pairs_.columns()),
+        term_(dml_term{DML_DISTANCE, DML_NEGATIVE, DML_LOGSUMEXP, -1.0f, margin, nullptr, nullptr}, pairs_),
         scores_(pairs_, with_gradient) {}
 
   bool finite() const { return pairs_.finite() && term_.finite; }

@@ -1,4 +1,4 @@
-// Statistics of the rows and columns of a pair problem: log-sum-exps or sums over the selected pairs.
+// Statistics of the rows and columns of a pair problem: log-sum-exps, sums or maxima over the selected pairs.
 #pragma once
 
 #include "pairs.h"
@@ -11,20 +11,28 @@ constexpr float safe_span = 60.0f;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 struct Term {
-  bool logsumexp, hinge, squared, smooth;
+  bool logsumexp, maximum, hinge, squared, smooth;
   float scale, offset;
-  Buffer<float> bias;  // by column position, padded; empty without a bias
+  Buffer<float> bias;   // by column position, padded; empty without a bias
+  Buffer<float> floor;  // by row position, padded; empty without floors
   float lowest_bias = 0, highest_bias = 0;
   bool finite;
 
-  Term(const dml_term& term, const Side& columns)
+  Term(const dml_term& term, const Pairs& pairs)
       : logsumexp(term.reduce == DML_LOGSUMEXP),
-        hinge(!logsumexp && term.reduce != DML_SUM),
+        maximum(term.reduce == DML_MAX),
+        hinge(!logsumexp && !maximum && term.reduce != DML_SUM),
         squared(term.reduce == DML_SQUARED_HINGE),
         smooth(term.reduce == DML_SOFTPLUS),
         scale(term.scale),
         offset(term.offset),
         finite(std::isfinite(scale) && std::isfinite(offset)) {
+    const Side &rows = pairs.rows(), &columns = pairs.columns();
+    if (term.row_floor) {
+      floor = Buffer<float>(rows.panels() * VL + NR);
+      floor.fill(0);
+      for (int64_t i = 0; i < rows.n; i++) floor[i] = term.row_floor[rows.order[i]];
+    }
     if (!term.column_bias || columns.n == 0) return;
     bias = Buffer<float>(columns.panels() * VL + NR);
     bias.fill(0);
@@ -66,8 +74,8 @@ struct Term {
   }
 };
 
-// exp(top) * sum is the sum of the exponentials so far. Plain sums have a top of 0, and those of hinges the
-// number of hinges above 0.
+// exp(top) * sum is the sum of the exponentials so far. Plain sums have a top of 0, those of hinges the
+// number of hinges above 0, and maxima are a top alone.
 struct Statistic {
   std::vector<float> top;
   std::vector<double> sum;
@@ -133,25 +141,27 @@ class Reduction {
       : pairs_(pairs),
         term_(term),
         with_columns_(with_columns || pairs.symmetric),
-        running_(term.logsumexp && !(term.highest(pairs) - term.lowest(pairs) <= safe_span)),
+        running_(term.logsumexp && (term.floor || !(term.highest(pairs) - term.lowest(pairs) <= safe_span))),
         shift_(term.logsumexp && !running_ ? term.highest(pairs) : 0.0f),
-        rows_(pairs.rows().n, running_ ? minus_infinity : shift_),
-        columns_(with_columns && !pairs.symmetric ? pairs.columns().n : 0,
-                 running_ ? minus_infinity : shift_) {}
+        start_(running_ || term.maximum ? minus_infinity : shift_),
+        rows_(pairs.rows().n, start_),
+        columns_(with_columns && !pairs.symmetric ? pairs.columns().n : 0, start_) {}
 
   void run(Scores& scores) {
     std::vector<Partial> partials(pairs_.threads);
     pairs_.schedule.run(pairs_.threads, [&](int worker, int64_t index, const Task& task, auto& wait) {
       Partial& part = partials[worker];
       pairs_.for_each_tile(task, [&](const Tile& tile) {
-        part.clear(tile, running_);
+        part.clear(tile, running_ || term_.maximum ? minus_infinity : 0.0f);
         for_each_strip(tile, [&](const Strip& strip) {
           const Range range = pairs_.active(strip, pairs_.select);
           if (range.size() <= 0) return;
           const Scores::OfStrip found = scores.get(worker, index, range, strip);
-          running_      ? add_running(part, strip, found)
-          : term_.hinge ? add_hinges(part, strip, found)
-                        : add(part, strip, found);
+          running_        ? add_running(part, strip, found)
+          : term_.maximum ? add_maxima(part, strip, found)
+          : term_.floor   ? add_above(part, strip, found)
+          : term_.hinge   ? add_hinges(part, strip, found)
+                          : add(part, strip, found);
         });
         wait();
         merge(part, tile);
@@ -171,10 +181,9 @@ class Reduction {
   struct Partial {
     float row_sum[Schedule::tile][VL], row_top[Schedule::tile];
     float column_sum[Schedule::tile + NR], column_top[Schedule::tile + NR];
-    void clear(const Tile& tile, bool running) {
+    void clear(const Tile& tile, float top) {
       std::fill_n(row_sum[0], tile.rows.size() * VL, 0.0f);
       std::fill_n(column_sum, tile.columns.size() + NR, 0.0f);
-      const float top = running ? minus_infinity : 0.0f;
       std::fill_n(row_top, tile.rows.size(), top);
       std::fill_n(column_top, tile.columns.size() + NR, top);
     }
@@ -200,6 +209,17 @@ class Reduction {
     for (int v = 0; v < NV; v++) store(part.column_sum + strip.column() + v * VL, column[v]);
   }
 
+  // The lanes of a term that count for its row, and those that count for its columns.
+  struct Counted {
+    vi row, column;
+  };
+  Counted counted(vi lanes, vf t, int64_t i, const Strip& strip, int v) const {
+    if (!term_.floor) return {lanes, lanes};
+    const vi row = lanes & (t > term_.floor[i]);
+    if (!with_columns_) return {row, lanes};
+    return {row, lanes & (t > load(term_.floor.data() + strip.begin + v * VL))};
+  }
+
   // The same with a running maximum for each row and column, for terms of any size.
   void add_running(Partial& part, const Strip& strip, const Scores::OfStrip& scores) {
     const vf nothing = splat(minus_infinity);
@@ -210,26 +230,72 @@ class Reduction {
       const Selector::Lanes* lanes = selected(i);
       if (!lanes) continue;
       const float* s = scores.row(i);
+      Counted counts[NV];
       vf t[NV], largest = nothing;
       for (int v = 0; v < NV; v++) {
-        t[v] = ::DML_ISA::select((*lanes)[v], term_(load(s + v * VL), strip, v, 0.0f), nothing);
-        largest = max(largest, t[v]);
+        t[v] = term_(load(s + v * VL), strip, v, 0.0f);
+        counts[v] = counted((*lanes)[v], t[v], i, strip, v);
+        largest = max(largest, ::DML_ISA::select(counts[v].row, t[v], nothing));
       }
       float& top = part.row_top[i - strip.tile.rows.begin];
       const float new_top = std::max(top, hmax(largest));
-      const float shrink = std::exp(top - new_top);
-      float* sum = part.row_sum[i - strip.tile.rows.begin];
-      vf row = load(sum) * shrink;
-      top = new_top;
-      for (int v = 0; v < NV; v++) {
-        row += keep((*lanes)[v], exp(t[v] - top));
-        if (!with_columns_) continue;
-        const vf old = load(column_top + v * VL), higher = max(old, t[v]);
+      if (new_top > minus_infinity) {
+        float* sum = part.row_sum[i - strip.tile.rows.begin];
+        vf row = load(sum) * std::exp(top - new_top);
+        for (int v = 0; v < NV; v++) row += keep(counts[v].row, exp(t[v] - new_top));
+        store(sum, row);
+        top = new_top;
+      }
+      for (int v = 0; v < NV && with_columns_; v++) {
+        const vf old = load(column_top + v * VL);
+        const vf higher = max(old, ::DML_ISA::select(counts[v].column, t[v], nothing));
         const vf kept = keep(old > nothing, load(column_sum + v * VL) * exp(old - higher));
-        store(column_sum + v * VL, kept + keep((*lanes)[v], exp(t[v] - higher)));
+        store(column_sum + v * VL, kept + keep(counts[v].column, exp(t[v] - higher)));
         store(column_top + v * VL, higher);
       }
-      store(sum, row);
+    }
+  }
+
+  // Maxima alone, which are the tops.
+  void add_maxima(Partial& part, const Strip& strip, const Scores::OfStrip& scores) {
+    float* column_top = part.column_top + strip.column();
+    Selector selected(pairs_, strip, pairs_.select);
+    for (int64_t i = scores.range.begin; i < scores.range.end; i++) {
+      const Selector::Lanes* lanes = selected(i);
+      if (!lanes) continue;
+      vf largest = splat(minus_infinity);
+      for (int v = 0; v < NV; v++) {
+        const vf t = term_(load(scores.row(i) + v * VL), strip, v, 0.0f);
+        const vf counts = ::DML_ISA::select((*lanes)[v], t, splat(minus_infinity));
+        largest = max(largest, counts);
+        store(column_top + v * VL, max(load(column_top + v * VL), counts));
+      }
+      float& top = part.row_top[i - strip.tile.rows.begin];
+      top = std::max(top, hmax(largest));
+    }
+  }
+
+  // Sums and hinges of the terms above a floor.
+  void add_above(Partial& part, const Strip& strip, const Scores::OfStrip& scores) {
+    float *column_sum = part.column_sum + strip.column(), *column_top = part.column_top + strip.column();
+    Selector selected(pairs_, strip, pairs_.select);
+    for (int64_t i = scores.range.begin; i < scores.range.end; i++) {
+      const Selector::Lanes* lanes = selected(i);
+      if (!lanes) continue;
+      vf row = {}, count = {};
+      for (int v = 0; v < NV; v++) {
+        const vf t = term_(load(scores.row(i) + v * VL), strip, v, 0.0f);
+        const Counted counts = counted((*lanes)[v], t, i, strip, v);
+        const vf value = term_.hinge ? term_.hinge_of(t) : t;
+        const vf one = keep(value > 0.0f, splat(1.0f));
+        row += keep(counts.row, value);
+        count += keep(counts.row, one);
+        store(column_sum + v * VL, load(column_sum + v * VL) + keep(counts.column, value));
+        store(column_top + v * VL, load(column_top + v * VL) + keep(counts.column, one));
+      }
+      const int64_t r = i - strip.tile.rows.begin;
+      store(part.row_sum[r], load(part.row_sum[r]) + row);
+      part.row_top[r] += hsum(count);
     }
   }
 
@@ -281,15 +347,17 @@ class Reduction {
     }
     statistic.sum[i] += sum;
     if (term_.hinge) statistic.top[i] += top;
+    if (term_.maximum) statistic.top[i] = std::max(statistic.top[i], top);
   }
   float value(const Statistic& statistic, int64_t i) const {
+    if (term_.maximum) return statistic.top[i];
     return term_.logsumexp ? statistic.logsumexp(i) : float(statistic.sum[i]);
   }
 
   const Pairs& pairs_;
   const Term& term_;
   const bool with_columns_, running_;
-  const float shift_;
+  const float shift_, start_;
   Statistic rows_, columns_;
 };
 

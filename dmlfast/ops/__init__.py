@@ -11,7 +11,7 @@ from dmlfast.ops.lifted.op import lifted_structured_loss
 from dmlfast.ops.norm_softmax.op import norm_softmax_loss
 from dmlfast.ops.normalize.op import normalize
 from dmlfast.ops.pairs.counts import pair_counts
-from dmlfast.ops.pairs.op import pair_reduce
+from dmlfast.ops.pairs.op import pair_max, pair_reduce
 from dmlfast.ops.pddm.op import pddm_hard_quadruplets, pddm_scores
 from dmlfast.ops.triplet.op import triplet_loss
 
@@ -25,6 +25,7 @@ __all__ = [
     "norm_softmax_loss",
     "normalize",
     "pair_counts",
+    "pair_max",
     "pair_reduce",
     "pddm_hard_quadruplets",
     "pddm_scores",

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 CPU_LIBRARY = Path(__file__).parent / "libdmlfast_cpu.so"
-INTERFACE = 0xD5AE50FC  # the CRC-32 of csrc/dmlfast.h
+INTERFACE = 0xE23D287C  # the CRC-32 of csrc/dmlfast.h
 
 SCORES = {"dot": 0, "distance": 1}
 SELECTIONS = {"negative": 0, "positive": 1, "other": 2, "all": 3}
-REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3, "softplus": 4}
+REDUCTIONS = {"logsumexp": 0, "sum": 1, "hinge": 2, "squared_hinge": 3, "softplus": 4, "max": 5}
 MININGS = {"all": 0, "semihard": 1, "hardest": 2}
 BASES = {"deviance": 0, "contrastive": 1}
 BOOSTINGS = {"eta": 0, "additive": 1, "derivative": 2, "none": 3}
@@ -165,6 +165,7 @@ class Term(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("offset", ctypes.c_float),
         ("column_bias", ctypes.c_void_p),
+        ("row_floor", ctypes.c_void_p),
     )
 
 

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from pytorch_metric_learning import losses as pml
+from pytorch_metric_learning import miners
 from torch.nn.functional import normalize
 
 from dmlfast.losses import (
@@ -25,9 +26,15 @@ RY = torch.tensor([4, 4, 0, 9, 9, -7, 8, 8, 0])
 SELVES = torch.tensor([0, 2, -1, 5, -1, 1, 3, 11, -1, 4, -1, -1, -1, -1])  # 11 is beyond the last
 CLASSES = torch.tensor([30, 0, 2, 4, 9, -7, 11, 12])  # the last two have no row
 SUPCON, SIMILARITY = {"temperature": 0.3}, {"alpha": 3.0, "beta": 20.0, "base": 0.2}
+MINED = {**SIMILARITY, "epsilon": 0.3}
 PROXY = {"margin": 0.2, "alpha": 11.0}
 NTXENT = {"temperature": 0.2}
-PAIR_LOSSES = [(SupConLoss, SUPCON), (NTXentLoss, NTXENT), (MultiSimilarityLoss, SIMILARITY)]
+PAIR_LOSSES = [
+    (SupConLoss, SUPCON),
+    (NTXentLoss, NTXENT),
+    (MultiSimilarityLoss, SIMILARITY),
+    (MultiSimilarityLoss, MINED),
+]
 each_pair_loss = pytest.mark.parametrize(("module", "options"), PAIR_LOSSES)
 
 
@@ -45,7 +52,11 @@ def ntxent(same, other, temperature):
     return [math.log(math.exp(s / temperature) + push) - s / temperature for s in same]
 
 
-def multi_similarity(same, other, alpha, beta, base):
+def multi_similarity(same, other, alpha, beta, base, epsilon=None):
+    if epsilon is not None:
+        furthest, nearest = min(same, default=math.inf), max(other, default=-math.inf)
+        same = [s for s in same if s < nearest + epsilon]
+        other = [s for s in other if s > furthest - epsilon]
     pull = math.log(1 + sum(math.exp(-alpha * (s - base)) for s in same)) / alpha
     push = math.log(1 + sum(math.exp(beta * (s - base)) for s in other)) / beta
     return [pull + push]
@@ -98,6 +109,8 @@ def value_and_gradients(loss, rows, *others, **options):
         (SupConLoss, supcon, SUPCON),
         (NTXentLoss, ntxent, NTXENT),
         (MultiSimilarityLoss, multi_similarity, SIMILARITY),
+        (MultiSimilarityLoss, multi_similarity, MINED),
+        (MultiSimilarityLoss, multi_similarity, {**SIMILARITY, "epsilon": -0.2}),
     ],
 )
 @pytest.mark.parametrize("columns", [(), (R, RY), (R, RY, SELVES)])
@@ -159,6 +172,28 @@ def test_pair_losses_are_those_of_pytorch_metric_learning(ours, theirs, columns,
     torch.testing.assert_close(found, expected, rtol=close, atol=close * 0.01)
 
 
+@pytest.mark.parametrize("epsilon", [-0.2, 0.1, 0.4])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_mined_multi_similarity_is_that_of_pytorch_metric_learning(dtype, columns, epsilon):
+    given = {"ref_emb": R.to(dtype), "ref_labels": RY} if columns else {}
+    impl = "reference" if dtype == torch.float64 else "auto"
+    ours = MultiSimilarityLoss(epsilon=epsilon, impl=impl)
+    miner = miners.MultiSimilarityMiner(epsilon=epsilon)
+    theirs = pml.MultiSimilarityLoss()
+    found = value_and_gradients(ours, X.to(dtype), Y, **given)
+
+    def mined(rows, labels, ref_emb=None, ref_labels=None):
+        pairs = miner(rows, labels, ref_emb, ref_labels)
+        return theirs(rows, labels, pairs, ref_emb, ref_labels)
+
+    mined.parameters = list
+    expected = value_and_gradients(mined, X.to(dtype), Y, **given)
+    close = TOLERANCES[dtype]
+    torch.testing.assert_close(found, expected, rtol=close, atol=close * 0.01)
+    assert not torch.equal(found[0], MultiSimilarityLoss(impl=impl)(X.to(dtype), Y, **given))
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_proxy_anchor_is_that_of_pytorch_metric_learning(dtype):
     impl = "reference" if dtype == torch.float64 else "auto"
@@ -209,7 +244,7 @@ def test_pair_losses_of_no_row_and_of_one(module, options):
 @each_pair_loss
 def test_pair_losses_without_positives(module, options):
     value, gradient = value_and_gradients(module(**options), X, torch.arange(14))
-    if module is not MultiSimilarityLoss:
+    if module is not MultiSimilarityLoss or "epsilon" in options:
         assert value == 0
         assert not gradient.any()
     else:
@@ -224,7 +259,7 @@ def test_pair_losses_without_negatives(module, options):
     """Where that of pytorch-metric-learning may be 0."""
     value, gradient = value_and_gradients(module(**options), X, torch.zeros(14).long())
     cosines = (normalize(X) @ normalize(X).T).double()
-    if module is NTXentLoss:
+    if module is NTXentLoss or "epsilon" in options:
         assert value == 0
         assert not gradient.any()
         return
@@ -237,7 +272,13 @@ def test_pair_losses_without_negatives(module, options):
     assert gradient.any()
 
 
-LOSSES = [SupConLoss(), NTXentLoss(), MultiSimilarityLoss(), proxies()]
+LOSSES = [
+    SupConLoss(),
+    NTXentLoss(),
+    MultiSimilarityLoss(),
+    MultiSimilarityLoss(epsilon=0.1),
+    proxies(),
+]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 
 
@@ -319,7 +360,7 @@ def test_they_survive_pickling_and_print_what_they_were_made_of(loss):
         SupConLoss: "SupConLoss(temperature=0.1, normalize_embeddings=True, impl='auto')",
         NTXentLoss: "NTXentLoss(temperature=0.07, normalize_embeddings=True, impl='auto')",
         MultiSimilarityLoss: "MultiSimilarityLoss(alpha=2.0, beta=50.0, base=0.5,"
-        " normalize_embeddings=True, impl='auto')",
+        f" epsilon={getattr(loss, 'epsilon', None)}, normalize_embeddings=True, impl='auto')",
         ProxyAnchorLoss: "ProxyAnchorLoss(8, 5, margin=0.1, alpha=32.0, impl='auto')",
     }
     assert repr(copy) == expected[type(loss)]

@@ -30,6 +30,7 @@ LOSSES = [
     SupConLoss(),
     NTXentLoss(),
     MultiSimilarityLoss(),
+    MultiSimilarityLoss(epsilon=0.1),
     PDDMLoss(6),
     NormSoftmaxLoss(2, 6),
     ProxyAnchorLoss(2, 6),

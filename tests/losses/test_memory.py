@@ -25,6 +25,7 @@ LOSSES = [
     SupConLoss(),
     NTXentLoss(),
     MultiSimilarityLoss(),
+    MultiSimilarityLoss(epsilon=0.1),
 ]
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 

@@ -174,6 +174,7 @@ def test_numbers_of_other_kinds_are_taken(value):
         (NTXentLoss, "temperature", -1, "temperature must be above 0"),
         (MultiSimilarityLoss, "beta", -1, "beta must be above 0"),
         (MultiSimilarityLoss, "base", "x", "base must be a finite number"),
+        (MultiSimilarityLoss, "epsilon", "x", "epsilon must be a finite number"),
         (ProxyAnchorLoss, "alpha", 0, "alpha must be above 0"),
         (ProxyAnchorLoss, "margin", "x", "margin must be a finite number"),
         (PDDMLoss, "per", "foo", "per must be one of batch, class, anchor"),

@@ -19,6 +19,7 @@ LOSSES = {
     "supcon": losses.SupConLoss,
     "ntxent": losses.NTXentLoss,
     "multi-similarity": losses.MultiSimilarityLoss,
+    "mined": lambda: losses.MultiSimilarityLoss(epsilon=0.1),
     "proxy-anchor": lambda: losses.ProxyAnchorLoss(6, 8),
     "pddm": lambda: losses.PDDMLoss(8),
     "bier": lambda: losses.BIERLoss([3, 5]),

@@ -82,7 +82,7 @@ def biased(dtype: torch.dtype, d: int) -> None:
     term = PairTerm("distance", "other", "logsumexp", -1.0, 0.0)
     for n, m in SIZES:
         x, r, bias = torch.zeros(n, d, dtype=dtype), torch.zeros(m, d, dtype=dtype), torch.zeros(m)
-        given = x, r, None, None, None, bias
+        given = x, r, None, None, None, bias, None
         stat = pairs.reduce_block(*given, term)
         pairs.grad_block(*given, stat, stat, None, None, term, (True, False, True))
 
@@ -99,7 +99,7 @@ def reductions(dtype: torch.dtype, d: int) -> None:
     ):
         by_label = labels if term.by_label else None
         others = torch.zeros(500).long() if columns is not None and term.by_label else None
-        given = x, columns, by_label, others, None, column_bias
+        given = x, columns, by_label, others, None, column_bias, None
         stat = pairs.reduce_block(*given, term)
         wants = True, columns is not None, column_bias is not None
         pairs.grad_block(*given, stat, stat, None, None, term, wants)
@@ -117,9 +117,31 @@ def hinges(dtype: torch.dtype, d: int) -> None:
         ("negative", "softplus", r, others),
     ):
         term = PairTerm("distance", select, reduce, -1.0, 1.0)
-        given = x, columns, labels, column_labels, None, None
+        given = x, columns, labels, column_labels, None, None, None
         stat = pairs.reduce_block(*given, term)[0]
         pairs.grad_block(*given, stat, stat, None, None, term, (True, columns is not None, False))
+
+
+def mined(dtype: torch.dtype, d: int) -> None:
+    """Greatest terms, and reductions of those above a floor, of a batch and against columns."""
+    x, labels = torch.zeros(300, d, dtype=dtype), torch.zeros(300, dtype=torch.int64)
+    r, others = torch.zeros(500, d, dtype=dtype), torch.zeros(500, dtype=torch.int64)
+    floor = torch.zeros(300)
+    for columns, column_labels in ((None, None), (r, others)):
+        for score, select in (("dot", "negative"), ("distance", "positive")):
+            given = x, columns, labels, column_labels, None, None
+            pairs.reduce_block(*given, None, PairTerm(score, select, "max", 1.0, 0.0))
+        for reduce, score, select in (
+            ("logsumexp", "dot", "negative"),
+            ("logsumexp", "distance", "positive"),
+            ("softplus", "distance", "negative"),
+        ):
+            term = PairTerm(score, select, reduce, 2.0, 1.0)
+            given = x, columns, labels, column_labels, None, None, floor
+            stat = pairs.reduce_block(*given, term)
+            stat = stat[0] if term.is_hinge else stat
+            wants = True, columns is not None, False
+            pairs.grad_block(*given, stat, stat, None, None, term, wants)
 
 
 def triplets(dtype: torch.dtype, d: int) -> None:
@@ -244,6 +266,7 @@ FORMS = {
     "lifted": small_and_large,
     "reductions": reductions,
     "hinges": hinges,
+    "mined": mined,
     "triplets": triplets,
     "softmax": softmax,
     "units": units,

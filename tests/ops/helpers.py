@@ -47,11 +47,14 @@ class Problem:
     column_labels: torch.Tensor | None = None
     self_index: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    floor: torch.Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "Problem":
         cast = (None if t is None else t.to(dtype) for t in (self.rows, self.columns, self.bias))
         rows, columns, bias = cast
-        return replace(self, rows=rows, columns=columns, bias=bias)
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        floor = None if self.floor is None else self.floor.to(exact)
+        return replace(self, rows=rows, columns=columns, bias=bias, floor=floor)
 
     def on(self, device: torch.device | str) -> "Problem":
         return Problem(*(None if t is None else t.to(device) for t in vars(self).values()))
@@ -172,6 +175,8 @@ def plain_pair_reduce(
     if p.bias is not None:
         terms = terms + p.bias
     mask = selected(p, select)
+    if p.floor is not None:
+        mask = mask & (terms > p.floor[:, None])
     if reduce == "softplus":
         return (torch.logaddexp(terms, torch.zeros_like(terms)) * mask).sum(1)
     if "hinge" in reduce:
@@ -264,8 +269,38 @@ def pair_reduce(p: Problem, **options) -> torch.Tensor:
         p.column_labels,
         self_index=p.self_index,
         column_bias=p.bias,
+        row_floor=p.floor,
         **options,
     )
+
+
+def pair_max(p: Problem, **options) -> torch.Tensor:
+    return ops.pair_max(
+        p.rows, p.labels, p.columns, p.column_labels, self_index=p.self_index, **options
+    )
+
+
+def with_floors(p: Problem, *, score: str, scale: float, offset: float, **_) -> Problem:
+    """The same with a floor in a wide gap of each row's terms; a few floors leave out nothing, or
+    all.
+    """
+    exact = p.to(torch.float64)
+    r = exact.rows if exact.columns is None else exact.columns
+    scores = exact.rows @ r.T if score == "dot" else direct_distances(exact.rows, r)
+    terms = scale * scores + offset + (0.0 if exact.bias is None else exact.bias)
+    random = generator(5)
+    edges = terms.sort(1).values
+    if terms.shape[1] > 1:
+        gaps = edges.diff(dim=1) * (
+            torch.rand(terms.shape[0], terms.shape[1] - 1, generator=random) < 0.5
+        )
+        at = gaps.argmax(1, keepdim=True)
+        floor = (edges.gather(1, at) + edges.gather(1, at + 1))[:, 0] / 2
+    else:
+        floor = torch.full((terms.shape[0],), -1e3, dtype=torch.float64)
+    chance = torch.rand(len(floor), generator=random)
+    floor[chance < 0.1], floor[chance > 0.9] = torch.inf, -torch.inf
+    return replace(p, floor=floor.float())
 
 
 def lifted(p: Problem, **options) -> torch.Tensor:

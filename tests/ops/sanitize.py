@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -38,6 +39,7 @@ from .helpers import (
     contrastive,
     lifted,
     pair_cases,
+    pair_max,
     pair_reduce,
     problem,
     results,
@@ -93,6 +95,8 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
         return
     for columns in (None, m):
         p, shape = problem(n, columns, 24, selves=True, per_class=4), f"{n}x{columns or n}"
+        for reduce in ("logsumexp", "softplus"):
+            yield case(f"mined {reduce} {shape}", mined, p.on(device), reduce, impl)
         yield case(f"contrastive {shape}", solved, contrastive, p, neg_margin=5.0)
         for mining in ("all", "semihard", "hardest"):
             yield case(f"triplet {mining} {shape}", solved, triplet, p, mining=mining)
@@ -129,6 +133,13 @@ def softmax(
     labels = torch.randint(0, classes, (n,), generator=random).to(device)
     loss = norm_softmax_loss(rows, labels, weight, impl=impl, **options)
     return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
+
+
+def mined(p: Problem, reduce: str, impl: str) -> Tensors:
+    """The negatives that are nearer than a row's furthest positive, and gradients."""
+    furthest = pair_max(p, select="positive", impl=impl)
+    options = {"reduce": reduce, "scale": -1.0, "impl": impl}
+    return [furthest, *results(pair_reduce, replace(p, floor=-furthest), **options)]
 
 
 def units(device: str, n: int, dtype: torch.dtype, impl: str) -> Tensors:

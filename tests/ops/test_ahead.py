@@ -96,7 +96,10 @@ def test_the_lifted_loss_of_wide_rows(capability, dtype, record_property):
     [
         (90, "lifted"),
         *[pytest.param(each, "lifted", marks=pytest.mark.long) for each in (80, 100)],
-        *[pytest.param(90, form, marks=pytest.mark.long) for form in ("hinges", "reductions")],
+        *[
+            pytest.param(90, form, marks=pytest.mark.long)
+            for form in ("hinges", "reductions", "mined")
+        ],
     ],
 )
 def test_scores_of_narrow_rows_in_float32(capability, form, record_property):

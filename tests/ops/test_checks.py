@@ -54,6 +54,7 @@ WRONG_LOSS = {
     f"a margin of {value}": ({"margin": value}, ValueError, "margin.*finite number, not")
     for value in (float("nan"), float("inf"), -float("inf"))
 }
+OF_SUMS = {"reduce", "column_bias", "row_floor"}  # which maxima do not take
 WRONG_REDUCTION = {
     "a scale that is not finite": ({"scale": float("nan")}, ValueError, "scale.*finite.*nan"),
     "an infinite offset": ({"offset": -float("inf")}, ValueError, "offset.*finite.*-inf"),
@@ -74,6 +75,14 @@ WRONG_REDUCTION = {
         ValueError,
         "column_bias.*device",
     ),
+    "a row_floor of the columns": (
+        {"row_floor": torch.zeros(5)},
+        ValueError,
+        r"row_floor.*\(4,\).*\(5,\)",
+    ),
+    "an integer row_floor": ({"row_floor": Y}, TypeError, "row_floor.*floating"),
+    "a float64 row_floor": ({"row_floor": X[:, 0].double()}, TypeError, "row_floor.*float64"),
+    "row_floor elsewhere": ({"row_floor": X[:, 0].to("meta")}, ValueError, "row_floor.*device"),
     "a number for column_bias": ({"column_bias": 0.5}, TypeError, "column_bias.*Tensor.*float"),
 }
 WRONG_LOSS |= {
@@ -83,6 +92,8 @@ WRONG_LOSS |= {
 }
 CASES = [(ops.lifted_structured_loss, *case) for case in (WRONG | WRONG_LOSS).values()]
 CASES += [(ops.pair_reduce, *case) for case in (WRONG | WRONG_REDUCTION).values()]
+OF_TERMS = [case for case in WRONG_REDUCTION.values() if not case[0].keys() & OF_SUMS]
+CASES += [(ops.pair_max, *case) for case in (*WRONG.values(), *OF_TERMS)]
 
 
 @pytest.mark.parametrize(("op", "change", "error", "message"), CASES)

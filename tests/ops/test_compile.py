@@ -27,7 +27,7 @@ def tensors(p: Problem, dtype: torch.dtype, requires_grad: bool = True) -> tuple
     rows, columns, bias = (
         None if t is None else t.clone().requires_grad_(requires_grad) for t in p.inputs
     )
-    return rows, columns, p.labels, p.column_labels, p.self_index, bias
+    return rows, columns, p.labels, p.column_labels, p.self_index, bias, p.floor
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def tensors(p: Problem, dtype: torch.dtype, requires_grad: bool = True) -> tuple
 )
 class TestOpcheck:
     def test_lifted(self, p, dtype, requires_grad, impl):
-        *pairs, _ = tensors(p, dtype, requires_grad)
+        *pairs, _, _ = tensors(p, dtype, requires_grad)
         wants = requires_grad, requires_grad and p.columns is not None
         torch.library.opcheck(
             torch.ops.dmlfast.lifted_structured_loss.default, (*pairs, 1.0, *wants, impl)

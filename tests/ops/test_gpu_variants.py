@@ -22,7 +22,7 @@ from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pddm.reference import quadruplets
 from dmlfast.ops.pddm.triton import mining
 
-from . import test_blocks, test_boosted_triton, test_norm_softmax, test_pddm
+from . import test_blocks, test_boosted_triton, test_mining, test_norm_softmax, test_pddm
 from .helpers import (
     ULPS,
     Tensors,
@@ -41,6 +41,7 @@ from .helpers import (
     results,
     triplet,
     upstream_for,
+    with_floors,
 )
 from .test_gpu import (
     BRAIN,
@@ -311,6 +312,38 @@ def test_hinges_of_the_pair_primitive(select, score, reduce, m, dtype, d):
         offset=1.0,
         **TRITON,
     )
+
+
+FLOORS = [
+    ("negative", "distance", "logsumexp", None, FULL),
+    ("negative", "dot", "softplus", 90, BRAIN),
+    ("positive", "distance", "hinge", 90, HALF),
+    ("positive", "dot", "logsumexp", None, BRAIN),
+    ("other", "distance", "sum", None, BRAIN),
+    ("other", "dot", "squared_hinge", 90, FULL),
+    ("all", "distance", "logsumexp", 90, HALF),
+    ("all", "dot", "sum", None, FULL),
+]
+
+
+@pytest.mark.parametrize(("select", "score", "reduce", "m", "dtype"), FLOORS)
+@pytest.mark.parametrize("d", [24, 200])
+def test_mined_pairs(select, score, reduce, m, dtype, d):
+    p = problem(130, m, d, selves=m is not None, bias=m is not None, per_class=20, scale=d**-0.5)
+    options = {"score": score, "scale": -3.0, "offset": 1.0}
+    p = on_gpu(with_floors(p.to(dtype), **options))
+    assert_kernels_accurate(
+        pair_reduce,
+        plain_pair_reduce,
+        p,
+        # rows that meet themselves coincide with a column
+        distances=careful_distances if select == "all" else gram_distances,
+        select=select,
+        reduce=reduce,
+        **options,
+        **TRITON,
+    )
+    test_mining.assert_greatest(p, "triton", select=select, **options)
 
 
 @EVERY_IMPL

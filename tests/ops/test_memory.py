@@ -65,7 +65,8 @@ torch.manual_seed(0)
 x, labels = torch.randn(600, 40), torch.arange(600) // 4
 out, rows, more = torch.empty(600, 600), torch.empty(600, 40), torch.empty(600, 40)
 pairs = native.Pairs(x, None, labels, None, None)
-term = native.Term(0, 2, 0, 1.0, 0.0, None)
+floor = torch.zeros(600)
+term = native.Term(0, 2, 0, 1.0, 0.0, None, floor.data_ptr())
 at = native.address
 
 def unit():

@@ -229,7 +229,8 @@ class TestOpcheck:
         x = p.rows.clone().requires_grad_(requires_grad)
         term = ("distance", "negative", "hinge", -1.0, 3.0, impl)
         torch.library.opcheck(
-            torch.ops.dmlfast.pair_reduce.default, (x, None, p.labels, None, None, None, *term)
+            torch.ops.dmlfast.pair_reduce.default,
+            (x, None, p.labels, None, None, None, None, *term),
         )
 
 

@@ -184,6 +184,10 @@ def pddm(n: int, d: int, **options: object) -> Step:
     return step(losses.PDDMLoss(d, impl="triton", **options).to(DEVICE), leaf(n, d), labels(n))
 
 
+def multi_similarity(n: int, d: int) -> Step:
+    return step(losses.MultiSimilarityLoss(epsilon=0.1, impl="triton"), leaf(n, d), labels(n))
+
+
 def unit(n: int, d: int, listed: bool) -> Step:
     scores = partial(ops.pddm_scores, unit=losses.PDDMUnit(d).to(DEVICE), impl="triton")
     some = (labels(n), labels(n)) if listed else None
@@ -231,6 +235,10 @@ WAITS: dict[str, Callable[[], Step]] = {
         f"{loss.__name__} {n}": partial(pairs, loss, n, 512, groups=LEARNERS)
         for loss in (ops.boosted_deviance_loss, ops.boosted_contrastive_loss)
         for n in (130, 5000)
+    },
+    **{
+        f"mined multi-similarity {n} x {d}": partial(multi_similarity, n, d)
+        for n, d in ((100, 64), (5000, 512))
     },
     **{f"pddm_scores, listed {some}": partial(unit, 300, 128, some) for some in (False, True)},
     **{

@@ -99,7 +99,7 @@ def _forward(
     impl: str,
 ) -> Found:
     backend = dispatch.module(pairs.__package__, impl, "pair_reduce", rows)
-    given = (rows, columns, row_labels, column_labels, self_index, None)
+    given = (rows, columns, row_labels, column_labels, self_index, None, None)
     reduce = "squared_hinge" if squared else "hinge"
     terms = (
         PairTerm("distance", "positive", reduce, 1.0, -pos_margin),

@@ -12,7 +12,7 @@ import torch
 from dmlfast.ops.native import check_interface
 
 LIBRARY = Path(__file__).parents[1] / "libdmlfast_cuda.so"
-INTERFACE = 0x42EA89D9  # the CRC-32 of csrc/dmlfast.h and csrc/dmlfast_cuda.h
+INTERFACE = 0xFC08B712  # the CRC-32 of csrc/dmlfast.h and csrc/dmlfast_cuda.h
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # What the functions that launch kernels take before the stream; pointers to structures come first.

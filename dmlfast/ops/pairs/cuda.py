@@ -23,6 +23,7 @@ def reduce_block(
     column_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     column_bias: torch.Tensor | None,
+    row_floor: None,
     term: PairTerm,
 ) -> torch.Tensor:
     """The statistic of each row over these columns, (N,) float32."""
@@ -42,6 +43,7 @@ def grad_block(
     column_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     column_bias: torch.Tensor | None,
+    row_floor: None,
     row_stat: torch.Tensor,
     row_grad: torch.Tensor,
     column_stat: torch.Tensor | None,

@@ -14,8 +14,8 @@ def is_empty(rows: torch.Tensor, columns: torch.Tensor | None) -> bool:
 def statistics(rows: torch.Tensor, term: PairTerm) -> torch.Tensor:
     """(N,) float32, of hinges (2, N): of rows over no columns, NaN where any is not finite."""
     shape = (2, len(rows)) if term.is_hinge else (len(rows),)
-    nothing = -torch.inf if term.reduce == "logsumexp" else 0.0
-    return rows.new_full(shape, nothing, dtype=torch.float32) + nan_unless_finite(rows)
+    nothing = rows.new_full(shape, term.over_nothing, dtype=torch.float32)
+    return nothing + nan_unless_finite(rows)
 
 
 def gradients(

@@ -7,11 +7,11 @@ import torch
 from dmlfast.ops import checks, dispatch
 from dmlfast.ops.library import once_differentiable, register, statistic_dtype
 from dmlfast.ops.pairs import reference
-from dmlfast.ops.pairs.term import REDUCTIONS, SCORES, SELECTIONS, PairTerm
+from dmlfast.ops.pairs.term import MAX, REDUCTIONS, SCORES, SELECTIONS, PairTerm
 
 _PAIRS = (
     "Tensor rows, Tensor? columns, Tensor? row_labels, Tensor? column_labels, Tensor? self_index, "
-    "Tensor? column_bias, "
+    "Tensor? column_bias, Tensor? row_floor, "
 )
 _TERM = "str score, str select, str reduce, float scale, float offset, str impl"
 
@@ -27,6 +27,7 @@ def pair_reduce(
     scale: float = 1.0,
     offset: float = 0.0,
     column_bias: torch.Tensor | None = None,
+    row_floor: torch.Tensor | None = None,
     reduce: str = "logsumexp",
     self_index: torch.Tensor | None = None,
     impl: str = "auto",
@@ -47,6 +48,8 @@ def pair_reduce(
         select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other"
             (all but the row itself) or "all".
         column_bias: (M,) added to the terms of each column.
+        row_floor: (N,), held constant: of row i only the terms above row_floor[i] count, as where
+            pairs are mined. :func:`pair_max` has what to compare with.
         reduce: "logsumexp" (-inf over nothing); "sum"; "hinge", the sum of max(0, t),
             "squared_hinge", of its square, or "softplus", of log(1 + exp(t)) (0 over nothing).
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The
@@ -54,37 +57,104 @@ def pair_reduce(
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
-        (N,) float32, float64 for float64. NaN where any input is NaN or infinite.
+        (N,) float32, float64 for float64. NaN where any input is NaN or infinite, but for floors:
+        one of -inf leaves nothing out, of inf everything, and of NaN gives NaN for its row.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value.
         RuntimeError: the backend asked for by name cannot serve the call.
     """
     checks.embeddings("embeddings", embeddings)
-    checks.choice("score", score, SCORES)
-    checks.choice("select", select, SELECTIONS)
     checks.choice("reduce", reduce, REDUCTIONS)
-    scale, offset = checks.finite("scale", scale), checks.finite("offset", offset)
-    term = PairTerm(score, select, reduce, scale, offset)
-    if labels is not None:
-        checks.labels("labels", labels, embeddings)
-    elif term.by_label:
-        raise ValueError(f"labels are missing: select='{select}' compares them")
-    self_index = checks.columns(embeddings, ref_emb, ref_labels, self_index, term.by_label)
+    term = _checked_term(score, select, reduce, scale, offset)
+    sides = _checked_sides(embeddings, labels, ref_emb, ref_labels, self_index, term)
     if column_bias is not None:
         checks.bias("column_bias", column_bias, embeddings if ref_emb is None else ref_emb)
-    if not term.by_label:
-        labels = ref_labels = None
+    if row_floor is not None:
+        checks.bias("row_floor", row_floor, embeddings)
+        row_floor = row_floor.detach()
     found = dispatch.call(
         "pair_reduce",
         impl,
         embeddings,
         plain=reference.pair_reduce,
         fused=fused,
-        args=(embeddings, ref_emb, labels, ref_labels, self_index, column_bias, term),
-        without=("cuda",) if term.is_hinge else (),
+        args=(*sides, column_bias, row_floor, term),
+        without=("cuda",) if term.is_hinge or row_floor is not None else (),
     )
+    if row_floor is not None:
+        found = torch.where(row_floor.isnan(), torch.nan, found)
     return found[0] if term.is_hinge else found
+
+
+def pair_max(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    ref_emb: torch.Tensor | None = None,
+    ref_labels: torch.Tensor | None = None,
+    *,
+    score: str = "distance",
+    select: str = "negative",
+    scale: float = 1.0,
+    offset: float = 0.0,
+    self_index: torch.Tensor | None = None,
+    impl: str = "auto",
+) -> torch.Tensor:
+    """The greatest ``scale * score_ij + offset`` over the selected columns of each row: what mining
+    compares the other pairs of a row with. Without a gradient.
+
+    The furthest positive of a row, say, or with ``scale`` -1 and the sign turned the nearest
+    negative. Nothing of size N x M is kept.
+
+    Args:
+        As of :func:`pair_reduce`.
+
+    Returns:
+        (N,) float32, float64 for float64; -inf where nothing is selected, NaN where any embedding
+        is NaN or infinite.
+
+    Raises:
+        As :func:`pair_reduce`.
+    """
+    checks.embeddings("embeddings", embeddings)
+    term = _checked_term(score, select, MAX, scale, offset)
+    sides = _checked_sides(embeddings, labels, ref_emb, ref_labels, self_index, term)
+    constant = (None if side is None else side.detach() for side in sides)
+    return dispatch.call(
+        "pair_max",
+        impl,
+        embeddings,
+        plain=reference.pair_reduce,
+        fused=fused,
+        args=(*constant, None, None, term),
+        without=("cuda",),
+    )
+
+
+def _checked_term(score: str, select: str, reduce: str, scale: float, offset: float) -> PairTerm:
+    checks.choice("score", score, SCORES)
+    checks.choice("select", select, SELECTIONS)
+    scale, offset = checks.finite("scale", scale), checks.finite("offset", offset)
+    return PairTerm(score, select, reduce, scale, offset)
+
+
+def _checked_sides(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor | None,
+    ref_emb: torch.Tensor | None,
+    ref_labels: torch.Tensor | None,
+    self_index: torch.Tensor | None,
+    term: PairTerm,
+) -> tuple[torch.Tensor | None, ...]:
+    """Rows, columns, their labels and ``self_index``, as kernels take them."""
+    if labels is not None:
+        checks.labels("labels", labels, embeddings)
+    elif term.by_label:
+        raise ValueError(f"labels are missing: select='{term.select}' compares them")
+    self_index = checks.columns(embeddings, ref_emb, ref_labels, self_index, term.by_label)
+    if not term.by_label:
+        labels = ref_labels = None
+    return embeddings, ref_emb, labels, ref_labels, self_index
 
 
 def reduce_block(
@@ -105,7 +175,8 @@ def reduce_block(
     ``self_index`` (N,) counts in this block and is -1 where the row itself is elsewhere.
     """
     backend = dispatch.module(__package__, impl, "pair_reduce", rows)
-    block = backend.reduce_block(rows, columns, row_labels, column_labels, self_index, None, term)
+    pairs = (rows, columns, row_labels, column_labels, self_index, None, None)
+    block = backend.reduce_block(*pairs, term)
     if running is None:
         return block
     return torch.logaddexp(running, block) if term.reduce == "logsumexp" else running + block
@@ -140,6 +211,7 @@ def grad_block(
         column_labels,
         self_index,
         None,
+        None,
         *stats,
         term,
         (True, True, False),
@@ -154,13 +226,14 @@ def fused(
     column_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     column_bias: torch.Tensor | None,
+    row_floor: torch.Tensor | None,
     term: PairTerm,
     impl: str,
 ) -> torch.Tensor:
     """The statistics on a backend with kernels, (N,); of hinges (2, N): their sums and the numbers
     of those above 0, which have no gradient.
     """
-    pairs = (columns, row_labels, column_labels, self_index, column_bias)
+    pairs = (columns, row_labels, column_labels, self_index, column_bias, row_floor)
     return _call_reduce(rows, *pairs, *term, impl)
 
 
@@ -171,8 +244,10 @@ def _forward(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:6], output)
-    ctx.term = inputs[6:]
+    ctx.save_for_backward(*inputs[:7], output)
+    ctx.term = inputs[7:]
+    if PairTerm(*ctx.term[:-1]).reduce == MAX:
+        ctx.mark_non_differentiable(output)
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
@@ -185,12 +260,12 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         once_differentiable(gradient, tensor) if want else None
         for gradient, tensor, want in zip(found, (*pairs[:2], pairs[5]), wants, strict=True)
     )
-    return (rows, columns, None, None, None, bias, *[None] * 6)
+    return (rows, columns, None, None, None, bias, None, *[None] * 6)
 
 
 def _grad_forward(row_grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
-    rows, *pairs, row_stat, want_rows, want_columns, want_bias = rest[:10]
-    score, select, reduce, scale, offset, impl = rest[10:]
+    rows, *pairs, row_stat, want_rows, want_columns, want_bias = rest[:11]
+    score, select, reduce, scale, offset, impl = rest[11:]
     term = PairTerm(score, select, reduce, scale, offset)
     stats = (row_stat, row_grad, None, None)
     wants = (want_rows, want_columns, want_bias)
@@ -205,7 +280,7 @@ def _grad_forward(row_grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | No
 
 
 def _fake(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
-    term = PairTerm(*rest[5:-1])
+    term = PairTerm(*rest[6:-1])
     shape = (2, rows.shape[0]) if term.is_hinge else (rows.shape[0],)
     return rows.new_empty(shape, dtype=statistic_dtype(rows))
 
@@ -221,7 +296,7 @@ _call_grad = register(
     f"pair_grad(Tensor row_grad, {_PAIRS}Tensor row_stat, bool want_rows, bool want_columns, "
     f"bool want_bias, {_TERM}) -> (Tensor, Tensor, Tensor)",
     forward=_grad_forward,
-    fake=lambda grad, rows, columns, a, b, c, bias, s, *wants: tuple(
+    fake=lambda grad, rows, columns, a, b, c, bias, floor, stat, *wants: tuple(
         like.new_empty(like.shape) if want and like is not None else grad.new_empty(0)
         for like, want in zip((rows, columns, bias), wants, strict=False)
     ),

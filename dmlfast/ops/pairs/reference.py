@@ -3,7 +3,7 @@
 import torch
 
 from dmlfast.ops.numerics import computed, nan_unless_finite, pair_products
-from dmlfast.ops.pairs.term import PairTerm
+from dmlfast.ops.pairs.term import MAX, PairTerm
 
 
 def pair_distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -52,9 +52,10 @@ def pair_reduce(
     column_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     column_bias: torch.Tensor | None,
+    row_floor: torch.Tensor | None,
     term: PairTerm,
 ) -> torch.Tensor:
-    """See :func:`dmlfast.ops.pair_reduce`."""
+    """See :func:`dmlfast.ops.pair_reduce` and :func:`dmlfast.ops.pair_max`."""
     x = computed(rows)
     r = x if columns is None else computed(columns)
     if columns is None:
@@ -66,11 +67,16 @@ def pair_reduce(
     terms = term.scale * scores + term.offset
     if column_bias is not None:
         terms = terms + computed(column_bias)
+    if row_floor is not None:
+        mask = mask & (terms > computed(row_floor)[:, None])
     if term.is_hinge:
         hinges = torch.where(mask, _hinge(terms, term.reduce), 0)
         result = torch.stack([hinges.sum(1), (hinges > 0).sum(1).to(x.dtype)])
     elif term.reduce == "sum":
         result = torch.where(mask, terms, 0).sum(1)
+    elif term.reduce == MAX:
+        nothing = terms.new_full((len(x), 1), term.over_nothing)  # without which no column has none
+        result = torch.cat([torch.where(mask, terms, term.over_nothing), nothing], 1).amax(1)
     else:
         result = masked_logsumexp(terms, mask, 1)
     return result + nan_unless_finite(x, r, column_bias)

@@ -10,7 +10,7 @@ from dmlfast.ops.pairs import empty
 from dmlfast.ops.pairs.term import PairTerm
 from dmlfast.ops.pairs.triton.gradient import bias_gradient_of, gradient_of
 from dmlfast.ops.pairs.triton.reduction import reduce_pairs
-from dmlfast.ops.pairs.triton.sides import pairs_of
+from dmlfast.ops.pairs.triton.sides import floors_of, pairs_of
 from dmlfast.ops.pairs.triton.statistics import NO_STATS, combine_kernel, stats_of
 from dmlfast.ops.triton.configs import FUSED
 from dmlfast.ops.triton.side import TILE, arguments
@@ -24,6 +24,7 @@ def reduce_block(
     column_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     column_bias: torch.Tensor | None,
+    row_floor: torch.Tensor | None,
     term: PairTerm,
 ) -> torch.Tensor:
     """The statistic of each row over these columns, (N,) float32; of hinges (2, N): their sums and
@@ -34,7 +35,8 @@ def reduce_block(
     shape = (2, len(rows)) if term.is_hinge else (len(rows),)
     result = rows.new_empty(shape, dtype=torch.float32)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
-    partial, _ = reduce_pairs(pairs, term, with_columns=False)
+    floor = floors_of(pairs.x, row_floor, term)
+    partial, _ = reduce_pairs(pairs, term, with_columns=False, floor=floor)
     combine_kernel[(pairs.x.tiles,)](
         *arguments(pairs.x, pairs.r),
         *partial,
@@ -56,6 +58,7 @@ def grad_block(
     column_labels: torch.Tensor | None,
     self_index: torch.Tensor | None,
     column_bias: torch.Tensor | None,
+    row_floor: torch.Tensor | None,
     row_stat: torch.Tensor,
     row_grad: torch.Tensor,
     column_stat: torch.Tensor | None,
@@ -68,7 +71,7 @@ def grad_block(
         return empty.gradients(rows, columns, wants)
     pairs = pairs_of(rows, columns, row_labels, column_labels, self_index, column_bias, term)
     x, r = pairs.x, pairs.r
-    xs = stats_of(x, row_stat, row_grad, term)
+    xs = stats_of(x, row_stat, row_grad, term)._replace(floor=floors_of(x, row_floor, term))
     rs = NO_STATS if columns is None else stats_of(r, column_stat, column_grad, term)
     d_rows = d_columns = d_bias = None
     if wants[0] and (columns is not None or column_bias is not None):

@@ -146,8 +146,9 @@ def gradient_of(
     mean: Mean = NO_MEAN,
 ) -> torch.Tensor:
     """The gradient (n, d), float32, of the rows of ``x``, one of the sides of ``pairs``."""
-    # a band of float32 rows leaves no registers for hinges
-    if pairs.products.by_blocks or (term.is_hinge and pairs.dtype == torch.float32):
+    # a band of float32 rows leaves no registers for hinges and floors
+    many = term.is_hinge or xs.floor is not None or rs.floor is not None
+    if pairs.products.by_blocks or (many and pairs.dtype == torch.float32):
         return blocks.gradient_of(pairs, x, r, xs, rs, term, factor, mean)
     out = x.norm.new_empty(x.n, x.d)
     tile = pairs.tiles.gradient

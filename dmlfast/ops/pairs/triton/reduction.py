@@ -6,6 +6,7 @@ label, take a careful one. Neither counts close pairs: a band that has met one i
 again for them.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -38,7 +39,7 @@ BLOCKS = 32  # blocks of rows in a reduction, at most: partial statistics are (B
 @triton.jit
 def _add(top, total, t, taken, AXIS: tl.constexpr, REDUCE: tl.constexpr):
     """Statistics exp2(top) total, or total, with the terms of a tile added along an axis; of hinges
-    top is the number.
+    top is the number, of maxima it is all.
     """
     if REDUCE == "logsumexp":
         t = tl.where(taken, t, NOTHING)
@@ -46,6 +47,8 @@ def _add(top, total, t, taken, AXIS: tl.constexpr, REDUCE: tl.constexpr):
         part = tl.exp2(t - tl.expand_dims(high, AXIS))
         total = total * tl.exp2(top - high) + tl.sum(tl.where(taken, part, 0.0), AXIS)
         top = high
+    elif REDUCE == "max":
+        top = tl.maximum(top, tl.max(tl.where(taken, t, -float("inf")), AXIS))
     elif REDUCE == "sum":
         total += tl.sum(tl.where(taken, t, 0.0), AXIS)
     else:
@@ -57,13 +60,16 @@ def _add(top, total, t, taken, AXIS: tl.constexpr, REDUCE: tl.constexpr):
 
 @triton.jit
 def _reduce_tile(
-    x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total, scale, offset,
+    x_chunk, xn, x, r, i, j, floor, top, total, nearest, column_top, column_total, scale, offset,
     DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr, APART: tl.constexpr,
     HALF: tl.constexpr, COLUMNS: tl.constexpr, AGAIN: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """Adds the selected pairs of a tile: those that are not close, or AGAIN those that are."""
+    """Adds the selected pairs of a tile: those that are not close, or AGAIN those that are.
+
+    floor: (padded,) what terms must be above to count for a row, or None.
+    """
     s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
     score, excess = scores(s, xn, tl.load(r.norm + j), DISTANCE)
     mask = selected(x, r, i, j, INSIDE, APART, HALF)
@@ -80,30 +86,40 @@ def _reduce_tile(
         if DISTANCE:
             score = tl.sqrt(tl.maximum(score, 0.0))
         t = term(score, x, r, i, j, scale, offset)
-        top, total = _add(top, total, t, taken, 1, REDUCE)
+        of_rows = taken
+        if floor is not None:
+            of_rows &= t > tl.load(floor + i)[:, None]
+        top, total = _add(top, total, t, of_rows, 1, REDUCE)
         if COLUMNS:
+            of_columns = taken
+            if floor is not None:
+                of_columns &= t > tl.load(floor + j)[None, :]
             before_top = tl.load(column_top + j)
             before = tl.load(column_total + j)
-            new_top, new = _add(before_top, before, t, taken, 0, REDUCE)
+            new_top, new = _add(before_top, before, t, of_columns, 0, REDUCE)
             tl.store(column_top + j, new_top)
             tl.store(column_total + j, new)
     return top, total, nearest
 
 
 @triton.jit
-def _start(x, r, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr):
+def _start(x, r, floor, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr):
     """The exponent that statistics start with, and whether it has to follow the terms."""
     start, running = 0.0, False
     if REDUCE == "logsumexp":
         lowest, highest = term_bounds(x, r, scale, offset, DISTANCE)
         running = (highest - lowest <= SAFE_SPAN) == 0
+        if floor is not None:
+            running = True
         start = tl.where(running, NOTHING, highest)
+    elif REDUCE == "max":
+        start = -float("inf")
     return start, running
 
 
 @triton.jit(do_not_specialize=["n", "m"])
 def reduce_kernel(
-    x, r, n, m, row_top, row_total, column_top, column_total, row_block, column_block, scale,
+    x, r, n, m, floor, row_top, row_total, column_top, column_total, row_block, column_block, scale,
     offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr, INSIDE: tl.constexpr,
     APART: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, DP: tl.constexpr,
     BD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
@@ -112,14 +128,20 @@ def reduce_kernel(
     """Partial statistics of a block of rows over a block of columns, exp2(top) total.
 
     Program (a, b) leaves those of the rows in slot b and, with COLUMNS, those of the columns in
-    slot a. HALF: both sides are the same rows, and only a <= b is computed.
+    slot a. HALF: both sides are the same rows, and only a <= b is computed. floor: (padded,) of the
+    rows, or None; no tile is free then.
     """
     x, r = Side(n, *x), Side(m, *r)
     a, b = tl.program_id(0), tl.program_id(1)
     if HALF:
         if b < a:
             return
-    start, running = _start(x, r, scale, offset, DISTANCE, REDUCE)
+    start, running = _start(x, r, floor, scale, offset, DISTANCE, REDUCE)
+    careful, nothing = running, 0.0
+    if floor is not None:
+        careful = True
+    if REDUCE == "max":
+        nothing = -float("inf")
     row_top += b.to(tl.int64) * x.padded
     row_total += b.to(tl.int64) * x.padded
     column_top += a.to(tl.int64) * r.padded
@@ -142,7 +164,7 @@ def reduce_kernel(
         first = first_j // BN
         if HALF:
             first = tl.maximum(first, i0 // BN)
-        tiles = bands(x, r, i, first, end_j // BN, running, INSIDE, BM, BN)
+        tiles = bands(x, r, i, first, end_j // BN, careful, INSIDE, BM, BN)
         for k in range(free_count(tiles, INSIDE)):
             j = free_tile(tiles, k) * BN + tl.arange(0, BN)
             s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
@@ -153,22 +175,27 @@ def reduce_kernel(
             t = term(score, x, r, i, j, scale, offset)
             if REDUCE == "logsumexp":
                 t = tl.exp2(t - start)
-            elif REDUCE != "sum":
+            elif REDUCE != "sum" and REDUCE != "max":
                 t = hinge_of(t, REDUCE)
             if DISTANCE:
-                t = tl.where(excess > 0.0, t, 0.0)
-            if REDUCE != "logsumexp" and REDUCE != "sum":
+                t = tl.where(excess > 0.0, t, nothing)
+            if REDUCE == "max":
+                top = tl.maximum(top, tl.max(t, 1))
+                if COLUMNS:
+                    tl.store(column_top + j, tl.maximum(tl.load(column_top + j), tl.max(t, 0)))
+            elif REDUCE != "logsumexp" and REDUCE != "sum":
                 above = (t > 0.0).to(tl.float32)
                 top += tl.sum(above, 1)
                 if COLUMNS:
                     tl.store(column_top + j, tl.load(column_top + j) + tl.sum(above, 0))
-            total += tl.sum(t, 1)
-            if COLUMNS:
-                tl.store(column_total + j, tl.load(column_total + j) + tl.sum(t, 0))
+            if REDUCE != "max":
+                total += tl.sum(t, 1)
+                if COLUMNS:
+                    tl.store(column_total + j, tl.load(column_total + j) + tl.sum(t, 0))
         for k in range(masked_count(tiles) * (BN // BS)):
             j = masked_tile(tiles, k // (BN // BS)) * BN + k % (BN // BS) * BS
             top, total, nearest = _reduce_tile(
-                x_chunk, xn, x, r, i, j + tl.arange(0, BS), top, total, nearest, column_top,
+                x_chunk, xn, x, r, i, j + tl.arange(0, BS), floor, top, total, nearest, column_top,
                 column_total, scale, offset, DISTANCE, REDUCE, INSIDE, APART, HALF, COLUMNS,
                 False, DP, BD, OPERAND, PRECISION, BM, BS,
             )  # fmt: skip
@@ -178,9 +205,9 @@ def reduce_kernel(
                 for k in range((tiles.end - tiles.first) * (BN // BS)):
                     j = tiles.first * BN + k * BS + tl.arange(0, BS)
                     top, total, nearest = _reduce_tile(
-                        x_chunk, xn, x, r, i, j, top, total, nearest, column_top, column_total,
-                        scale, offset, DISTANCE, REDUCE, INSIDE, APART, HALF, COLUMNS, True,
-                        DP, BD, OPERAND, PRECISION, BM, BS,
+                        x_chunk, xn, x, r, i, j, floor, top, total, nearest, column_top,
+                        column_total, scale, offset, DISTANCE, REDUCE, INSIDE, APART, HALF, COLUMNS,
+                        True, DP, BD, OPERAND, PRECISION, BM, BS,
                     )  # fmt: skip
         if COLUMNS:
             tl.debug_barrier()
@@ -192,6 +219,8 @@ def reduce_kernel(
                     high = tl.maximum(top, old)
                     total = total * tl.exp2(top - high) + before * tl.exp2(old - high)
                     top = high
+                elif REDUCE == "max":
+                    top = tl.maximum(top, tl.load(row_top + i))
                 else:
                     total += before
                     if REDUCE != "sum":
@@ -207,13 +236,19 @@ def block_of(padded: int) -> int:
     return -(-padded // (BLOCKS * TILE)) * TILE
 
 
-def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Partial, Partial]:
-    """Partial statistics of the rows and, if asked for, of the columns."""
+def reduce_pairs(
+    pairs: Pairs, term: PairTerm, with_columns: bool, floor: torch.Tensor | None = None
+) -> tuple[Partial, Partial]:
+    """Partial statistics of the rows and, if asked for, of the columns. With a floor (padded,) of
+    the rows' terms only those of the rows, and of the columns where they are these rows.
+    """
     x, r, how = pairs.x, pairs.r, pairs.products
     row_block, column_block = block_of(x.padded), block_of(r.padded)
     a, b = -(-x.padded // row_block), -(-r.padded // column_block)
     tile = pairs.reduce_tile
-    if term.is_hinge:  # whose counts take registers too
+    if floor is not None:  # no tile is free, and two masks of the others take registers
+        tile = tile._replace(BN=tile.BS // 2, BS=tile.BS // 2)
+    elif term.is_hinge:  # whose counts take registers too
         tile = tile._replace(BN=max(tile.BS, tile.BN // 2))
     rows = Partial(*x.norm.new_empty(2, b, x.padded))
     columns = rows
@@ -222,6 +257,7 @@ def reduce_pairs(pairs: Pairs, term: PairTerm, with_columns: bool) -> tuple[Part
     unit = unit_of(term)
     reduce_kernel[(a, b)](
         *arguments(x, r),
+        floor,
         *rows,
         *columns,
         row_block,

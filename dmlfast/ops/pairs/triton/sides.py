@@ -44,6 +44,13 @@ def unit_of(term: PairTerm) -> float:
     return float(LOG2E.value) if term.reduce == "logsumexp" else 1.0
 
 
+def floors_of(side: Side, row_floor: torch.Tensor | None, term: PairTerm) -> torch.Tensor | None:
+    """(padded,) what the terms of the row at a position must be above, in their unit."""
+    if row_floor is None:
+        return None
+    return row_floor.to(torch.float32).index_select(0, side.order) * unit_of(term)
+
+
 def pairs_of(
     rows: torch.Tensor,
     columns: torch.Tensor | None,

@@ -15,7 +15,7 @@ from dmlfast.ops.triton.tile import LN2, LOG2E, NOTHING, count_of, poison_of, to
 class Partial(NamedTuple):
     """Partial statistics exp2(top) total, (slots, padded).
 
-    Of sums, total alone. Of hinges top is the number of those above 0.
+    Of sums, total alone; of maxima, top alone. Of hinges top is the number of those above 0.
     """
 
     top: torch.Tensor
@@ -27,7 +27,7 @@ class Stats(NamedTuple):
 
     value: (padded,) powers of two, `NOTHING` where nothing was selected; None for sums.
     grad: (padded,). highest, lowest: the greatest value in each tile, and the greatest opposite
-    one.
+    one. floor: (padded,) what terms must be above, or None.
     """
 
     value: Any
@@ -35,6 +35,7 @@ class Stats(NamedTuple):
     highest: Any
     lowest: Any
     padded: Any
+    floor: Any = None
 
 
 class Mean(NamedTuple):
@@ -73,8 +74,8 @@ def combine_kernel(
     x, r, n, m, tops, totals, slots, result, stats, REDUCE: tl.constexpr, BM: tl.constexpr
 ):
     """Adds up the slots. ``result`` (n,) gets natural logarithms in the order of the given rows,
-    ``stats`` powers of two by position and their range; each may be missing. Of sums there is the
-    result only, of hinges (2, n), their sums and numbers.
+    ``stats`` powers of two by position and their range; each may be missing. Of sums and maxima
+    there is the result only, of hinges (2, n), their sums and numbers.
     """
     x, r = Side(n, *x), Side(m, *r)
     tile = tl.program_id(0)
@@ -82,6 +83,8 @@ def combine_kernel(
     top = tl.zeros((BM,), tl.float32)
     if REDUCE == "logsumexp":
         top += NOTHING
+    elif REDUCE == "max":
+        top -= float("inf")
     total = tl.zeros((BM,), tl.float32)
     for slot in range(slots):
         at = tl.cast(slot, tl.int64) * x.padded + i
@@ -92,6 +95,8 @@ def combine_kernel(
                 part_top - higher
             )
             top = higher
+        elif REDUCE == "max":
+            top = tl.maximum(top, tl.load(tops + at))
         else:
             total += tl.load(totals + at)
             if REDUCE != "sum":
@@ -99,6 +104,8 @@ def combine_kernel(
     some = (total > 0.0) & (i < x.n)
     if REDUCE == "logsumexp":
         found = top + tl.log2(tl.where(some, total, 1.0))
+    elif REDUCE == "max":
+        found = top
     else:
         found = total
     if result is not None:
@@ -107,7 +114,7 @@ def combine_kernel(
             value = tl.where(some, found * LN2, -float("inf"))
         at = result + tl.load(x.order + i)
         tl.store(at, value + poison_of(x, r), mask=i < x.n)
-        if REDUCE != "sum" and REDUCE != "logsumexp":
+        if REDUCE != "sum" and REDUCE != "logsumexp" and REDUCE != "max":
             tl.store(at + x.n, top, mask=i < x.n)
     if stats.value is not None:
         tl.store(stats.value + i, tl.where(some, found, NOTHING))

@@ -41,17 +41,19 @@ def pair_weights(
     t = tl.where(mask, term(score, x, r, i, j, scale, offset), NOTHING)
     w = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
     if xs.grad is not None:
-        grad = tl.load(xs.grad + i)[:, None]
+        part = tl.load(xs.grad + i)[:, None]
         if REDUCE == "logsumexp":
-            w += tl.exp2(tl.minimum(t - statistic(xs, i)[:, None], 0.0)) * grad
-        else:
-            w += grad
+            part = tl.exp2(tl.minimum(t - statistic(xs, i)[:, None], 0.0)) * part
+        if xs.floor is not None:
+            part = tl.where(t > tl.load(xs.floor + i)[:, None], part, 0.0)
+        w += part
     if rs.grad is not None:
-        grad = tl.load(rs.grad + j)[None, :]
+        part = tl.load(rs.grad + j)[None, :]
         if REDUCE == "logsumexp":
-            w += tl.exp2(tl.minimum(t - statistic(rs, j)[None, :], 0.0)) * grad
-        else:
-            w += grad
+            part = tl.exp2(tl.minimum(t - statistic(rs, j)[None, :], 0.0)) * part
+        if rs.floor is not None:
+            part = tl.where(t > tl.load(rs.floor + j)[None, :], part, 0.0)
+        w += part
     if REDUCE != "logsumexp" and REDUCE != "sum":
         w *= slope_of(t, REDUCE)
     w = tl.where(mask, w, 0.0)
@@ -64,12 +66,16 @@ def pair_weights(
 
 @triton.jit
 def middle_of(xs, rs, REDUCE: tl.constexpr):
-    """The middle of all statistics, and whether they span too much for one exponential a pair."""
+    """The middle of all statistics, and whether no tile is free: they span too much for one
+    exponential a pair, or terms have floors.
+    """
     middle, wide = 0.0, False
     if REDUCE == "logsumexp":
         lowest, highest = statistic_range(xs, rs)
         middle = 0.5 * (lowest + highest)
         wide = (highest - lowest <= SAFE_SPAN) == 0
+    if xs.floor is not None or rs.floor is not None:
+        wide = True
     return middle, wide
 
 
