@@ -27,7 +27,7 @@ from dmlfast.errors import UserError, unknown_name
 from dmlfast.options import parse_name_values
 from dmlfast.text import counted
 
-AnyDataset = Dataset | ImageDataset
+AnyDataset = Dataset | ImageDataset  # images in memory, or in files
 
 logger = logging.getLogger(__name__)
 

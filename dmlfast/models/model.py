@@ -17,8 +17,8 @@ from dmlfast.models.googlenet import BVLCGoogLeNet
 from dmlfast.models.weights import load_weights
 from dmlfast.ops.boosted import SHORTEST, WEIGHTINGS, score_weights
 
-HEADS = ("linear", "layer-norm")
-HEAD_INITS = ("torch", "caffe")
+HEADS = ("linear", "layer-norm")  # how features become an embedding
+HEAD_INITS = ("torch", "caffe")  # what the embedding layer starts from
 NAMES = ("bvlc-googlenet", "convnet", "timm/NAME", "torchvision/NAME")
 
 

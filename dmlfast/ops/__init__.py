@@ -1,5 +1,6 @@
 """Pair losses as registered torch ops: one folder per op, its maths and kernels side by side."""
 
+from dmlfast.ops.boosted.learners import group_sizes
 from dmlfast.ops.boosted.op import (
     boosted_contrastive_loss,
     boosted_deviance_loss,
@@ -21,6 +22,7 @@ __all__ = [
     "boosted_deviance_loss",
     "boosted_triplet_loss",
     "contrastive_loss",
+    "group_sizes",
     "lifted_structured_loss",
     "norm_softmax_loss",
     "normalize",

@@ -15,7 +15,10 @@ from dmlfast.training.preparation import starting_weights
 
 
 def network_card(config: TrainConfig, model: EmbeddingModel) -> dict[str, Any]:
-    """What a run's network is, as plain values; what is not known is left out."""
+    """What a run's network is, as plain values: weights, pooling and batch_norm.
+
+    What is not known is left out.
+    """
     frozen = config.freeze_bn or not config.backbone_lr_multiplier
     values = {
         "weights": starting_weights(config),
@@ -26,9 +29,10 @@ def network_card(config: TrainConfig, model: EmbeddingModel) -> dict[str, Any]:
 
 
 def images_card(config: TrainConfig, transform: dict[str, Any] | None) -> dict[str, Any]:
-    """How a run's images were chosen and prepared, as plain values.
+    """How a run's images were chosen and prepared, as plain values: dataset_options, and with a
+    transform image_size, crop, crop_pct, pictures, train_crop, test_crop and bounding_boxes.
 
-    Without a transform they went in as they are, and there is little to say.
+    Without a transform they went in as they are. What is not known is left out.
     """
     values: dict[str, Any] = {"dataset_options": config.dataset_options}
     if transform is not None:
@@ -51,7 +55,9 @@ def boxes_cut_out(config: TrainConfig) -> bool:
 
 
 def training_card(config: TrainConfig, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """How the checkpoint that a run has under a name, "best" or "last", came about."""
+    """How the checkpoint that a run has under a name, "best" or "last", came about, as plain
+    values: loss, its options, batch_size, sampler, step, selection, selected_on, trained_with.
+    """
     state, best = checkpoint.state, checkpoint.state["best"]
     values = {
         "loss": config.loss,

@@ -137,7 +137,10 @@ def join_world(device: str) -> Iterator[World]:
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a name; "auto" is a GPU where there is one, and "cuda" this process's own."""
+    """The device of a name; "auto" is a GPU where there is one, and "cuda" this process's own.
+
+    Raises UserError where torch sees no such device, or the name is none.
+    """
     kind, colon, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and index.isdigit())):
         raise unknown_name("device", name, ["auto", "cpu", "cuda"])

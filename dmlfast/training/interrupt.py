@@ -10,7 +10,10 @@ from dmlfast.training.run_folder import RunFolder
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal stopped, after the checkpoint of its step was written."""
+    """A run that a signal stopped, after the checkpoint of its step was written.
+
+    run: the folder. step: how many steps are done.
+    """
 
     def __init__(self, run: RunFolder, step: int):
         super().__init__(f"{run} stopped after step {step}")

@@ -462,7 +462,7 @@ def load_split(config: TrainConfig, split: str, world: World | None = None) -> A
 
 
 def seeded_model(seed: int, **spec: Any) -> EmbeddingModel:
-    """A network as a run with this seed starts with."""
+    """A network as a run with this seed starts with. Seeds torch's own generator."""
     torch.manual_seed(seed)
     return create_model(**spec)
 

@@ -76,7 +76,11 @@ def _rows_of(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RowSGD(_Rows, torch.optim.SGD):
-    """SGD with momentum and decay."""
+    """`torch.optim.SGD` with momentum and decay, of which a sparse gradient changes the rows that
+    it has, and their momentum, and no others.
+
+    Raises ValueError for dampening, nesterov and maximize.
+    """
 
     refused = ("dampening", "nesterov", "maximize")
 
@@ -93,7 +97,11 @@ class RowSGD(_Rows, torch.optim.SGD):
 
 
 class RowAdamW(_Rows, torch.optim.AdamW):
-    """AdamW; a row's moments are corrected for how often it was seen."""
+    """`torch.optim.AdamW`, of which a sparse gradient changes the rows that it has, and their
+    moments, and no others; a row's moments are corrected for how often it was seen.
+
+    Raises ValueError for amsgrad and maximize.
+    """
 
     refused = ("amsgrad", "maximize")
 

@@ -251,7 +251,10 @@ def open_run(config: TrainConfig, out: str | Path | None) -> RunFolder:
 
 
 def newest_run(root: str | Path = RUNS) -> RunFolder:
-    """The run anywhere below `root` that wrote a checkpoint last."""
+    """The run anywhere below `root` that wrote a checkpoint last.
+
+    Raises UserError where there is none.
+    """
     links = list(Path(root).glob("*/**/checkpoints/last"))
     if not links:
         raise UserError(f"there is no trained run in {root}: train one, or name its folder")

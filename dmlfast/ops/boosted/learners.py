@@ -14,7 +14,7 @@ PUBLISHED = {
     (512, 5): (34, 68, 102, 138, 170),
     (1024, 6): (50, 96, 148, 196, 242, 292),
 }
-WEIGHTINGS = ("paper", "released")
+WEIGHTINGS = ("paper", "released")  # how much a learner weighs in a score
 
 
 def group_sizes(embedding_dim: int, learners: int) -> tuple[int, ...]:

@@ -87,7 +87,8 @@ def boosted_contrastive_loss(
     reduction: str = "sum",
     impl: str = "auto",
 ) -> torch.Tensor:
-    """The same with (1 - score)^2 of positive pairs and max(0, score - margin)^2 of negative ones.
+    """Contrastive losses of boosted learners: :func:`boosted_deviance_loss` with (1 - score)^2 of
+    positive pairs and max(0, score - margin)^2 of negative ones in the place of the deviance.
 
     Args:
         margin: the cosine that negative pairs are to stay below.
@@ -112,7 +113,9 @@ def boosted_triplet_loss(
     reduction: str = "sum",
     impl: str = "auto",
 ) -> torch.Tensor:
-    """The same with max(0, score(a, n) - score(a, p) + margin), the mean over all triplets.
+    """Triplet losses of boosted learners: :func:`boosted_deviance_loss` with
+    max(0, score(a, n) - score(a, p) + margin), the mean over all triplets, in the place of the
+    deviance.
 
     It is computed a block of anchors at a time in PyTorch on every backend but the reference; on a
     GPU the host waits for the size of the largest class.

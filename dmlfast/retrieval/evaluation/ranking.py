@@ -124,7 +124,10 @@ def check_ks(ks: Sequence[int]) -> None:
 def score_queries(
     features: Features, sides: Sides, ks: Sequence[int], *, progress: bool = False
 ) -> Scores:
-    """Scores every query that is not lone, a block of queries at a time."""
+    """Scores every query that has something to find, a block of queries at a time.
+
+    features: whose rows `sides.queries` are. ks: the K of recall. progress: draws a bar on stderr.
+    """
     kept = np.flatnonzero(sides.relevant > 0)
     gallery = sides.gallery.embeddings[sides.rows]
     gallery_labels = sides.gallery.labels[sides.rows]
