@@ -41,6 +41,7 @@ TEST_FILES = {
         "tests/ops/test_gpu_wide.py",
         "tests/ops/test_matmul.py",
         "tests/ops/test_one_pass.py",
+        "tests/retrieval/test_gpu.py",
         "tests/training/test_gpu.py",
     ),
     "clock": ("tests/bench/test_gpu.py",),  # needs the GPU for itself

@@ -16,6 +16,7 @@ from dmlfast.retrieval.pair_scorer import PairScorer
 
 QUERY_TILE = 256  # a tile of distances, 4 MiB in float64, stays in the cache
 GALLERY_TILE = 2048
+GPU_TILES = 2048, 2048  # a GPU takes few and large ones: the host waits at each
 SCORE_TILES = 64, 1024  # of queries and gallery, for what makes rows of all pairs of a tile
 FAR = torch.iinfo(torch.int64).max  # the key of no neighbour
 NEAR = 2.0**-20  # share of |x|^2 below which a squared distance is taken from the difference itself
@@ -153,7 +154,7 @@ def _search_tiles(
     tiles: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """As `_search_torch`, by the distances (q, m) of prepared rows and prepared columns."""
-    height, width = tiles or (QUERY_TILE, GALLERY_TILE)
+    height, width = tiles or (GPU_TILES if x.is_cuda else (QUERY_TILE, GALLERY_TILE))
     tile = max(width, k)
     best = torch.full((len(x), k), FAR, device=x.device)
     for start in range(0, len(r), tile):

@@ -96,7 +96,7 @@ def cases(device: str, n: int, m: int, impl: str) -> Iterator[Case]:
     for columns in (None, m):
         p, shape = problem(n, columns, 24, selves=True, per_class=4), f"{n}x{columns or n}"
         for reduce in ("logsumexp", "softplus"):
-            yield case(f"mined {reduce} {shape}", mined, p.on(device), reduce, impl)
+            yield case(f"mined {reduce} {shape}", mined, device, p, reduce, impl)
         yield case(f"contrastive {shape}", solved, contrastive, p, neg_margin=5.0)
         for mining in ("all", "semihard", "hardest"):
             yield case(f"triplet {mining} {shape}", solved, triplet, p, mining=mining)
@@ -135,8 +135,9 @@ def softmax(
     return [loss.detach(), *torch.autograd.grad(loss, (rows, weight))]
 
 
-def mined(p: Problem, reduce: str, impl: str) -> Tensors:
+def mined(device: str, p: Problem, reduce: str, impl: str) -> Tensors:
     """The negatives that are nearer than a row's furthest positive, and gradients."""
+    p = p.on(device)
     furthest = pair_max(p, select="positive", impl=impl)
     options = {"reduce": reduce, "scale": -1.0, "impl": impl}
     return [furthest, *results(pair_reduce, replace(p, floor=-furthest), **options)]

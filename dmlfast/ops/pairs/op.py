@@ -72,7 +72,6 @@ def pair_reduce(
         checks.bias("column_bias", column_bias, embeddings if ref_emb is None else ref_emb)
     if row_floor is not None:
         checks.bias("row_floor", row_floor, embeddings)
-        row_floor = row_floor.detach()
     found = dispatch.call(
         "pair_reduce",
         impl,
