@@ -211,6 +211,19 @@ def test_the_greatest_term(score, impl, n, m, d):
             assert_greatest(p, impl, score=score, select=select, scale=scale, offset=0.3)
 
 
+@pytest.mark.parametrize("m", [None, 9])
+@IMPLS
+def test_the_greatest_term_has_no_gradient(impl, m):
+    p = problem(12, m)
+    x = p.rows.clone().requires_grad_()
+    r = None if m is None else p.columns.clone().requires_grad_()
+    assert not pair_max(replace(p, rows=x, columns=r), impl=impl).requires_grad
+    if impl != "reference":
+        term = ("distance", "negative", "max", 1.0, 0.0, impl)
+        given = (x, r, p.labels, p.column_labels, None, None, None)
+        assert not torch.ops.dmlfast.pair_reduce(*given, *term).requires_grad
+
+
 @SCORES
 @pytest.mark.parametrize("size", [700, 2600])
 def test_the_greatest_term_of_many_rows_in_threads(score, size, threads):
