@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmlfast import ops
 from dmlfast.ops import native
+from dmlfast.ops.pairs.op import reduce_block
+from dmlfast.ops.pairs.term import MAX, PairTerm
 
 from .covering import covering, shortly
 from .helpers import (
@@ -235,6 +237,18 @@ def test_the_greatest_term_of_many_rows_in_threads(score, size, threads):
         for count in (2, 3):
             threads(count)
             assert torch.equal(pair_max(p, impl="cpu", **options), found)
+
+
+@KERNELS
+def test_columns_in_parts_have_the_greatest_term_of_all(impl):
+    p = problem(40, 75, 9, per_class=13)
+    found = None
+    for part in (slice(0, 33), slice(33, 34), slice(34, 75)):
+        sides = p.rows, p.columns[part], p.labels, p.column_labels[part], None
+        term = PairTerm("dot", "positive", MAX, -0.7, 0.2)
+        found = reduce_block(*sides, found, term, impl=impl)
+    options = {"score": "dot", "select": "positive", "scale": -0.7, "offset": 0.2}
+    torch.testing.assert_close(found, pair_max(p, impl=impl, **options))
 
 
 @KERNELS

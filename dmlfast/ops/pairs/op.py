@@ -176,9 +176,8 @@ def reduce_block(
     backend = dispatch.module(__package__, impl, "pair_reduce", rows)
     pairs = (rows, columns, row_labels, column_labels, self_index, None, None)
     block = backend.reduce_block(*pairs, term)
-    if running is None:
-        return block
-    return torch.logaddexp(running, block) if term.reduce == "logsumexp" else running + block
+    together = {"logsumexp": torch.logaddexp, MAX: torch.maximum}.get(term.reduce, torch.add)
+    return block if running is None else together(running, block)
 
 
 def grad_block(
