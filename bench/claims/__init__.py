@@ -19,6 +19,7 @@ CLAIMS = (
     "pddm",
     "bier",
     "bier_sizes",
+    "mined_pairs",
 )
 
 

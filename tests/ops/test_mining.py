@@ -20,6 +20,7 @@ from .helpers import (
     assert_kernels_accurate,
     careful_distances,
     direct_distances,
+    generator,
     gram_distances,
     instruction_sets,
     pair_max,
@@ -253,9 +254,22 @@ def test_columns_in_parts_have_the_greatest_term_of_all(impl):
 
 @KERNELS
 def test_the_greatest_term_of_close_pairs(impl):
-    p = with_duplicates(problem(120, d=20, per_class=4), share=0.3, noise=1e-3)
-    found = assert_greatest(p, impl, score="distance", select="negative", scale=-1.0, offset=0.0)
-    assert (found > -0.1).sum() > 60
+    p = with_duplicates(problem(200, d=20, per_class=4), share=0.3, noise=1e-3)
+    for select, scale in (("negative", -1.0), ("other", 1.0)):
+        found = assert_greatest(p, impl, score="distance", select=select, scale=scale, offset=0.0)
+    assert (found > 5).all()
+
+
+@KERNELS
+def test_the_greatest_term_of_close_pairs_among_many_columns(impl):
+    """In tiles of which every pair is selected."""
+    p = problem(64, 320, 20, seed=1)
+    noise = 1e-3 * torch.randn(64, 20, generator=generator(2))
+    columns = torch.cat([p.columns[64:], p.rows + noise])
+    p = replace(p, columns=columns, column_labels=p.labels.max() + 1 + torch.arange(320))
+    for select in ("negative", "all"):
+        found = assert_greatest(p, impl, score="distance", select=select, scale=-1.0, offset=0.0)
+        assert ((found < 0) & (found > -0.02)).all()
 
 
 @KERNELS

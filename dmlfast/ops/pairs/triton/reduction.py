@@ -103,14 +103,12 @@ def _reduce_tile(
 
 
 @triton.jit
-def _start(x, r, floor, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr):
+def _start(x, r, scale, offset, DISTANCE: tl.constexpr, REDUCE: tl.constexpr):
     """The exponent that statistics start with, and whether it has to follow the terms."""
     start, running = 0.0, False
     if REDUCE == "logsumexp":
         lowest, highest = term_bounds(x, r, scale, offset, DISTANCE)
         running = (highest - lowest <= SAFE_SPAN) == 0
-        if floor is not None:
-            running = True
         start = tl.where(running, NOTHING, highest)
     elif REDUCE == "max":
         start = -float("inf")
@@ -136,10 +134,10 @@ def reduce_kernel(
     if HALF:
         if b < a:
             return
-    start, running = _start(x, r, floor, scale, offset, DISTANCE, REDUCE)
-    careful, nothing = running, 0.0
+    start, running = _start(x, r, scale, offset, DISTANCE, REDUCE)
+    nothing = 0.0
     if floor is not None:
-        careful = True
+        running = True
     if REDUCE == "max":
         nothing = -float("inf")
     row_top += b.to(tl.int64) * x.padded
@@ -164,7 +162,7 @@ def reduce_kernel(
         first = first_j // BN
         if HALF:
             first = tl.maximum(first, i0 // BN)
-        tiles = bands(x, r, i, first, end_j // BN, careful, INSIDE, BM, BN)
+        tiles = bands(x, r, i, first, end_j // BN, running, INSIDE, BM, BN)
         for k in range(free_count(tiles, INSIDE)):
             j = free_tile(tiles, k) * BN + tl.arange(0, BN)
             s = products(x_chunk, x, r, i, j, DP, BD, OPERAND, PRECISION, BM, BN)
