@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmlfast import ops
 from dmlfast.ops import native
-from dmlfast.ops.pairs.op import reduce_block
+from dmlfast.ops.pairs import reference
+from dmlfast.ops.pairs.op import fused, reduce_block
 from dmlfast.ops.pairs.term import MAX, PairTerm
 
 from .covering import covering, shortly
@@ -144,6 +145,19 @@ def test_a_term_must_be_above_its_floor(impl):
     x = rows.clone().requires_grad_()
     ops.pair_reduce(x, labels, score="dot", reduce="sum", row_floor=floor, impl=impl)[0].backward()
     assert x.grad[:, 0].tolist() == [3 + 4, 0, 1, 1]
+
+
+@KERNELS
+@pytest.mark.parametrize("m", [None, 50])
+def test_hinges_above_their_floors_are_counted(impl, m):
+    options = {"score": "distance", "scale": -1.0, "offset": 4.0}
+    p = with_floors(problem(70, m, 9), **options)
+    term = PairTerm(select="negative", reduce="hinge", **options)
+    given = p.rows, p.columns, p.labels, p.column_labels, None, None, p.floor, term
+    found, expected = fused(*given, impl), reference.pair_reduce(*given)
+    assert torch.equal(found[1], expected[1])
+    without = reference.pair_reduce(*given[:-2], None, term)
+    assert (expected[1] < without[1]).any()
 
 
 @IMPLS
