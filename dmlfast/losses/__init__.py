@@ -67,7 +67,7 @@ def loss_names() -> list[str]:
 
 
 def compares_with_classes(name: str) -> bool:
-    """Whether a loss has weights of the classes, so that :func:`create_loss` needs ``num_classes``
+    """Whether a loss has weights for the classes, so that :func:`create_loss` needs ``num_classes``
     and ``embedding_dim``; pair losses compare the images of a batch.
 
     Raises:
@@ -90,8 +90,8 @@ def register_loss(name: str, loss: Callable[..., torch.nn.Module]) -> None:
 
     Args:
         name: one that is not taken.
-        loss: a class, or what else makes a module of the arguments ``impl``, ``margin`` (or what
-            its attribute ``margin_argument`` says) and options of its own.
+        loss: a class, or anything else that makes a module from the arguments ``impl``, ``margin``
+            (or what its attribute ``margin_argument`` says) and options of its own.
 
     Raises:
         ValueError: another loss has this name.
@@ -103,13 +103,13 @@ def register_loss(name: str, loss: Callable[..., torch.nn.Module]) -> None:
 def create_loss(name: str, **options: Any) -> torch.nn.Module:
     """The loss module called ``name``; the options go to its constructor.
 
-    ``margin`` is an option of every loss but supcon and ntxent: of the contrastive one that of
-    negative pairs, of multi-similarity ``base``, of norm-softmax ``cosine_margin``, of pddm
+    Every loss but supcon and ntxent takes ``margin``: for the contrastive one it is the margin of
+    negative pairs, for multi-similarity ``base``, for norm-softmax ``cosine_margin``, and for pddm
     ``score_margin``.
 
     Raises:
-        UserError: no loss has this name, or this one takes no such option or needs another, or a
-            value is of another kind.
+        UserError: no loss has this name, or this one does not take an option or needs another, or a
+            value is of the wrong kind.
         TypeError, ValueError: the loss does not take a value.
     """
     loss = _find(name)
@@ -169,7 +169,7 @@ def parse_loss_options(text: str | None) -> dict[str, Any]:
     """The options in "mining=semihard,reduction=mean", as `create_loss` takes them.
 
     Raises:
-        UserError: for a part that is not NAME=VALUE, or is a setting of its own.
+        UserError: a part is not NAME=VALUE, or names a setting of its own.
     """
     options = parse_name_values(text, "loss options")
     for name, own in _SETTINGS.items():

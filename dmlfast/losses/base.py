@@ -18,7 +18,7 @@ class PairLoss(torch.nn.Module):
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Raises:
-        TypeError, ValueError: what a loss is made with has the wrong type or value.
+        TypeError, ValueError: an argument of the loss has the wrong type or value.
     """
 
     settings: tuple[str, ...] = ()  # the attributes of a subclass that are printed
@@ -78,7 +78,7 @@ class PairLoss(torch.nn.Module):
         ref_labels: torch.Tensor | None,
         self_index: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The loss, (), on one device, of rows that are normalised where that was asked for."""
+        """The loss, (), of tensors on one device, whose rows are normalised if so wished."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -90,7 +90,7 @@ def moved(name: str, labels: torch.Tensor, embeddings: torch.Tensor) -> torch.Te
     """Labels on the device of the embeddings.
 
     Raises:
-        TypeError, ValueError: they are no tensor, or without data where the embeddings have some.
+        TypeError, ValueError: they are not a tensor, or have no data where the embeddings have.
     """
     checks.is_tensor(name, labels)
     if labels.is_meta:
@@ -102,7 +102,7 @@ def refuse_recomputation(loss: torch.nn.Module, reason: str) -> None:
     """Refuses to compute a loss again within a backward pass, as `torch.utils.checkpoint` does.
 
     Args:
-        reason: why it would be another loss.
+        reason: why it would be a different loss.
 
     Raises:
         RuntimeError: a backward pass is under way.

@@ -22,25 +22,25 @@ STAGES = ("training", "init", "both")
 
 
 class BIERLoss(nn.Module):
-    """The boosted losses of all learners, and what makes the learners differ.
+    """The boosted losses of all learners, and a loss that makes the learners differ.
 
     Args:
         groups: how many components each learner has, in their order.
         base: loss of a learner: "deviance" (binomial), "contrastive" or "triplet", all on cosines.
-        margin: of the deviance, the cosine that parts positive from negative pairs (the paper's
-            beta2); of the others, their margin. 0.5, and of triplets 0.2, by default.
+        margin: for the deviance, the cosine that separates positive from negative pairs (the
+            paper's beta2); for the others, their margin. By default 0.5, and 0.2 for triplets.
         beta1: scale of the deviance.
         negative_cost: how much steeper the deviance of negative pairs is.
         boosting: "eta", "additive", "derivative" or "none", see
-            :func:`dmlfast.ops.boosted_deviance_loss`; of other bases "eta" or "none".
+            :func:`dmlfast.ops.boosted_deviance_loss`; for other bases "eta" or "none".
         diversity: "none", "activation" or "adversarial".
-        diversity_weight: of all that makes learners differ.
-        norm_weight: of what keeps the embedding layer's weights near norm 1, within it, and the
-            regressors'.
-        norm_axis: "output", norms of the weights of each component; "input", of each feature; by
-            default, as in the released program, the latter with regressors.
-        stage: where learners are made to differ: in "training"; in the steps of the head alone
-            before it, which then know no other loss, "init"; or in "both".
+        diversity_weight: the weight of the loss that makes learners differ.
+        norm_weight: within that loss, the weight of what keeps the embedding layer's weights, and
+            the regressors', near norm 1.
+        norm_axis: "output", the norms of the weights of each component; "input", those of each
+            feature. By default, as in the released program, "input" with regressors, else "output".
+        stage: when learners are made to differ: in "training"; in "init", the steps of the head
+            alone before it, which then have no other loss; or in "both".
         impl: "auto" or the name of a backend.
 
     Raises:
@@ -94,7 +94,7 @@ class BIERLoss(nn.Module):
 
     @property
     def needs_features(self) -> bool:
-        """Whether training needs what the embedding layer is given, and its weights."""
+        """Whether training needs the input of the embedding layer, and its weights."""
         return self.diversity != "none"
 
     @property
@@ -120,8 +120,8 @@ class BIERLoss(nn.Module):
             embeddings: (N, D); the lengths of a learner's rows do not matter.
             labels: (N,) integers; moved to the device of the embeddings.
             indices_tuple, ref_emb, ref_labels: must be None.
-            features: (B, F), what the embedding layer is given; they get no gradient. Where
-                learners are made to differ, training needs them.
+            features: (B, F), the input of the embedding layer; they get no gradient. Where learners
+                are made to differ, training needs them.
             weight: (D, F), the embedding layer's.
             initializing: whether these are the steps of the head alone.
 
@@ -167,8 +167,8 @@ class BIERLoss(nn.Module):
         )
 
     def diversity_loss(self, features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What makes learners differ, (), of features (B, F) and weights (D, F); in float32 at
-        least.
+        """The loss that makes learners differ, (), from features (B, F) and weights (D, F); in
+        float32 at least.
         """
         with torch.autocast(features.device.type, enabled=False):  # float16 would overflow
             weight = computed(weight)
@@ -190,7 +190,7 @@ class BIERLoss(nn.Module):
 
 
 class ABIERLoss(BIERLoss):
-    """`BIERLoss` with the adversarial loss during training, at the released program's weights."""
+    """`BIERLoss` with the adversarial loss during training, weighted as in the released program."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The classes that a loss has weights of, and the labels of a batch among them."""
+"""The classes that a loss has weights for, and the labels of a batch among them."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from dmlfast.ops.library import is_plain
 
 
 def known_classes(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> torch.Tensor:
-    """(C,) int64, the labels there are, ascending: those that are given, or 0 to C - 1.
+    """(C,) int64, the labels that exist, ascending: those that are given, or 0 to C - 1.
 
     Raises:
-        TypeError, ValueError: they are no integers, or one is there twice, or there is none.
+        TypeError, ValueError: they are not integers, or one is there twice, or there is none.
     """
     if isinstance(classes, int | np.integer):
         return torch.arange(checks.whole_number("num_classes", classes, 1))
@@ -35,11 +35,11 @@ def known_classes(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> t
 
 
 def places_of(labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """(N,) int64, where the labels stand among the classes (C,), which ascend.
+    """(N,) int64, the places of the labels among the classes (C,), which are in ascending order.
 
     Raises:
-        ValueError: a label is none of them. On a GPU, where looking would make the host wait, and
-            where labels are traced, its place is C.
+        ValueError: a label is none of them. On a GPU, where a check would make the host wait, and
+            where labels are traced, its place is C instead.
     """
     labels = labels.long().contiguous()
     found = torch.searchsorted(classes, labels)

@@ -14,8 +14,8 @@ class ContrastiveLoss(PairLoss):
         pos_margin: distance up to which positive pairs are near enough.
         neg_margin: distance from which negative pairs are far enough.
         squared: take half the square of each hinge, as the paper does.
-        reduction: "nonzero", the mean over pairs that are not 0, "mean" or "sum"; over positive and
-            negative pairs on their own.
+        reduction: "nonzero", the mean over pairs that are not 0, "mean" or "sum"; for positive and
+            negative pairs separately.
         normalize_embeddings: divide every row by its L2 norm first.
         impl: "auto" or the name of a backend.
     """

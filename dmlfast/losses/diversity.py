@@ -1,7 +1,7 @@
 """Losses that make learners differ (Opitz et al., BIER, ICCV 2017; A-BIER, TPAMI 2018).
 
-They act on what the embedding layer makes of an image's features without its bias, and not
-normalised, and train that layer alone.
+They act on what the embedding layer makes of an image's features, without its bias and without
+normalisation, and train that layer alone.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def activation_loss(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """(), the mean square of all products of two learners' components, summed over their pairs.
 
     outputs: (B, d_m) of each learner. (f_i f_j)^2 summed over components is |f_i|^2 |f_j|^2, so
-    that nothing of B x d_i x d_j is made.
+    that nothing of size B x d_i x d_j is made.
     """
     means = [each.square().mean(1) for each in outputs]  # |f|^2 / d
     pairs = [_mean(a * b) for a, b in combinations(means, 2)]
@@ -58,11 +58,11 @@ class _Reversed(torch.autograd.Function):
 
 
 class AdversarialLoss(nn.Module):
-    """Regressors that find a learner in a later one, against which the learners defend themselves.
+    """Regressors that find a learner in a later one, while the learners defend themselves.
 
     Args:
         groups: the sizes of the learners.
-        norm_weight: of what keeps the regressors' weights and biases near norm 1.
+        norm_weight: the weight of what keeps the regressors' weights and biases near norm 1.
 
     Attributes:
         regressors: one for each pair of learners i < j, from j to i, in the order of the pairs.
@@ -77,7 +77,7 @@ class AdversarialLoss(nn.Module):
         )
 
     def forward(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(), of the learners' outputs (B, d_m), whose gradient is reversed.
+        """The loss, (), from the learners' outputs (B, d_m), whose gradient is reversed.
 
         Raises:
             TypeError: the regressors have another dtype.

@@ -55,7 +55,8 @@ class GeneralizedLiftedStructuredLoss(PairLoss):
     Loss for Person Re-Identification", 2017).
 
     The mean over all rows a of max(0, log sum_p exp(D_ap) + log sum_n exp(margin - D_an)), with the
-    row's positives p and negatives n. A row that has none of either adds 0, and counts.
+    row's positives p and negatives n. A row without positives or without negatives adds 0, but
+    counts.
 
     Args:
         margin: in units of Euclidean distance.

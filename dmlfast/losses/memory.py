@@ -9,17 +9,17 @@ from dmlfast.ops import checks
 
 
 class CrossBatchMemory(torch.nn.Module):
-    """A pair loss of the batch with what was embedded last, the batch itself included (Wang, Zhang,
-    Huang and Scott, Cross-Batch Memory for Embedding Learning, CVPR 2020).
+    """A pair loss between the batch and what was embedded last, including the batch itself (Wang,
+    Zhang, Huang and Scott, Cross-Batch Memory for Embedding Learning, CVPR 2020).
 
-    Embeddings of earlier batches are a little out of date and have no gradient. Nothing is kept or
-    compared with in eval mode: that is the loss of the batch alone. A batch with NaN or infinity is
-    not kept; until the memory is full, a GPU is waited for to see that there is none.
+    Embeddings of earlier batches are a little out of date and have no gradient. In eval mode
+    nothing is kept or compared with: the loss is that of the batch alone. A batch with NaN or
+    infinity is not kept; until the memory is full, the host waits for a GPU to check for these.
 
     Args:
         loss: one that takes ``ref_emb``, which is every :class:`PairLoss`.
         embedding_dim: D.
-        size: how many rows are kept, the last ones; the state dict has them.
+        size: how many rows are kept, the last ones; they are in the state dict.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or value.
@@ -45,14 +45,14 @@ class CrossBatchMemory(torch.nn.Module):
         """The loss, ().
 
         Args:
-            embeddings: (N, D), of which in training at most ``size``.
+            embeddings: (N, D); in training, N is at most ``size``.
             labels: (N,) integers; moved to the device of the embeddings.
             indices_tuple: must be None.
 
         Raises:
             TypeError, ValueError: an argument has the wrong type or shape, or ``indices_tuple`` was
                 given.
-            RuntimeError: a backward pass computes the loss again; it would meet other rows.
+            RuntimeError: a backward pass computes the loss again, which would meet other rows.
         """
         if not self.training or indices_tuple is not None:
             alone: torch.Tensor = self.loss(embeddings, labels, indices_tuple)

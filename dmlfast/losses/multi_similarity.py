@@ -16,15 +16,15 @@ class MultiSimilarityLoss(PairLoss):
 
     The mean over all rows a of log(1 + sum_p exp(-alpha (s_ap - base))) / alpha
     + log(1 + sum_n exp(beta (s_an - base))) / beta, with the row's positives p and negatives n. A
-    row that has none of either adds 0 for these, and counts.
+    row without positives, or without negatives, adds 0 for these, but counts.
 
-    With ``epsilon`` pairs are mined first, as in the paper: of the negatives count those with
-    s_an > min_p s_ap - epsilon, of the positives those with s_ap < max_n s_an + epsilon. A row
-    without positives, or without negatives, then has neither.
+    With ``epsilon`` pairs are mined first, as in the paper: only those negatives count that have
+    s_an > min_p s_ap - epsilon, and only those positives that have s_ap < max_n s_an + epsilon. A
+    row without positives, or without negatives, then has neither.
 
     Args:
         alpha: how steeply positives count, above 0.
-        beta: the same of negatives.
+        beta: the same for negatives.
         base: the cosine that positives should be above, and negatives below.
         epsilon: margin of mining, a cosine, 0.1 in the paper; where it is None every pair counts.
         impl: "auto" or the name of a backend.

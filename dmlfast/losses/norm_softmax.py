@@ -20,21 +20,21 @@ class NormSoftmaxLoss(nn.Module):
     """Cross-entropy over the cosines of embeddings with learned weights of the classes.
 
     Where classes are sampled, a step compares with the batch's own classes and random others. Only
-    they get a gradient, which is then a sparse tensor: the optimiser must take such, as `RowSGD`
-    and `RowAdamW` of `dmlfast.training.row_optimizers` do. What is drawn depends on `seed` and on
-    how often it was drawn before, which the state dict keeps.
+    these get a gradient, which is then a sparse tensor: the optimiser must accept such gradients,
+    as `RowSGD` and `RowAdamW` of `dmlfast.training.row_optimizers` do. What is drawn depends on
+    `seed` and on the number of earlier draws, which the state dict keeps.
 
     Args:
         num_classes: C, for labels from 0 to C - 1; or the labels, (C,) integers, each once.
         embedding_dim: D.
         temperature: what cosines are divided by.
-        cosine_margin: taken from the cosine with the own class (CosFace).
+        cosine_margin: subtracted from the cosine with the own class (CosFace).
         angular_margin: added to the angle with the own class, in radians (ArcFace).
         label_smoothing: share of the target that is spread over all classes.
         class_fraction: share of the classes that a step compares with, in training mode; 1 is all.
-        class_count: how many, in the place of a share; at most all, at least the batch's own.
-        low_memory: compute cosines twice rather than keep some.
-        seed: of what is drawn.
+        class_count: how many, instead of a share; at most all, at least the batch's own.
+        low_memory: compute cosines twice rather than keeping some.
+        seed: the seed of the draws.
         impl: "auto" or the name of a backend.
 
     Raises:
@@ -87,7 +87,7 @@ class NormSoftmaxLoss(nn.Module):
 
     @property
     def samples(self) -> bool:
-        """Whether a step of training compares with some of the classes only."""
+        """Whether a training step compares with only some of the classes."""
         return self.sample_size < len(self.classes)
 
     def forward(
@@ -133,8 +133,9 @@ class NormSoftmaxLoss(nn.Module):
         )
 
     def get_logits(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Cosines with the classes over the temperature, (N, C), without margins, in float32, or
-        float64 where both sides are. Row i is most like the class ``classes[logits[i].argmax()]``.
+        """Cosines with the classes, divided by the temperature, (N, C), without margins; float32,
+        or float64 where both sides are. Row i is most like the class
+        ``classes[logits[i].argmax()]``.
 
         Args:
             embeddings: (N, D); their lengths do not matter.
@@ -148,11 +149,11 @@ class NormSoftmaxLoss(nn.Module):
         return pair_products(*sides) / self.temperature
 
     def draw(self, own: torch.Tensor) -> torch.Tensor:
-        """(S,) ascending rows of `weight`: those of the batch, and random others up to the sample
-        size. A GPU is waited for only where the batch has more rows than that.
+        """(S,) row numbers of `weight`, ascending: those of the batch, and random others up to the
+        sample size. The host waits for a GPU only where the batch has more rows than that.
 
         Raises:
-            RuntimeError: a backward pass computes the loss again; others would be drawn.
+            RuntimeError: a backward pass computes the loss again, which would draw others.
         """
         refuse_recomputation(self, "sampled classes are drawn once")
         seed = np.random.SeedSequence((self.seed, self.draws)).generate_state(1, np.uint64)[0]
@@ -167,7 +168,7 @@ class NormSoftmaxLoss(nn.Module):
         return order.topk(size, largest=False, sorted=False).indices.sort().values
 
     def get_extra_state(self) -> torch.Tensor:
-        """How often classes were drawn, () int64: safetensors hold nothing but tensors."""
+        """How often classes were drawn, () int64: safetensors holds nothing but tensors."""
         return torch.tensor(self.draws)
 
     def set_extra_state(self, state: torch.Tensor) -> None:

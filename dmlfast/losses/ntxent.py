@@ -14,11 +14,11 @@ NOTHING = -1e30  # stands for the log-sum-exp over no negatives: its softplus is
 
 
 class NTXentLoss(PairLoss):
-    """NT-Xent over cosines s, with every pair of two images of a class as a positive one.
+    """NT-Xent over cosines s, in which every two images of a class are a positive pair.
 
-    The mean over all pairs of a row a and a positive p of it of
+    The mean, over all pairs of a row a with one of its positives p, of
     log(1 + sum_n exp((s_an - s_ap) / temperature)), with the row's negatives n. A pair whose row
-    has no negatives adds 0, and counts. Of ``self_index`` no two rows may name one column.
+    has no negatives adds 0, but counts. In ``self_index`` no two rows may name the same column.
 
     Args:
         temperature: what cosines are divided by.

@@ -21,7 +21,7 @@ MININGS = ("score", "distance")
 
 
 class PDDMUnit(nn.Module):
-    """The position-dependent deep metric unit: a similarity of pairs that is learned.
+    """The position-dependent deep metric unit: a learned similarity of pairs.
 
     Args:
         embedding_dim: D.
@@ -29,7 +29,7 @@ class PDDMUnit(nn.Module):
         normalize_inputs: divide |x - y| and (x + y) / 2 by their norms first.
 
     Raises:
-        TypeError, ValueError: a dimension is no integer, or less than 1.
+        TypeError, ValueError: a dimension is not an integer, or less than 1.
 
     Attributes:
         difference: linear layer D -> H on |x - y|.
@@ -66,19 +66,19 @@ class PDDMUnit(nn.Module):
 class PDDMLoss(nn.Module):
     """Hinges on the scores of a `PDDMUnit` and on Euclidean distances, of hard quadruplets.
 
-    Of the least similar positive pair i, j with the most similar negatives k of i and l of j, by
-    score: [score_margin + S_ik - S_ij]_+ + [score_margin + S_jl - S_ij]_+ and, times
-    embedding_weight, [embedding_margin + D_ij - D_ik]_+ + [embedding_margin + D_ij - D_jl]_+; the
-    mean over the quadruplets. Which they are has no gradient.
+    A quadruplet is the least similar positive pair i, j with the most similar negatives k of i and
+    l of j, by score. It costs [score_margin + S_ik - S_ij]_+ + [score_margin + S_jl - S_ij]_+ and,
+    times embedding_weight, [embedding_margin + D_ij - D_ik]_+ + [embedding_margin + D_ij - D_jl]_+.
+    The loss is the mean over the quadruplets. Their choice has no gradient.
 
     Args:
         embedding_dim: D.
         hidden_dim: width of the unit's layers; D by default.
         score_margin: between scores, which have no bounds.
         embedding_margin: between distances.
-        embedding_weight: of the hinges on distances.
+        embedding_weight: the weight of the hinges on distances.
         squared: whether distances are squared.
-        per: quadruplets there are: one of each "batch", "class" or "anchor".
+        per: which quadruplets there are: one for each "batch", "class" or "anchor".
         form: "quadruplet", or "triplet", which leaves l out.
         mining: by "score", or by "distance" for comparison.
         normalize_embeddings: divide every row by its L2 norm first.

@@ -19,15 +19,15 @@ class ProxyAnchorLoss(nn.Module):
     """The proxy-anchor loss: each class has a learned proxy, which is compared with the rows of a
     batch by their cosines s.
 
-    The mean over the proxies p of classes in the batch of log(1 + sum_x exp(-alpha (s_xp -
-    margin))) over their rows x, plus the mean over all proxies of log(1 + sum_x exp(alpha (s_xp +
+    The mean, over the proxies p of classes in the batch, of log(1 + sum_x exp(-alpha (s_xp -
+    margin))) over their rows x; plus the mean, over all proxies, of log(1 + sum_x exp(alpha (s_xp +
     margin))) over the rows of other classes. Cosines are taken in the dtype of the embeddings.
 
     Args:
         num_classes: C, for labels from 0 to C - 1; or the labels, (C,) integers, each once.
         embedding_dim: D.
-        margin: the cosine that rows should be above with their proxy, and below minus which with
-            others.
+        margin: a row's cosine with its own proxy should be above this, and with others below minus
+            this.
         alpha: how steeply rows count, above 0.
         impl: "auto" or the name of a backend.
 
@@ -72,8 +72,8 @@ class ProxyAnchorLoss(nn.Module):
 
         Args:
             embeddings: (N, D); their lengths do not matter.
-            labels: (N,) integers, each one of the classes. On a GPU, where looking would make the
-                host wait, another gives a loss of NaN.
+            labels: (N,) integers, each one of the classes. On a GPU, where a check would make the
+                host wait, any other gives a loss of NaN.
             indices_tuple, ref_emb, ref_labels: must be None.
 
         Raises:

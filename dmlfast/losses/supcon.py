@@ -12,9 +12,9 @@ from dmlfast.ops import checks
 class SupConLoss(PairLoss):
     """The supervised contrastive loss, L_out of the paper, over cosines s.
 
-    The mean over all rows a that have positives p of log sum_j exp(s_aj / temperature), over all
-    columns j but the row itself, minus the mean over its positives of s_ap / temperature. Where
-    every row has one positive, such as two views of each image, it is NT-Xent.
+    The mean, over all rows a that have positives p, of log sum_j exp(s_aj / temperature), over all
+    columns j but the row itself, minus the mean of s_ap / temperature over the row's positives.
+    Where every row has one positive, as with two views of each image, it is NT-Xent.
 
     Args:
         temperature: what cosines are divided by.

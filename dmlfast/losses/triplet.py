@@ -8,7 +8,7 @@ from dmlfast.ops.triplet.op import checked_settings
 
 
 class TripletLoss(PairLoss):
-    """The triplet loss, its triplets found in the batch.
+    """The triplet loss, with the triplets found in the batch.
 
     Args:
         margin: in units of Euclidean distance.

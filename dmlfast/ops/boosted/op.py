@@ -32,14 +32,16 @@ def boosted_deviance_loss(
     reduction: str = "sum",
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Binomial deviance of learners on groups of components, each weighted by what those before it
-    make of a pair (Opitz, Waltner, Possegger and Bischof, BIER, ICCV 2017; A-BIER, TPAMI 2018).
+    """Binomial deviance of learners on groups of components, in which each learner weights a pair
+    by how the learners before it scored that pair (Opitz, Waltner, Possegger and Bischof, BIER,
+    ICCV 2017; A-BIER, TPAMI 2018).
 
-    A learner's score of a pair is the cosine of its groups; the loss of a pair is log(1 + exp(-z)),
-    z = beta1 (score - beta2) of positive pairs and -negative_cost times that of negative ones. The
-    means over positive and over negative pairs are added; as in the released program, the former
-    counts each row with itself. Weights of boosting are held constant in the gradient. No N x N
-    matrix is made; loss and gradient come out of one pass. Differentiable once.
+    A learner's score of a pair is the cosine of the rows within its group. The loss of a pair is
+    log(1 + exp(-z)), where z = beta1 (score - beta2) for positive pairs and -negative_cost times
+    that for negative ones. The means over positive and over negative pairs are added; as in the
+    released program, the count of the former includes each row with itself. The weights of boosting
+    are held constant in the gradient. No N x N matrix is made; loss and gradient come out of one
+    pass. Differentiable once.
 
     Args:
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
@@ -47,17 +49,17 @@ def boosted_deviance_loss(
         labels: (N,) integers of any dtype and value.
         groups: how many components each learner has, in their order; their sum is D.
         beta1: scale of scores.
-        beta2: the score that parts positive from negative pairs.
+        beta2: the score that separates positive from negative pairs.
         negative_cost: how much steeper the loss of negative pairs is.
         boosting: "eta", weights by the running average with shares 2 / (m + 1); "additive", the
-            released program's default; "derivative", the magnitude of the loss's derivative by the
+            released program's default; "derivative", the magnitude of the loss's derivative at the
             averaged score; "none", weights of 1.
         reduction: over the learners: "sum", or "none".
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
-        () or, with "none", (M,), the loss of each learner over M; float32, float64 for float64. 0
-        without pairs. NaN where any embedding is NaN or infinite.
+        (), or with "none" (M,), the loss of each learner divided by M; float32, float64 for
+        float64. 0 without pairs. NaN where any embedding is NaN or infinite.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value.
@@ -87,15 +89,15 @@ def boosted_contrastive_loss(
     reduction: str = "sum",
     impl: str = "auto",
 ) -> torch.Tensor:
-    """Contrastive losses of boosted learners: :func:`boosted_deviance_loss` with (1 - score)^2 of
-    positive pairs and max(0, score - margin)^2 of negative ones in the place of the deviance.
+    """Contrastive losses of boosted learners: :func:`boosted_deviance_loss` with (1 - score)^2 for
+    positive pairs and max(0, score - margin)^2 for negative ones in place of the deviance.
 
     Args:
         margin: the cosine that negative pairs are to stay below.
-        boosting: "eta", weights by the magnitude of the loss's derivative by the running average of
+        boosting: "eta", weights by the magnitude of the loss's derivative at the running average of
             scores with shares 2 / (m + 1); "none".
 
-    The other arguments, what is returned and raised as of :func:`boosted_deviance_loss`.
+    The other arguments, the result and the errors are those of :func:`boosted_deviance_loss`.
     """
     settings = Settings("contrastive", boosting, 0.0, 0.0, 1.0, checks.finite("margin", margin))
     checks.choice("boosting", boosting, ("eta", "none"))
@@ -114,18 +116,18 @@ def boosted_triplet_loss(
     impl: str = "auto",
 ) -> torch.Tensor:
     """Triplet losses of boosted learners: :func:`boosted_deviance_loss` with
-    max(0, score(a, n) - score(a, p) + margin), the mean over all triplets, in the place of the
+    max(0, score(a, n) - score(a, p) + margin), the mean over all triplets, in place of the
     deviance.
 
-    It is computed a block of anchors at a time in PyTorch on every backend but the reference; on a
+    On every backend but the reference it is computed in PyTorch, a block of anchors at a time; on a
     GPU the host waits for the size of the largest class.
 
     Args:
         margin: in units of cosine.
-        boosting: "eta", only triplets weigh whose hinge is above 0 by the running average of scores
-            with shares 2 / (m + 1); "none".
+        boosting: "eta", only triplets count whose hinge, computed from the running average of
+            scores with shares 2 / (m + 1), is above 0; "none".
 
-    The other arguments, what is returned and raised as of :func:`boosted_deviance_loss`.
+    The other arguments, the result and the errors are those of :func:`boosted_deviance_loss`.
     """
     sizes = _check(embeddings, labels, groups, reduction)
     margin = checks.finite("margin", margin)

@@ -28,7 +28,7 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Contrastive loss (Hadsell, Chopra and LeCun, CVPR 2006) over all pairs of a batch.
 
-    A positive pair weighs max(0, D - pos_margin), a negative one max(0, neg_margin - D), where D is
+    A positive pair costs max(0, D - pos_margin), a negative one max(0, neg_margin - D), where D is
     the Euclidean distance, not squared; embeddings are not normalised. The loss is that of positive
     pairs plus that of negative ones. Memory is O((N + M) D). Differentiable once; gradients are
     computed with the loss.
@@ -37,14 +37,14 @@ def contrastive_loss(
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
             only).
         labels: (N,) integers of any dtype and value.
-        ref_emb: columns of their own, (M, D), for instance a memory: pairs are (row, column).
+        ref_emb: columns of their own, (M, D), such as a memory; pairs are then (row, column).
         ref_labels: (M,) integers.
         pos_margin: distance up to which positive pairs are near enough.
         neg_margin: distance from which negative pairs are far enough.
         squared: take half the square of each hinge, equation 4 of the paper.
-        reduction: over positive and over negative pairs, each on their own: "nonzero", the mean
-            over those that are not 0; "mean", over all; "sum", in which a batch has each pair
-            twice, once for either of its rows.
+        reduction: over positive and over negative pairs separately: "nonzero", the mean over those
+            that are not 0; "mean", the mean over all; "sum", in which a batch has each pair twice,
+            once for each of its rows.
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
@@ -77,7 +77,7 @@ def checked_settings(
     """The settings of a contrastive loss, as kernels take them.
 
     Raises:
-        TypeError, ValueError: one of them is none that :func:`contrastive_loss` takes.
+        TypeError, ValueError: one of them is not what :func:`contrastive_loss` takes.
     """
     checks.choice("reduction", reduction, REDUCTIONS)
     margins = checks.finite("pos_margin", pos_margin), checks.finite("neg_margin", neg_margin)

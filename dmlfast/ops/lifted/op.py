@@ -29,7 +29,7 @@ def lifted_structured_loss(
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
             only).
         labels: (N,) integers of any dtype and value.
-        ref_emb: columns of their own, (M, D), for instance a memory: pairs are (row, column).
+        ref_emb: columns of their own, (M, D), such as a memory; pairs are then (row, column).
         ref_labels: (M,) integers.
         margin: in units of distance.
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only.
@@ -37,7 +37,7 @@ def lifted_structured_loss(
 
     Returns:
         () float32, float64 for float64. 0 without positive pairs; a pair whose rows have no
-        negatives adds 0 and counts. NaN where any embedding is NaN or infinite.
+        negatives adds 0, but counts. NaN where any embedding is NaN or infinite.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or device.

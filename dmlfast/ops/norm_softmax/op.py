@@ -46,33 +46,33 @@ def norm_softmax_loss(
     """Cross-entropy over the cosines of embeddings with the weights of classes (Zhai and Wu, BMVC
     2019), with the margins of CosFace (Wang et al., CVPR 2018) and ArcFace (Deng et al., 2019).
 
-    Both sides are normalised inside. The N x C logits never exist, nor does a normalised copy of
-    the weights: memory beyond inputs and gradients is O(N D + C) and a scratch of bounded size;
-    of weights in half precision also their gradient in float32, but for ``low_memory`` on a GPU.
-    Differentiable once in ``embeddings`` and ``weight``; gradients of a "mean" or a "sum" are
-    computed with the loss, and those of the weights are scaled where they are.
+    Both sides are normalised internally. The N x C logits never exist, nor does a normalised copy
+    of the weights: memory beyond inputs and gradients is O(N D + C) and a scratch of bounded size;
+    for weights in half precision also their gradient in float32, except with ``low_memory`` on a
+    GPU. Differentiable once in ``embeddings`` and ``weight``; gradients of a "mean" or a "sum" are
+    computed with the loss, and those of the weights are scaled in place.
 
     Args:
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
             only). A row of zeros has a cosine of 0 with all classes, and no gradient.
-        labels: (N,) integers, each from 0 to C - 1, or ``ignore_index``. On a GPU, where looking
-            would make the host wait, another label gives a loss of NaN.
+        labels: (N,) integers, each from 0 to C - 1, or ``ignore_index``. On a GPU, where a check
+            would make the host wait, any other label gives a loss of NaN.
         weight: (C, D), one row a class, C >= 1.
         temperature: what cosines are divided by, above 0.
-        cosine_margin: taken from the cosine of a row with its own class.
+        cosine_margin: subtracted from the cosine of a row with its own class.
         angular_margin: added to the angle of a row with its own class, in radians. Angles beyond pi
-            are not treated apart: the cosine rises again.
+            are not treated specially: the cosine rises again.
         label_smoothing: share of the target that is spread over all classes, 0 to 1.
         ignore_index: the label of rows that do not count.
         reduction: "mean" over the rows that count, "sum", or "none".
-        low_memory: compute cosines again for the gradient rather than keep some of them: a third
+        low_memory: compute cosines again for the gradient rather than keeping some of them: a third
             more work, and less scratch. On a GPU gradients are then computed by the backward pass,
             those of the weights directly in their dtype.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
-        () or, with "none", (N,); float32, float64 for float64. 0 without rows that count. NaN where
-        any embedding that counts, or any weight, is NaN or infinite.
+        (), or with "none" (N,); float32, float64 for float64. 0 where no row counts. NaN where any
+        embedding that counts, or any weight, is NaN or infinite.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value.
@@ -115,7 +115,7 @@ def checked_settings(
     """The numbers among the settings of a normalised softmax, as kernels take them.
 
     Raises:
-        TypeError, ValueError: one of them is none that :func:`norm_softmax_loss` takes.
+        TypeError, ValueError: one of them is not what :func:`norm_softmax_loss` takes.
     """
     numbers = (
         checks.above_zero("temperature", temperature),

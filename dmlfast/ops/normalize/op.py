@@ -10,7 +10,7 @@ from dmlfast.ops.normalize import reference
 
 
 def normalize(embeddings: torch.Tensor, *, impl: str = "auto") -> torch.Tensor:
-    """Divides rows by their L2 norms, in float32 at least and rounded once. On a GPU that is one
+    """Divides rows by their L2 norms, in float32 at least, and rounds once. On a GPU this takes one
     launch, and another for the gradient.
 
     Lengths neither overflow nor vanish. Differentiable once.
@@ -22,8 +22,8 @@ def normalize(embeddings: torch.Tensor, *, impl: str = "auto") -> torch.Tensor:
 
     Returns:
         (N, D) in the dtype of the rows, contiguous. A row of zeros, or one that is shorter than any
-        normal number of the dtype that is computed in, becomes zeros and has no gradient. A row
-        that is not finite becomes NaN.
+        normal number of the dtype of the computation, becomes zeros and has no gradient. A row that
+        is not finite becomes NaN.
 
     Raises:
         TypeError, ValueError: embeddings have the wrong type or shape.

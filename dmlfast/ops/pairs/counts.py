@@ -13,7 +13,7 @@ def pair_counts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts the positives and the negatives of each row, for losses that are means over them.
 
-    Takes O((N + M) log M) time, and a GPU is not waited for.
+    It takes O((N + M) log M) time, and the host does not wait for a GPU.
 
     Args:
         labels: (N,) integers of any dtype and value.
@@ -21,7 +21,8 @@ def pair_counts(
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_labels`` only.
 
     Returns:
-        (N,) int64 each: the columns that :func:`pair_reduce` selects as "positive", as "negative".
+        (N,) int64 each: how many columns :func:`pair_reduce` selects as "positive", and how many as
+        "negative".
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or device.

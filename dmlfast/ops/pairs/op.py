@@ -48,17 +48,18 @@ def pair_reduce(
         select: "negative" (labels differ), "positive" (labels agree, not the row itself), "other"
             (all but the row itself) or "all".
         column_bias: (M,) added to the terms of each column.
-        row_floor: (N,), held constant: of row i only the terms above row_floor[i] count, as where
-            pairs are mined. :func:`pair_max` has what to compare with.
-        reduce: "logsumexp" (-inf over nothing); "sum"; "hinge", the sum of max(0, t),
-            "squared_hinge", of its square, or "softplus", of log(1 + exp(t)) (0 over nothing).
-        self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. The
-            batch against itself knows its own.
+        row_floor: (N,), held constant: in row i only the terms above row_floor[i] count, as where
+            pairs are mined. :func:`pair_max` finds what floors are made of.
+        reduce: "logsumexp" (-inf over nothing); or, each 0 over nothing: "sum"; "hinge", the sum of
+            max(0, t); "squared_hinge", that of its square; "softplus", that of log(1 + exp(t)).
+        self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only. A
+            batch that is compared with itself does not need it.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
-        (N,) float32, float64 for float64. NaN where any input is NaN or infinite, but for floors:
-        one of -inf leaves nothing out, of inf everything, and of NaN gives NaN for its row.
+        (N,) float32, float64 for float64. NaN where any input is NaN or infinite, except for
+        floors: a floor of -inf leaves nothing out, one of inf leaves everything out, and one of NaN
+        gives NaN for its row.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value.
@@ -102,8 +103,8 @@ def pair_max(
     """The greatest ``scale * score_ij + offset`` over the selected columns of each row: what mining
     compares the other pairs of a row with. Without a gradient.
 
-    The furthest positive of a row, say, or with ``scale`` -1 and the sign turned the nearest
-    negative. Nothing of size N x M is kept.
+    This is, say, the furthest positive of a row, or with ``scale`` -1 and the sign of the result
+    changed the nearest negative. Nothing of size N x M is kept.
 
     Args:
         As of :func:`pair_reduce`.
@@ -167,11 +168,11 @@ def reduce_block(
     *,
     impl: str,
 ) -> torch.Tensor:
-    """The statistic ``running`` (N,), of hinges (2, N), of the rows with a block of columns added;
-    no gradient.
+    """The statistic ``running`` of the rows, (N,) or for hinges (2, N), with that of a block of
+    columns added; without a gradient.
 
     For columns that arrive in parts: a memory, shards of classes, a ring of processes.
-    ``self_index`` (N,) counts in this block and is -1 where the row itself is elsewhere.
+    ``self_index`` (N,) counts within this block, and is -1 where the row itself is elsewhere.
     """
     backend = dispatch.module(__package__, impl, "pair_reduce", rows)
     pairs = (rows, columns, row_labels, column_labels, self_index, None, None)
@@ -195,10 +196,10 @@ def grad_block(
     *,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients ``running``, rows (N, D) and columns (M, D), with those of one block added.
+    """The gradients ``running``, of rows (N, D) and columns (M, D), with those of one block added.
 
     ``row_stat`` and ``row_grad`` (N,) are the whole statistic of each row and dloss / dstatistic;
-    ``column_stat`` and ``column_grad`` (M,) the same of the columns over their rows, or None.
+    ``column_stat`` and ``column_grad`` (M,) are the same for the columns over their rows, or None.
     """
     backend = dispatch.module(__package__, impl, "pair_reduce", rows)
     stats = (row_stat, row_grad, column_stat, column_grad)
@@ -228,8 +229,8 @@ def fused(
     term: PairTerm,
     impl: str,
 ) -> torch.Tensor:
-    """The statistics on a backend with kernels, (N,); of hinges (2, N): their sums and the numbers
-    of those above 0, which have no gradient.
+    """The statistics on a backend with kernels, (N,); for hinges (2, N): their sums, and the
+    numbers of those above 0, which have no gradient.
     """
     pairs = (columns, row_labels, column_labels, self_index, column_bias, row_floor)
     return _call_reduce(rows, *pairs, *term, impl)

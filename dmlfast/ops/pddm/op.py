@@ -30,13 +30,13 @@ def pddm_scores(
 
     The unit is a small network on |x_i - x_j| and (x_i + x_j) / 2, so that a score depends on where
     a pair lies and not on its distance alone; larger is more similar, and scores have no bounds.
-    score(x, y) = score(y, x), of which one is computed. Nothing of the size of pairs x D is made.
-    Differentiable once, for embeddings and weights.
+    score(x, y) = score(y, x), and only one of them is computed. Nothing of the size of pairs x D is
+    made. Differentiable once in embeddings and weights.
 
     Args:
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32; Triton rounds what
             enters a product) or float64 (reference only).
-        unit: what has the four layers of a :class:`dmlfast.losses.PDDMUnit`, ``difference``,
+        unit: anything with the four layers of a :class:`dmlfast.losses.PDDMUnit`, ``difference``,
             ``mean``, ``joint`` and ``score``; and, where inputs are to be normalised, a true
             ``normalize_inputs``.
         ref_emb: columns of their own, (M, D); the embeddings themselves where None.
@@ -80,20 +80,20 @@ def pddm_hard_quadruplets(
     """The least similar positive pair, and the most similar negative of either end, by score
     (Huang, Loy and Tang, NIPS 2016). Memory is linear in the rows; there is no gradient.
 
-    On the CPU "batch" and "class" score the positive pairs and the rows of their ends alone.
+    On the CPU, "batch" and "class" score only the positive pairs and the rows of their ends.
 
     Args:
         embeddings: (N, D), of the dtypes of :func:`pddm_scores`.
         labels: (N,) integers of any dtype and value.
-        unit: see :func:`pddm_scores`; None takes minus the Euclidean distance for the score.
-        per: "batch", one quadruplet, which is the paper's; "class", one of each class, in the place
-            of the first of its rows; "anchor", one of each row that is its first.
+        unit: see :func:`pddm_scores`; with None, the score is minus the Euclidean distance.
+        per: "batch", one quadruplet, as in the paper; "class", one for each class, in the place of
+            its row i; "anchor", one for each row, as its row i.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
     Returns:
-        (1, 4), or (N, 4) of classes and anchors; rows i and j of the positive pair, the negative k
-        of i and the negative l of j, int64. -1 where there is none. Of equal scores the lowest rows
-        count.
+        (1, 4), or (N, 4) for classes and anchors, int64: rows i and j of the positive pair, the
+        negative k of i and the negative l of j; -1 where there is none. Among equal scores the
+        lowest rows count.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, device or value.

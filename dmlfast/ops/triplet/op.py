@@ -26,7 +26,7 @@ def triplet_loss(
     """Triplet loss over anchors, which are the rows, with positives and negatives among the columns
     (Schroff, Kalenichenko and Philbin, CVPR 2015; Hermans, Beyer and Leibe, 2017).
 
-    A triplet weighs max(0, D_ap - D_an + margin), where D is the Euclidean distance, not squared;
+    A triplet costs max(0, D_ap - D_an + margin), where D is the Euclidean distance, not squared;
     embeddings are not normalised. No list of triplets and no N x M matrix is made; memory is
     O((N + M) D). Differentiable once; gradients are computed with the loss.
 
@@ -34,15 +34,15 @@ def triplet_loss(
         embeddings: (N, D), float32, float16, bfloat16 (computed in float32) or float64 (reference
             only).
         labels: (N,) integers of any dtype and value.
-        ref_emb: columns of their own, (M, D), for instance a memory.
+        ref_emb: columns of their own, (M, D), such as a memory.
         ref_labels: (M,) integers.
         margin: in units of distance.
         mining: which triplets there are: "all", each positive with each negative; "semihard", each
-            positive with the nearest negative that is further than it, or with the furthest
-            negative where none is; "hardest", the furthest positive of an anchor with its nearest
-            negative. Of equal distances the lowest index counts.
-        reduction: over the triplets: "nonzero", the mean over those that are not 0; "mean", over
-            all; "sum".
+            positive with the nearest negative that is further away than it, or with the furthest
+            negative where there is none; "hardest", the furthest positive of an anchor with its
+            nearest negative. Among equal distances the lowest index counts.
+        reduction: over the triplets: "nonzero", the mean over those that are not 0; "mean", the
+            mean over all; "sum".
         self_index: (N,) the column that is row i itself, -1 for none; with ``ref_emb`` only.
         impl: "auto" or the name of a backend, see :func:`dmlfast.ops.available`.
 
@@ -73,7 +73,7 @@ def checked_settings(margin: float, mining: str, reduction: str) -> tuple[float,
     """The settings of a triplet loss, as kernels take them.
 
     Raises:
-        TypeError, ValueError: one of them is none that :func:`triplet_loss` takes.
+        TypeError, ValueError: one of them is not what :func:`triplet_loss` takes.
     """
     checks.choice("mining", mining, MININGS)
     checks.choice("reduction", reduction, REDUCTIONS)
