@@ -99,7 +99,7 @@ class BIERLoss(nn.Module):
 
     @property
     def needs_head_steps(self) -> bool:
-        """Whether something is done in the steps of the head alone and nowhere else."""
+        """Whether the steps of the head alone have something of their own to do."""
         return self.stage != "training"
 
     def forward(

@@ -62,7 +62,8 @@ class AdversarialLoss(nn.Module):
 
     Args:
         groups: the sizes of the learners.
-        norm_weight: the weight of what keeps the regressors' weights and biases near norm 1.
+        norm_weight: the weight of what keeps the norms of the regressors' weights near 1, and
+            those of their biases from exceeding it.
 
     Attributes:
         regressors: one for each pair of learners i < j, from j to i, in the order of the pairs.

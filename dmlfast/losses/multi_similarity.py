@@ -55,7 +55,9 @@ class MultiSimilarityLoss(PairLoss):
         ref_labels: torch.Tensor | None,
         self_index: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The loss, (), from two reductions of :func:`dmlfast.ops.pair_reduce`."""
+        """The loss, (), from two reductions of :func:`dmlfast.ops.pair_reduce`, of pairs that
+        two of :func:`dmlfast.ops.pair_max` mine.
+        """
         alpha, beta = checks.above_zero("alpha", self.alpha), checks.above_zero("beta", self.beta)
         base = checks.finite("base", self.base)
         pairs = (embeddings, labels, ref_emb, ref_labels)
