@@ -175,7 +175,9 @@ def test_files_of_other_gpus_and_versions_are_others(monkeypatch):
 def test_every_shipped_tile_is_a_candidate_of_its_shape(kind, monkeypatch):
     monkeypatch.undo()
     for tiles in configs.TILES.values():
-        for kernel, tile in tiles[kind]._asdict().items():
+        shipped = tiles[kind]._asdict()
+        shipped.pop("hinges")  # which are not tuned
+        for kernel, tile in shipped.items():
             assert all(len(tried) == len(tile) for tried in CANDIDATES[kind][kernel])
 
 

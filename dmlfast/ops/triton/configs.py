@@ -194,13 +194,15 @@ class Tiles(NamedTuple):
     """What a dtype takes on an architecture.
 
     reduce, wide_reduce, gradient: of rows that fit in one chunk, and of wider ones. A block of
-    weights takes 16 to 32 MiB, which a second-level cache holds.
+    weights takes 16 to 32 MiB, which a second-level cache holds. hinges: weights of hinges, which
+    take more registers than exponentials.
     """
 
     reduce: Tile
     wide_reduce: Tile
     gradient: Tile
     weights: WeightsTile
+    hinges: WeightsTile
     product: ProductTile
     scores: ScoresTile
     pddm: PairsTile
@@ -215,6 +217,7 @@ TILES = {
             wide_reduce=Tile(128, 64, 16, 8, 3),
             gradient=Tile(64, 32, 16, 8, 3),
             weights=WeightsTile(64, 16, 4096, 8, 3),
+            hinges=WeightsTile(64, 16, 4096, 8, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
             pddm=PairsTile(8, 16, 64, 128, 32, 64, 8, 2),
@@ -225,6 +228,7 @@ TILES = {
             wide_reduce=Tile(64, 32, 16, 8, 2),
             gradient=Tile(64, 16, 16, 8, 2),
             weights=WeightsTile(64, 8, 2048, 8, 3),
+            hinges=WeightsTile(32, 8, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
             pddm=PairsTile(8, 8, 16, 64, 16, 64, 8, 2),
@@ -237,6 +241,7 @@ TILES = {
             wide_reduce=Tile(128, 128, 32, 8, 2),
             gradient=Tile(128, 32, 16, 8, 3),
             weights=WeightsTile(128, 16, 4096, 8, 2),
+            hinges=WeightsTile(64, 16, 4096, 4, 2),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 128, 4, 3),
             pddm=PairsTile(8, 8, 32, 128, 32, 128, 4, 2),
@@ -247,6 +252,7 @@ TILES = {
             wide_reduce=Tile(64, 64, 32, 4, 2),
             gradient=Tile(64, 32, 16, 4, 1),
             weights=WeightsTile(64, 16, 2048, 4, 3),
+            hinges=WeightsTile(64, 16, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 4, 2),
             pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
@@ -259,6 +265,7 @@ TILES = {
             wide_reduce=Tile(128, 64, 32, 8, 3),
             gradient=Tile(128, 64, 16, 8, 2),
             weights=WeightsTile(128, 16, 4096, 8, 3),
+            hinges=WeightsTile(64, 16, 4096, 4, 3),
             product=ProductTile(128, 128, 64, 8, 3),
             scores=ScoresTile(128, 64, 8, 3),
             pddm=PairsTile(8, 16, 64, 128, 32, 64, 8, 2),
@@ -269,6 +276,7 @@ TILES = {
             wide_reduce=Tile(64, 64, 32, 8, 2),
             gradient=Tile(64, 32, 16, 4, 2),
             weights=WeightsTile(64, 16, 2048, 8, 3),
+            hinges=WeightsTile(64, 16, 2048, 8, 3),
             product=ProductTile(128, 64, 32, 8, 3),
             scores=ScoresTile(64, 64, 8, 2),
             pddm=PairsTile(8, 8, 32, 128, 32, 64, 8, 2),
@@ -281,6 +289,7 @@ INTERPRETED = Tiles(
     wide_reduce=Tile(64, 64, 32, 4, 1),
     gradient=Tile(64, 64, 32, 4, 1),
     weights=WeightsTile(64, 32, 128, 4, 1),
+    hinges=WeightsTile(64, 32, 128, 4, 1),
     product=ProductTile(64, 512, 64, 4, 1),
     scores=ScoresTile(64, 64, 4, 1),
     pddm=PairsTile(8, 32, 64, 64, 64, 64, 4, 1),

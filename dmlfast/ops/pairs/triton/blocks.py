@@ -136,9 +136,8 @@ def gradient_of(
     """
     out = x.norm.new_empty(x.n, x.d)
     how = pairs.products
-    tile, product_tile = pairs.tiles.weights, pairs.tiles.product
-    if term.is_hinge and tile.T > 64:  # they take more registers than exponentials
-        tile = tile._replace(T=64, warps=4)
+    tile = pairs.tiles.hinges if term.is_hinge else pairs.tiles.weights
+    product_tile = pairs.tiles.product
     if x.d % 16:  # stored one by one: addresses take the registers of half a tile
         product_tile = product_tile._replace(BK=product_tile.BK // 2)
     mutual = x.rows is r.rows and xs is rs and x.bias is None and r.bias is None
