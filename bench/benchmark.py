@@ -111,9 +111,9 @@ class Benchmark:
         for size in sizes:
             if bool(size.classes) != of_classes:
                 form = "rows x width x classes" if of_classes else "rows x width"
-                raise ValueError(f"sizes of {self.name} are {form}, which {size} is not")
+                raise ValueError(f"sizes of {self.name} must be {form}, not {size}")
             if not of_classes and size.n < LEAST_ROWS:
-                raise ValueError(f"{size}: {self.name} is measured from {LEAST_ROWS} rows on")
+                raise ValueError(f"{size}: {self.name} needs at least {LEAST_ROWS} rows")
         return sizes
 
     def competitor(self, provider: str) -> Competitor:

@@ -35,7 +35,7 @@ def sizes_option(ctx: click.Context, param: click.Parameter, text: str | None) -
     """Checks "512x128,8192x512" and "1024x512x100000"."""
     for word in (text or "1x1").split(","):
         if not re.fullmatch("0*[1-9][0-9]*(x0*[1-9][0-9]*){1,2}", word.lower()):
-            what = "is not rows x width, like 512x128 (or x classes)"
+            what = "is not rows x width, such as 512x128 (or rows x width x classes)"
             raise click.BadParameter(f"'{word}' {what}", ctx, param)
     return text
 
@@ -62,7 +62,7 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     if path is None or Path(path).is_dir():
         return Path(path) if path else None
     if not Path(path).absolute().parent.is_dir():
-        raise click.BadParameter(f"'{path}' is not a file in a folder that exists", ctx, param)
+        raise click.BadParameter(f"the folder of '{path}' does not exist", ctx, param)
     return Path(path)
 
 
@@ -74,34 +74,34 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     metavar="NAME",
     default="auto",
     show_default=True,
-    help="Backend of dmlfast: auto, all that are available, or a name.",
+    help="Backend of dmlfast: auto, all (every usable one) or a name.",
 )
 @click.option(
     "--baselines",
     default="all",
     show_default=True,
     metavar="NAME,...",
-    help="What to compare with: all, none, or names.",
+    help="What to compare with: all, none or names.",
 )
 @click.option(
     "--sizes",
     callback=sizes_option,
     metavar="NxD,...",
-    help="Rows x width of the embeddings, x classes for a loss over classes.  [default: "
+    help="Rows x width of the embeddings, and x classes for a loss over classes.  [default: "
     f"{PAIR_SIZES['cpu'].usual}, or {CLASS_SIZES['cpu'].usual}; others on a GPU; pddm and boosted "
     "have their own]",
 )
 @click.option(
     "--large",
     is_flag=True,
-    help=f"Also {PAIR_SIZES['cpu'].large} (on a GPU {PAIR_SIZES['cuda'].large}), or "
-    f"{CLASS_SIZES['cpu'].large}; those of pddm and boosted; takes many minutes.",
+    help=f"Also measure {PAIR_SIZES['cpu'].large} (on a GPU {PAIR_SIZES['cuda'].large}), or "
+    f"{CLASS_SIZES['cpu'].large}; pddm and boosted have their own. Takes many minutes.",
 )
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"{PAIR_SIZES['cpu'].quick} (on a GPU {PAIR_SIZES['cuda'].quick}), or "
-    f"{CLASS_SIZES['cpu'].quick}, those of pddm and boosted; few rounds and no compiling.",
+    help=f"Few rounds, no compiling and, by default, {PAIR_SIZES['cpu'].quick} (on a GPU "
+    f"{PAIR_SIZES['cuda'].quick}), or {CLASS_SIZES['cpu'].quick}; pddm and boosted have their own.",
 )
 @click.option(
     "--device",
@@ -110,7 +110,7 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="cpu, cuda or cuda:K; auto is the GPU where torch sees one.",
+    help="Device: cpu, cuda or cuda:K; auto is the GPU if torch sees one.",
 )
 @click.option(
     "--dtype",
@@ -119,39 +119,43 @@ def table_path(ctx: click.Context, param: click.Parameter, path: str | None) -> 
     default="float32",
     show_default=True,
     metavar="NAME,...",
-    help=f"Of the embeddings: {', '.join(DTYPES)}; each of several is measured.",
+    help=f"Types of the embeddings: {', '.join(DTYPES)}; each one given is measured.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), help="Measurements of each.  [default: 15]")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="Measurements of each implementation, one per round.  [default: 15]",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
-    help="Fewer rounds for what has taken longer at a size.  [default: 30]",
+    help="Time per implementation and size after which no round is begun.  [default: 30]",
 )
 @click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    help="Of all that is measured, on the CPU.  [default: as torch has it; with a GPU 1]",
+    help="CPU threads for everything measured.  [default: as set in torch; 1 with a GPU]",
 )
 @click.option(
     "--memory-limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
-    help="Leave out what needs more.  [default: a quarter of the memory; of a GPU nine tenths of"
-    " what is free]",
+    help="Leave out whatever needs more memory.  [default: a quarter of the memory; on a GPU, nine"
+    " tenths of what is free]",
 )
 @click.option(
     "--csv",
     "csv_path",
     callback=table_path,
     metavar="OUT.csv",
-    help="Keep the results, a new row in place of the old one of its case; in a folder, in a file"
-    " named after the machine.",
+    help="File to keep the results in, each new row replacing the old one of the same case; for a"
+    " folder, a file in it named after the machine.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Leave out what --csv holds of this version and machine."
+    "--resume", is_flag=True, help="Skip what --csv already holds for this version and machine."
 )
 @click.option("--plot", metavar="OUT.png", callback=picture_path, help="Draw time and memory.")
-@click.option("--replot", is_flag=True, help="Draw what is in --csv; measure nothing.")
+@click.option("--replot", is_flag=True, help="Draw what is in --csv, without measuring anything.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(
     name: str | None,
@@ -175,10 +179,10 @@ def command(
 ) -> int:
     """Measure time and memory of a loss and its gradient, against PyTorch.
 
-    Everyone computes the same loss of the same batch, and is checked against float64 before it is
-    measured, in turns. A ratio is the median over all rounds of a time over dmlfast's in the same
-    round; extra memory is the peak beyond inputs, loss and gradients. Ctrl-C keeps what is measured
-    by then.
+    All implementations compute the same loss of the same batch. They are checked against float64
+    first, then measured in turns. A ratio is a time divided by dmlfast's in the same round, the
+    median over all rounds; extra memory is the peak beyond inputs, loss and gradients. Ctrl-C keeps
+    what has been measured so far.
     """
     if list_only or name is None:
         click.echo(_listing())
@@ -292,7 +296,7 @@ def _measure(
 def _listing() -> str:
     wide = max(map(len, BENCHMARKS))
     return "\n".join(
-        ["Can be measured with `dmlfast bench LOSS`; --quick takes some 20 seconds:", ""]
+        ["Losses to measure with `dmlfast bench LOSS` (--quick takes about 20 seconds):", ""]
         + [f"  {name:{wide}}  {title}" for name, (_, title) in BENCHMARKS.items()]
     )
 
@@ -319,7 +323,7 @@ def _dmlfast(
         if reason := why_not(name):
             return reason
         if dispatch.BACKENDS[name].by_name_only():
-            return "its kernels are interpreted here, which is for tests"
+            return "its kernels are interpreted here, which is only for tests"
         reasons = [dispatch.BACKENDS[name].declines(device, dtype) for dtype in dtypes]
         return reasons[0] if all(reasons) else None
 

@@ -27,9 +27,11 @@ MADE = {
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Folder for everything it makes; an earlier demo there is replaced.",
+    help="Folder for everything that the demo makes; an earlier demo there is replaced.",
 )
-@click.option("--max-steps", type=click.IntRange(min=1), help="Shorten the training.")
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), help="Stop training after this many steps."
+)
 def command(out: Path, max_steps: int | None) -> None:
     """Train on the glyphs, embed, evaluate and benchmark, in a few minutes on a laptop."""
     started = time.monotonic()
@@ -60,7 +62,7 @@ def check_out(out: Path) -> None:
     held = {path.name for path in out.iterdir()} if out.exists() else set()
     held = {name for name in held if not name.startswith(TEMPORARY_PREFIX)}
     if held and not (held <= MADE and RunFolder(out / "run").args_path.is_file()):
-        raise UserError(f"{out} is not empty and no earlier demo: choose another --out")
+        raise UserError(f"{out} is neither empty nor an earlier demo: choose another --out")
 
 
 def dmlfast(*words: Any) -> Any:
@@ -91,7 +93,7 @@ def summary(
         if row["n"] == largest and row.get("median_ms"):
             memory = "" if row.get("extra_mib") is None else f"{row['extra_mib']:9.1f} MiB"
             lines.append(f"  {row['provider']:38}{row['median_ms']:8.1f} ms{memory}")
-    lines.append(f"in {minutes:.1f} minutes; all of it is in {out}/")
+    lines.append(f"in {minutes:.1f} minutes; everything is in {out}/")
     for file, text in {
         "run/": "checkpoints, summary.csv, curves.png, TensorBoard events",
         "trained.h5": "the embeddings of the test images",

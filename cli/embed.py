@@ -54,37 +54,41 @@ from dmlfast.training import (
     help="Split of the run's data set to embed.",
 )
 @click.option(
-    "--data-dir", metavar="DIR", help="Folder of the data set's files, if not where the run had it."
+    "--data-dir",
+    metavar="DIR",
+    help="Folder with the data set's files, if not the one that the run used.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(ON_ERROR),
-    help="Stop at an image that cannot be read, or skip it, if not as the run did.",
+    help="Stop at an image that cannot be read, or skip it; by default, as in the run.",
 )
-@click.option("--untrained", is_flag=True, help="Embed with the run's network before training.")
-@click.option("--raw-pixels", is_flag=True, help="Embed every image as its own pixels.")
+@click.option(
+    "--untrained", is_flag=True, help="Embed with the run's network as it was before training."
+)
+@click.option("--raw-pixels", is_flag=True, help="Use the pixels of every image as its embedding.")
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
 @click.option(
     "--weighting",
     type=click.Choice(WEIGHTINGS),
-    help="How learners of --loss bier and a-bier are weighed, if not as the run did.",
+    help="How the learners of --loss bier or a-bier are weighted; by default, as in the run.",
 )
 @click.option(
-    "--learner", type=click.IntRange(min=1), help="Embed with one of these learners alone, from 1."
+    "--learner", type=click.IntRange(min=1), help="Embed with this learner alone, counted from 1."
 )
-@click.option("--float16", is_flag=True, help="Store half the bytes.")
-@click.option("--binary", is_flag=True, help="Store only the signs, a bit a component.")
+@click.option("--float16", is_flag=True, help="Store the embeddings as float16, in half the bytes.")
+@click.option("--binary", is_flag=True, help="Store only the signs, one bit per component.")
 @click.option(
     "--keep-float",
     is_flag=True,
-    help="With --binary: store the embeddings too, for other programs.",
+    help="With --binary: also store the embeddings themselves, for other programs.",
 )
 @click.option(
     "--layout",
     type=click.Choice(["features", "ann-benchmarks"]),
     default="features",
     show_default=True,
-    help="What is in the file: all that dmlfast needs, or what ann-benchmarks reads.",
+    help="Contents of the file: all that dmlfast needs, or what ann-benchmarks reads.",
 )
 @click.option(
     "--batch-size",
@@ -101,19 +105,22 @@ from dmlfast.training import (
     help="Processes that decode and transform images; data sets in memory need none.",
 )
 @click.option(
-    "--cache-images", metavar="DIR", help="Read decoded and resized images from DIR, made once."
+    "--cache-images", metavar="DIR", help="Cache decoded and resized images in DIR for reuse."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(**options: Any) -> None:
-    """Write the embeddings of a data set into an HDF5 file.
+    """Write the embeddings of a data set to an HDF5 file.
 
-    RUN is a run folder; by default the one below ./runs that was trained last. The images go
-    through batch by batch, so memory does not grow with the data set, and the file appears when it
-    is whole. --untrained and --raw-pixels are what a trained network has to beat.
+    RUN is a run folder; by default, the most recently trained one under ./runs. The images are
+    processed batch by batch, so memory does not grow with the data set, and the file appears only
+    once it is complete. --untrained and --raw-pixels give the baselines that a trained network has
+    to beat.
 
-    Of a run with --loss pddm the file holds the learned unit too, for eval --rank-by pddm.
+    For a run with --loss pddm the file also holds the learned unit, for eval --rank-by pddm.
     """
     wanted = Wanted(**options)
     refuse_contradictions(wanted)
@@ -177,7 +184,7 @@ def command(**options: Any) -> None:
     if wanted.layout == "features":
         click.echo(f"next: dmlfast eval {shlex.quote(wanted.out)}")
     if scorer:
-        click.echo("with the learned unit: eval and search take --rank-by pddm")
+        click.echo("with the learned unit: eval and search accept --rank-by pddm")
 
 
 @dataclass(frozen=True)
@@ -221,23 +228,23 @@ def refuse_contradictions(wanted: Wanted) -> None:
     """Raises a usage error for options that exclude each other."""
     binary, keep_float, layout = wanted.binary, wanted.keep_float, wanted.layout
     if wanted.untrained and wanted.raw_pixels:
-        raise click.UsageError("--untrained and --raw-pixels exclude each other")
+        raise click.UsageError("--untrained and --raw-pixels cannot be used together")
     if wanted.checkpoint and not wanted.trained:
         baseline = "--untrained" if wanted.untrained else "--raw-pixels"
-        raise click.UsageError(f"{baseline} and --checkpoint exclude each other")
+        raise click.UsageError(f"{baseline} and --checkpoint cannot be used together")
     if wanted.raw_pixels and (wanted.weighting or wanted.learner):
-        raise click.UsageError("--raw-pixels has no learners")
+        raise click.UsageError("--raw-pixels has no learners: leave --weighting and --learner out")
     if wanted.weighting and wanted.learner:
-        raise click.UsageError("--weighting and --learner exclude each other")
+        raise click.UsageError("--weighting and --learner cannot be used together")
     if keep_float and not binary:
-        raise click.UsageError("--keep-float is for --binary: embeddings are kept without it")
+        raise click.UsageError("--keep-float needs --binary: embeddings are stored without it")
     if binary and wanted.float16 and not keep_float:
-        raise click.UsageError("--binary and --float16 exclude each other, but for --keep-float")
+        raise click.UsageError("--binary and --float16 can only be used together with --keep-float")
     if binary and wanted.normalize and not keep_float:
-        raise click.UsageError("--normalize changes no sign: leave it out with --binary")
+        raise click.UsageError("--normalize does not change any sign: leave it out with --binary")
     if (binary or wanted.float16) and layout != "features":
         name = "--binary" if binary else "--float16"
-        raise click.UsageError(f"{name} is for --layout features; ann-benchmarks takes float32")
+        raise click.UsageError(f"{name} needs --layout features: ann-benchmarks takes float32")
 
 
 def config_of(folder: RunFolder, wanted: Wanted) -> TrainConfig:
@@ -256,11 +263,12 @@ def comparison_of(folder: RunFolder, config: TrainConfig, wanted: Wanted) -> dic
     """What the run's recipe publishes, and how these embeddings differ, as attributes."""
     if wanted.split != "test" or not wanted.trained:
         return {}
+    other_weights = wanted.weighting not in (None, config.weighting)
     changes = {
         "embeddings scaled to length 1": wanted.normalize,
         "sign bits alone": wanted.binary,
         f"learner {wanted.learner} alone": bool(wanted.learner),
-        f"learners weighed as {wanted.weighting}": wanted.weighting not in (None, config.weighting),
+        f"learners weighted as {wanted.weighting}": other_weights,
     }
     comparison = Comparison.of(folder, tuple(name for name, made in changes.items() if made))
     return comparison.to_attributes() if comparison else {}
@@ -283,7 +291,8 @@ def scorer_of(run: RunFolder, wanted: Wanted) -> PairScorer | None:
         return None
     scorer = load_scorer(run.checkpoint(wanted.name).folder, run.config)
     if scorer and wanted.normalize and not (scorer.normalize_embeddings or run.config.normalize):
-        click.echo("the unit is left out: it scores embeddings as they are, not scaled", err=True)
+        reason = "it scores embeddings as they are, not scaled to length 1"
+        click.echo(f"the pddm unit is not stored: {reason}", err=True)
         return None
     return scorer
 

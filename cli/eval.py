@@ -41,7 +41,7 @@ def shot_bounds(ctx: click.Context, param: click.Parameter, text: str) -> list[i
     """Reads "20,100"."""
     bounds = _numbers(ctx, param, text)
     if len(bounds) != 2 or bounds[0] > bounds[1]:
-        raise click.BadParameter(f"'{text}' is not two ascending numbers", ctx, param)
+        raise click.BadParameter(f"'{text}' is not two numbers in ascending order", ctx, param)
     return bounds
 
 
@@ -51,17 +51,17 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise click.BadParameter(f"'{text}' is not a list of positive numbers", ctx, param)
+        raise click.BadParameter(f"'{text}' is not a list of positive whole numbers", ctx, param)
     return numbers
 
 
 HELP = """Measure how well embeddings retrieve or classify, and draw them.
 
-By default every image of FEATS.h5 searches among all others, or in G.h5, or as /role of FEATS.h5
-says. Recall at K is the share of queries with an image of their class among the K nearest; MAP at R
-and R-precision look at the R nearest, R being the number of images there are to find; NMI, AMI and
-F1 compare the classes with clusters found by k-means. A query that has no image of its class to
-find is left out and counted.
+By default, every image of FEATS.h5 searches among all the others, or in G.h5 if it is given, or as
+the roles stored in FEATS.h5 say. Recall at K is the share of queries with an image of their class
+among the K nearest; MAP at R and R-precision look at the R nearest, where R is the number of images
+there are to find; NMI, AMI and F1 compare the classes with clusters found by k-means. Queries with
+no image of their class to find are left out and counted.
 
 \b
 Protocols:
@@ -74,73 +74,77 @@ Protocols:
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
     metavar="NAME",
-    help="One of those above; by default leave-one-out, or query-gallery where there is a gallery.",
+    help="One of the protocols above; by default, query-gallery if there is a gallery, otherwise"
+    " leave-one-out.",
 )
 @click.option("--gallery-feats", metavar="G.h5", help="Search in this file instead of FEATS.h5.")
 @click.option(
     "--train-feats",
     metavar="T.h5",
-    help="Classify by this file; elsewhere, check that it shares no class with FEATS.h5.",
+    help="Training images to classify by; other protocols count the classes shared with FEATS.h5.",
 )
 @click.option(
     "--ks",
     "--k",
     metavar="K,K,...",
     callback=numbers_of_neighbours,
-    help="Numbers of neighbours for recall at K; by default those that papers report on the data"
-    " set, or else 1,2,4,8.",
+    help="Numbers of neighbours for recall at K; by default, those that papers report for the data"
+    " set, otherwise 1,2,4,8.",
 )
 @click.option(
     "--rank-by",
     type=click.Choice(["distance", "pddm"]),
     default="distance",
     show_default=True,
-    help="Neighbours by distance, or by the score of the unit that --loss pddm learned and embed"
-    " stored: 10,000 operations a pair and more. Clusters are by distance.",
+    help="Rank neighbours by distance, or by the score of the unit that --loss pddm learned and"
+    " embed stored (10,000 operations or more per pair). Clusters always go by distance.",
 )
 @click.option(
-    "--binary", is_flag=True, help="Evaluate the sign bits of the embeddings too, side by side."
+    "--binary", is_flag=True, help="Also evaluate the sign bits of the embeddings, side by side."
 )
 @click.option(
     "--learners",
     is_flag=True,
-    help="Evaluate each learner of --loss bier and a-bier alone too, and how alike they are.",
+    help="Also evaluate each learner of --loss bier or a-bier alone, and how alike they are.",
 )
-@click.option("--clustering/--no-clustering", default=True, help="NMI, AMI and F1 by k-means.")
+@click.option(
+    "--clustering/--no-clustering", default=True, help="Compute NMI, AMI and F1 by k-means."
+)
 @click.option(
     "--clustering-runs",
     type=click.IntRange(min=1, max=1000),
     default=1,
     show_default=True,
-    help="Runs of k-means, from seeds --seed, --seed + 1, ...; mean and deviation are reported.",
+    help="Runs of k-means, with seeds --seed, --seed + 1, ...; mean and deviation are reported.",
 )
 @click.option(
     "--kmeans",
     type=click.Choice(["auto", "faiss", "sklearn"]),
     default="auto",
     show_default=True,
-    help="Whose k-means; auto is FAISS where it is installed and scikit-learn would take long.",
+    help="Implementation of k-means; auto is FAISS if it is installed and scikit-learn would take"
+    " long.",
 )
 @click.option(
     "--draws",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Random galleries of vehicleid-reid.",
+    help="Random galleries drawn for vehicleid-reid.",
 )
 @click.option(
     "--neighbours",
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Voters of knn.",
+    help="Number of neighbours that vote in knn.",
 )
 @click.option(
     "--vote",
     type=click.Choice(["majority", "distance"]),
     default="majority",
     show_default=True,
-    help="What a neighbour's vote counts in knn: one, or one over its distance.",
+    help="Weight of a neighbour's vote in knn: one, or one over its distance.",
 )
 @click.option(
     "--shots",
@@ -162,14 +166,14 @@ Protocols:
     type=click.IntRange(min=0, max=MAX_RESAMPLES),
     default=1000,
     show_default=True,
-    help="Resamples for the 95 % intervals; 0 leaves them out.",
+    help="Number of resamples for the 95 % intervals; 0 leaves these out.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of clustering, intervals, random galleries and the choice of images in pictures.",
+    help="Seed for clustering, intervals, random galleries and the choice of images in pictures.",
 )
 @click.option(
     "--montage",
@@ -177,8 +181,14 @@ Protocols:
     callback=picture_path,
     help="Draw queries with their nearest neighbours.",
 )
-@click.option("--map", "map_path", metavar="OUT.png", callback=picture_path, help="Draw a 2-D map.")
-@click.option("--data-dir", metavar="DIR", help="Where the data set's images are, for pictures.")
+@click.option(
+    "--map",
+    "map_path",
+    metavar="OUT.png",
+    callback=picture_path,
+    help="Draw a 2-D map of the embeddings.",
+)
+@click.option("--data-dir", metavar="DIR", help="Folder with the data set's images, for pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(
@@ -203,7 +213,7 @@ def command(
     if assumed in CLASSIFICATION and not train_feats:
         raise click.UsageError(f"protocol {assumed} needs the training images: --train-feats")
     if binary and rank_by != "distance":
-        raise click.UsageError(f"--binary is ranked by distance, not by {rank_by}")
+        raise click.UsageError(f"--binary can only be ranked by distance, not by {rank_by}")
     paths = {"FEATS.h5": feats, "--gallery-feats": gallery_feats, "--train-feats": train_feats}
     refuse_overwriting({"--montage": montage, "--map": map_path}, paths)
 
@@ -241,11 +251,11 @@ def check_options(ctx: click.Context, protocol: str) -> None:
         takers = OPTIONS.get(param.opts[0])
         if given and takers is not None and protocol not in takers:
             raise click.UsageError(
-                f"{param.opts[0]} does not go with protocol {protocol}, only with"
+                f"{param.opts[0]} cannot be used with protocol {protocol}, only with"
                 f" {', '.join(takers)}"
             )
         if given and param.name in OF_CLUSTERING and not ctx.params["clustering"]:
-            raise click.UsageError(f"{param.opts[0]} does not go with --no-clustering")
+            raise click.UsageError(f"{param.opts[0]} cannot be used with --no-clustering")
 
 
 def _finite(value: Any) -> Any:
@@ -277,6 +287,6 @@ def _map(files: "Files", seed: int, data_dir: str | None) -> "Callable[[], Image
     try:
         image_of = image_source(files.features, data_dir=data_dir)
     except UserError as error:
-        click.echo(visible(f"the map shows dots: {error}"), err=True)
+        click.echo(visible(f"the map shows dots instead of images: {error}"), err=True)
         image_of = None
     return partial(draw_map, files.features, image_of=image_of, seed=seed)

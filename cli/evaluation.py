@@ -49,7 +49,7 @@ class Files:
         """Raises UserError where one holds sign bits already."""
         for file in (self.features, *self.others):
             if file is not None and file.binary:
-                raise UserError(f"{file.source} holds sign bits already: leave --binary out")
+                raise UserError(f"{file.source} already holds sign bits: leave --binary out")
 
     def binarized(self) -> "Files":
         """The sign bits of all."""
@@ -218,12 +218,12 @@ def shared_classes(features: Features, train: Features) -> int:
     if names.count(None) == 1:
         silent, other = (features, train) if names[0] is None else (train, features)
         raise UserError(
-            f"{silent.source} does not say of which data set it is (no `dataset`), and"
-            f" {other.source} is of {names[0] or names[1]}: their classes cannot be compared"
+            f"{silent.source} does not say which data set it is from (no `dataset`), and"
+            f" {other.source} is from {names[0] or names[1]}: their classes cannot be compared"
         )
     if names[0] != names[1]:
         raise UserError(
-            f"{features.source} is of {names[0]} and {train.source} of {names[1]}:"
+            f"{features.source} is from {names[0]} and {train.source} from {names[1]}:"
             " their classes cannot be compared"
         )
     return len(np.intersect1d(features.labels, train.labels))
@@ -235,7 +235,7 @@ def refuse_seen(shared: int, files: Files) -> None:
         source = files.features.source
         both = counted(shared, f"class of {source} is", f"classes of {source} are")
         seen = "it was" if shared == 1 else "they were"
-        raise UserError(f"{both} in {files.train.source} too: {seen} seen")
+        raise UserError(f"{both} also in {files.train.source}, so {seen} seen in training")
 
 
 def own_classifier(features: Features) -> LinearClassifier:
@@ -246,9 +246,11 @@ def own_classifier(features: Features) -> LinearClassifier:
     folder, made = features.checkpoint_folder(), features.attributes
     model = load_model(folder)
     if made.get("normalized") and not (model.spec["normalize"] or model.spec["groups"]):
-        raise UserError(f"{features.source} has embeddings of length 1, not the classifier's")
+        raise UserError(f"{features.source} has embeddings of length 1, unlike the classifier's")
     if made.get("learner") or made.get("weighting", model.weighting) != model.weighting:
-        raise UserError(f"{features.source} has learners weighed otherwise than the classifier's")
+        raise UserError(
+            f"{features.source} has learners weighted differently from the classifier's"
+        )
     return load_classifier(folder)
 
 

@@ -22,11 +22,11 @@ PACKAGES = (
 
 
 @click.command("info")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(as_json: bool) -> None:
     """Show versions, devices and usable backends.
 
-    A backend that is not usable here says why.
+    For a backend that is not usable here, the reason is shown.
     """
     found = collect()
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
@@ -81,7 +81,7 @@ def _lines(found: dict[str, dict[str, Any]]) -> list[str]:
             "system": machine["system"],
             "cpu": f"{machine['cpu']}, {counted(machine['cores'], 'core')}",
             "memory": f"{machine['memory_gib']} GiB",
-            "threads": f"{machine['torch_threads']}, as torch has it",
+            "threads": f"{machine['torch_threads']}, as set in torch",
             "kernels": machine["cpu_kernels"] or "not built",
             "gpu": ", ".join(machine["gpus"]) or no_gpu,
         },

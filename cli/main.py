@@ -21,7 +21,7 @@ COMMANDS = {
     "train": ("dmlfast.cli.train", "Train an embedding and keep it in a run folder."),
     "embed": ("dmlfast.cli.embed", "Write a data set's embeddings to an HDF5 file."),
     "eval": ("dmlfast.cli.eval", "Measure how well embeddings retrieve, and draw them."),
-    "search": ("dmlfast.cli.search", "Find the images nearest to one."),
+    "search": ("dmlfast.cli.search", "Find the images nearest to a given one."),
     "recipes": ("dmlfast.cli.recipes", "List the papers' settings and published results."),
     "bench": ("dmlfast.cli.bench", "Measure time and memory of a loss against PyTorch."),
     "tune": ("dmlfast.cli.tune", "Measure block sizes of the Triton kernels on this GPU."),
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(dmlfast.__version__, message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, help="Show a traceback on errors; also DMLFAST_DEBUG=1.")
+@click.option("--debug", is_flag=True, help="Show a traceback on errors, as DMLFAST_DEBUG=1 does.")
 def cli(debug: bool) -> None:
     """Deep metric learning with fused losses: train, embed, evaluate, search, benchmark."""
 

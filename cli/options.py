@@ -116,7 +116,9 @@ def given_settings(ctx: click.Context, settings: dict[str, Any]) -> dict[str, An
     typed = _typed(ctx)
     falls = settings["milestones"] or ctx.params["resume"]  # a run has its own
     if "schedule" in typed and settings["schedule"] == "step" and not falls:
-        raise click.UsageError("--schedule step needs --milestones, the steps at which rates fall")
+        raise click.UsageError(
+            "--schedule step needs --milestones, the steps at which the rates fall"
+        )
     # What was typed wins over what a file says of the same thing in another setting.
     if "epochs" in typed and "max_steps" not in typed:
         given["max_steps"] = None
@@ -136,18 +138,18 @@ def refuse_idle(ctx: click.Context, config: TrainConfig) -> None:
     for names in EXCLUDING:
         if typed.issuperset(names):
             options = " and ".join(f"--{option_name(name)}" for name in names)
-            raise click.UsageError(f"{options} exclude each other")
+            raise click.UsageError(f"{options} cannot be used together")
     for name in typed:
         other, value = FIELDS[name].metadata["only_with"] or (name, getattr(config, name))
         if getattr(config, other) != value:
             raise click.UsageError(
-                f"--{option_name(name)} is for {other} {value}, and this is "
+                f"--{option_name(name)} works only with {other} {value}, not with "
                 f"{getattr(config, other)}"
             )
         nothing = name == "groups" and not config.groups
         if name in OF_LEARNERS and not nothing and not takes(config.loss, "groups"):
             raise click.UsageError(
-                f"--{option_name(name)} is for boosted losses, and {config.loss} is none"
+                f"--{option_name(name)} works only with boosted losses, not with {config.loss}"
             )
 
 

@@ -24,16 +24,16 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "leave-one-out": Protocol("every image searches among all others", apart=False),
-    "query-gallery": Protocol("queries search in a gallery of their own", apart=True),
+    "leave-one-out": Protocol("every image searches among all the others", apart=False),
+    "query-gallery": Protocol("queries search in a separate gallery", apart=True),
     "vehicleid-dml": Protocol("leave-one-out on the whole test list", (1, 5), apart=False),
     "vehicleid-reid": Protocol(
-        "one random image of each identity is the gallery, mean of draws", (1, 5), apart=False
+        "the gallery is one random image of each identity; mean over draws", (1, 5), apart=False
     ),
     "nearest-centroid": Protocol("classify by the class means of --train-feats"),
-    "knn": Protocol("classify by the nearest images of --train-feats"),
+    "knn": Protocol("classify by the nearest images in --train-feats"),
     "classifier": Protocol(
-        "classify by the network's own classifier; --train-feats has the counts"
+        "classify with the network's own classifier; --train-feats gives class counts"
     ),
     "zero-shot": Protocol("hit at K against unseen classes", (1, 2, 5, 10, 20)),
 }
@@ -83,13 +83,13 @@ def choose_protocol(
     wanted = PROTOCOLS[name].apart
     if wanted is False and apart:
         raise UserError(
-            f"protocol {name} takes every image as query and as gallery, but"
-            f" {features.source} tells them apart (/role): use query-gallery"
+            f"protocol {name} uses every image as both query and gallery, but"
+            f" {features.source} separates them (/role): use query-gallery"
         )
     if wanted and not apart:
         raise UserError(
             f"protocol {name} needs --gallery-feats, or a /role in {features.source}"
-            " that tells queries from gallery"
+            " that separates queries from gallery"
         )
     return name
 

@@ -16,12 +16,12 @@ COLUMNS = ("name", "data set", "loss", "backbone", "length", "targets")
 
 @click.command("recipes")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the recipes, or show the settings and the targets of one.
+    """List the recipes, or show the settings and targets of one.
 
-    NAME is that of a recipe, or the path of a file that holds one. `dmlfast train -c NAME` trains
-    by it. Where published results differ, all of them are targets.
+    NAME is the name of a recipe, or the path of a file that holds one. `dmlfast train -c NAME`
+    trains with it. Where published results differ, all of them are given as targets.
     """
     recipes = [load_recipe(known) for known in ([name] if name else recipe_names())]
     if as_json:
@@ -52,7 +52,7 @@ def table(recipes: list[Recipe]) -> Iterator[str]:
     """A line for each recipe."""
     yield from columns([COLUMNS, *map(_row, recipes)])
     yield ""
-    yield "dmlfast recipes NAME shows one; dmlfast train -c NAME --data-dir DIR trains by it"
+    yield "dmlfast recipes NAME shows one; dmlfast train -c NAME --data-dir DIR trains with it"
 
 
 def _row(recipe: Recipe) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def details(recipe: Recipe) -> Iterator[str]:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
         mark = "doubtful" if name in recipe.doubtful else ""
         yield f"  {option_name(name):24}{shown:15} {mark}".rstrip()
-    for title, reasons in (("to be given besides", recipe.give), ("doubtful", recipe.doubtful)):
+    for title, reasons in (("also needed", recipe.give), ("doubtful", recipe.doubtful)):
         if reasons:
             yield from ("", title)
             yield from (f"  {option_name(name)}: {why}" for name, why in reasons.items())

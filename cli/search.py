@@ -55,20 +55,23 @@ class Hit:
 @click.option("--query-path", metavar="PATH", help="Search for the row of FEATS.h5 with this path.")
 @click.option("--invert", is_flag=True, help="Swap dark and light in PHOTO.")
 @click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Images to find."
+    "--top",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of images to find.",
 )
 @click.option(
     "--rank-by",
     type=click.Choice(["distance", "pddm"]),
     default="distance",
     show_default=True,
-    help="Nearest by distance, or most similar by the score of the unit that --loss pddm learned"
-    " and embed stored.",
+    help="Rank by distance, or by the score of the unit that --loss pddm learned and embed stored.",
 )
 @click.option(
     "--montage", metavar="OUT.png", callback=picture_path, help="Draw the images that were found."
 )
-@click.option("--data-dir", metavar="DIR", help="Where the data set's images are.")
+@click.option("--data-dir", metavar="DIR", help="Folder with the data set's images.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     feats: str,
@@ -82,17 +85,17 @@ def command(
     data_dir: str | None,
     as_json: bool,
 ) -> None:
-    """Find the images nearest to one.
+    """Find the images nearest to a given one.
 
     --query embeds an image file with the network that made FEATS.h5, which must still be where it
-    was. The picture is taken as the data set's images are: glyphs, for one, are white on black, so
-    that ink on paper needs --invert. --query-index and --query-path search for a row of FEATS.h5
-    itself, which is then not among what is found.
+    was. The picture is treated like the data set's images: the glyphs, for example, are white on
+    black, so ink on paper needs --invert. --query-index and --query-path search for a row of
+    FEATS.h5 itself, which is then left out of the results.
     """
     if [query, query_index, query_path].count(None) != 2:
-        raise click.UsageError("give one of --query, --query-index and --query-path")
+        raise click.UsageError("give exactly one of --query, --query-index and --query-path")
     if invert and query is None:
-        raise click.UsageError("--invert is for the image file of --query")
+        raise click.UsageError("--invert works only with --query")
     refuse_overwriting({"--montage": montage}, {"FEATS.h5": feats, "--query": query})
     from dmlfast.retrieval import load_features
     from dmlfast.retrieval.images import embed_picture, image_source
@@ -142,7 +145,7 @@ def find_row(features: "Features", index: int | None, path: str | None) -> int:
         rows = features.paths.count(path)
         if rows > 1:
             raise UserError(
-                f"{features.source} has {rows:,} rows with path '{path}': give an index"
+                f"{features.source} has {rows:,} rows with path '{path}': use --query-index"
             )
         return features.paths.index(path)
     close = difflib.get_close_matches(path or "", features.paths, n=1)

@@ -43,15 +43,15 @@ RESUMABLE = ", ".join(
     metavar="RECIPE|FILE.yaml",
     is_eager=True,
     callback=load_config_file,
-    help="A recipe of `dmlfast recipes`, or settings by the names of the options below; the command"
-    " line wins.",
+    help="A recipe from `dmlfast recipes`, or a file of settings named like the options below; the"
+    " command line takes precedence.",
 )
 @click.option("--out", metavar="RUN", help="Run folder; by default runs/<date>-<loss>-<dataset>.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from the newest whole checkpoint in --out, by the settings of the run, of which"
-    f" only {RESUMABLE} and the on_error of --dataset-options may be given anew.",
+    help="Continue from the newest complete checkpoint in --out, with the settings of the run, of"
+    f" which only {RESUMABLE} and the on_error of --dataset-options may be changed.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -68,12 +68,12 @@ def command(
 ) -> None:
     """Train a network and write checkpoints, a log and curves into a run folder.
 
-    Without any option it trains the lifted structured loss on the glyphs; -c lifted-cub, or another
-    recipe, by the settings of a paper. Ctrl-C saves a checkpoint and stops; --resume with the same
-    --out goes on. Under torchrun all processes train one network.
+    Without options it trains with the lifted structured loss on the glyphs; -c lifted-cub, or
+    another recipe, with the settings of a paper. Ctrl-C saves a checkpoint and stops; --resume with
+    the same --out continues. Under torchrun, all processes train one network together.
     """
     if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
+        raise click.UsageError("--resume and --overwrite cannot be used together")
     if resume and out is None:
         raise click.UsageError("--resume needs the folder of the run: --out RUN")
     given = given_settings(ctx, settings)
@@ -94,7 +94,7 @@ def command(
     except Interrupted as stop:
         if is_main_process():
             click.echo(
-                f"{stop}; to go on: dmlfast train --out {shlex.quote(str(stop.run))} --resume",
+                f"{stop}; to continue: dmlfast train --out {shlex.quote(str(stop.run))} --resume",
                 err=True,
             )
         raise

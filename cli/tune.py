@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     default=300.0,
     show_default=True,
-    help="Begin nothing new after so long.",
+    help="Start no new measurement after this time.",
 )
-@click.option("--csv", "csv_path", metavar="OUT.csv", help="Also keep every measurement.")
-@click.option("--resume", is_flag=True, help="Keep what OUT.csv has; measure what it lacks.")
-@click.option("--forget", is_flag=True, help="Remove what was found before; measure nothing.")
+@click.option("--csv", "csv_path", metavar="OUT.csv", help="File to keep every measurement in.")
+@click.option("--resume", is_flag=True, help="Keep what OUT.csv has; measure only what it lacks.")
+@click.option(
+    "--forget", is_flag=True, help="Remove what was found before, without measuring anything."
+)
 def command(seconds: float, csv_path: str | None, resume: bool, forget: bool) -> int:
     """Measure block sizes of the Triton kernels on this machine's GPU and keep the best.
 
-    Later runs on a GPU of this name, with the same versions of Triton and dmlfast, take them. Each
-    is checked against the sizes that come with dmlfast before it is measured. Ctrl-C keeps what is
-    found by then.
+    Later runs use them on a GPU of this name, with the same versions of Triton and dmlfast. Each
+    choice is checked against the sizes that come with dmlfast before it is measured. Ctrl-C keeps
+    what has been found so far.
     """
     import torch
 

@@ -15,7 +15,7 @@ def parse_name_values(text: str | None, kind: str) -> dict[str, str]:
     for part in text.split(",") if text else []:
         name, equals, value = part.strip().partition("=")
         if not (name and equals and value):
-            raise UserError(f"{kind} are NAME=VALUE,NAME=VALUE, which '{part}' is not")
+            raise UserError(f"{kind} must be NAME=VALUE,NAME=VALUE, not '{part}'")
         options[name.replace("-", "_")] = value
     return options
 

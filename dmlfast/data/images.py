@@ -124,7 +124,7 @@ class ImageDataset:
             if self.on_error == "stop":
                 raise
             self.unreadable[index] = str(error)
-            text = "%s: skipped, number %d of %s"
+            text = "%s: skipped (%d so far in %s)"
             logger.warning(text, visible(str(error)), len(self.unreadable), self.name)
             return None
 
@@ -207,8 +207,8 @@ class ImageDataset:
     def _check_transform(self) -> None:
         if self.transform is None:
             raise UserError(
-                f"the images of {self.name} are of many sizes: without a transform they make no "
-                "batch"
+                f"the images of {self.name} have different sizes: without a transform they cannot "
+                "form a batch"
             )
 
     def _pixels(self, picture: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
@@ -247,7 +247,7 @@ def open_image(path: str | Path, *, upright: bool = False) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """The image as RGB; of 16 bits the upper 8, which Pillow would clip instead."""
     if image.mode == "F":
-        raise UserError("holds floating-point numbers, of which the range is not known")
+        raise UserError("holds floating-point numbers, whose range is not known")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image.convert("RGB")
@@ -258,7 +258,7 @@ def _crop(picture: Image.Image, box: np.ndarray, path: Path) -> Image.Image:
     x0, y0, x1, y1 = np.clip(box, 0, limits).tolist()
     if x0 >= x1 or y0 >= y1:
         raise UserError(
-            f"{path}: the box {box.tolist()} has nothing of the image of "
+            f"{path}: the box {box.tolist()} covers no part of the image of "
             f"{picture.width} x {picture.height}"
         )
     return picture.crop((x0, y0, x1, y1))

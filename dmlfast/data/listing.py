@@ -59,7 +59,7 @@ def find_root(name: str, data_dir: str | None, markers: Sequence[str], folder: s
 def existing_path(name: str, data_dir: str | None) -> Path:
     """The path of the data set's files, or an error that suggests a neighbour of that name."""
     if data_dir is None:
-        raise UserError(f"{name} is read from files of yours: give their folder as --data-dir")
+        raise UserError(f"{name} is read from files of your own: give their folder as --data-dir")
     path = Path(data_dir).expanduser()
     if not path.exists():
         close = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
@@ -131,7 +131,7 @@ def integers(values: Iterable[str], what: str, file: Path) -> np.ndarray:
         try:
             numbers.append(round(float(value)))
         except (ValueError, OverflowError):
-            raise UserError(f"{file}: the {what} '{value}' is no number") from None
+            raise UserError(f"{file}: the {what} '{value}' is not a number") from None
     return np.array(numbers, dtype=np.int64)
 
 
@@ -151,7 +151,7 @@ def listed_paths(root: Path, paths: Sequence[str], source: Path) -> PathList:
     if missing:
         of = f"of the {counted(len(paths), 'image')} that {source} lists"
         lost = counted(len(missing), f"{of} is", f"{of} are")
-        raise UserError(f"{lost} not below {root}, such as {missing[0]}")
+        raise UserError(f"{lost} not under {root}, such as {missing[0]}")
     return PathList(paths)
 
 

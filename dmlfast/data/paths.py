@@ -57,7 +57,7 @@ def _utf8(path: str) -> bytes:
 def check_relative(path: str, source: str | Path) -> str:
     """The path, if it is relative and does not climb; `source` is the file that names it."""
     if path.startswith(("/", "\\")) or ".." in path.replace("\\", "/").split("/"):
-        raise UserError(f"{source} names '{path}', which is not below its folder")
+        raise UserError(f"{source} names '{path}', which is not inside its folder")
     return path
 
 
@@ -66,5 +66,5 @@ def check_inside(root: Path, path: str | Path) -> Path:
     place = os.path.join(root, path)
     inside = os.path.join(os.path.realpath(root), "")
     if not os.path.realpath(place).startswith(inside):
-        raise UserError(f"{place} leads out of {root}")
+        raise UserError(f"{place} leads outside {root}")
     return Path(place)

@@ -37,7 +37,8 @@ def prepare_images(
     """
     if transform is None:
         if not isinstance(dataset, Dataset):
-            raise UserError(f"the images of {dataset.name} are of many sizes: give a --transform")
+            what = f"the images of {dataset.name} have different sizes"
+            raise UserError(f"{what}: give a --transform")
         return dataset
     made = create_transform(**{**transform, "train": train})
     if cache_dir is not None and len(dataset):

@@ -148,7 +148,7 @@ def parse_options(text: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in parse_name_values(text, "data set options").items():
         if name in inspect.signature(create_dataset).parameters:
-            raise UserError(f"'{name}' is not among the data set options, but a setting of its own")
+            raise UserError(f"'{name}' is not a data set option but a setting of its own")
         options[name] = {"true": True, "false": False}.get(value.lower(), value)
     return options
 
@@ -187,7 +187,7 @@ def split_rows(
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
     if seed < 0:
-        raise UserError(f"the seed must not be negative, as {seed} is")
+        raise UserError(f"the seed must be at least 0, not {seed}")
     if not closed_set:
         _check_disjoint([np.unique(labels[parts == part]) for part in PARTS.values()])
     if split == "test" or (parts == VAL).any():

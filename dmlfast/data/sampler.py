@@ -28,7 +28,7 @@ class Sampler(ABC):
 
     def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
         if seed < 0:
-            raise UserError(f"the seed must not be negative, as {seed} is")
+            raise UserError(f"the seed must be at least 0, not {seed}")
         _, sizes = _counted_labels(labels)
         self.batch_size = batch_size
         self.seed = seed
@@ -98,7 +98,8 @@ class Sampler(ABC):
             raise UserError(f"there is no rank {rank} among {world_size} processes")
         if self.rows // self.group % world_size:
             raise UserError(
-                f"a batch size of {self.batch_size} cannot be divided among {world_size} processes"
+                f"a batch size of {self.batch_size} cannot be divided evenly among {world_size} "
+                "processes"
             )
         shard = copy.copy(self)
         shard._rank, shard._world_size = rank, world_size
@@ -139,7 +140,7 @@ class ClassBalancedSampler(Sampler):
             raise UserError(f"images per class must be at least 1, not {images_per_class}")
         if batch_size < 1 or batch_size % images_per_class:
             raise UserError(
-                f"a batch size of {batch_size} is no multiple of images per class, "
+                f"a batch size of {batch_size} is not a multiple of images per class, "
                 f"{images_per_class}"
             )
         largest = min(len(sizes), len(labels) // images_per_class) * images_per_class
@@ -211,15 +212,15 @@ class PairSampler(Sampler):
         if batch_size < 1 or batch_size % self._multiple:
             raise UserError(
                 f"sampler {self._name} needs a batch size that is a multiple of {self._multiple}, "
-                f"which {batch_size} is not"
+                f"not {batch_size}"
             )
         super().__init__(labels, batch_size, seed)
         if len(self._sizes) < 2:
-            raise UserError(f"sampler {self._name} needs images of two classes at least")
+            raise UserError(f"sampler {self._name} needs images of at least two classes")
         pairs = self._sizes * (self._sizes + (1 if self._with_itself else -1)) // 2
         self._last_pairs = np.cumsum(pairs)
         if not self._last_pairs[-1]:
-            raise UserError(f"sampler {self._name} needs a class of two images at least")
+            raise UserError(f"sampler {self._name} needs a class of at least two images")
 
     @property
     def steps_per_epoch(self) -> int:

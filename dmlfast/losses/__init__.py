@@ -152,7 +152,7 @@ _KINDS = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
     float: ("a number", (int, float)),
-    str: ("a text", (str,)),
+    str: ("a string", (str,)),
 }
 
 
@@ -174,5 +174,5 @@ def parse_loss_options(text: str | None) -> dict[str, Any]:
     options = parse_name_values(text, "loss options")
     for name, own in _SETTINGS.items():
         if name in options:
-            raise UserError(f"'{name}' is not among the loss options, but a setting: --{own}")
+            raise UserError(f"'{name}' is not a loss option but a setting: --{own}")
     return {name: plain_value(value) for name, value in options.items()}

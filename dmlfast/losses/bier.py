@@ -71,7 +71,7 @@ class BIERLoss(nn.Module):
         choice("diversity", diversity, DIVERSITIES)
         choice("stage", stage, STAGES)
         if stage != "training" and diversity == "none":
-            raise ValueError(f"stage {stage!r} is of a diversity, and there is none")
+            raise ValueError(f"stage {stage!r} needs a diversity, and there is none")
         default_axis = "input" if diversity == "adversarial" else "output"
         self.norm_axis = default_axis if norm_axis is None else norm_axis
         choice("norm_axis", self.norm_axis, NORM_AXES)

@@ -29,7 +29,7 @@ def known_classes(classes: torch.Tensor | np.ndarray | Sequence[int] | int) -> t
         )
     if (twice := known[1:][known[1:] == known[:-1]]).numel():
         raise ValueError(
-            f"num_classes must hold each label once, and {twice[0].item()} is there twice"
+            f"num_classes must hold each label once, but {twice[0].item()} is there twice"
         )
     return known
 
@@ -47,7 +47,7 @@ def places_of(labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     wrong = classes[at_most_last] != labels
     if is_plain(labels) and labels.device.type == "cpu" and wrong.any():
         raise ValueError(
-            f"label {labels[wrong][0].item()} is none of the classes of this loss: give those "
+            f"label {labels[wrong][0].item()} is not one of the classes of this loss: give those "
             "that there are, each once, as num_classes"
         )
     return torch.where(wrong, len(classes), found)

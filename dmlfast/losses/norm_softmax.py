@@ -72,7 +72,7 @@ class NormSoftmaxLoss(nn.Module):
         if class_count is not None:
             class_count = checks.whole_number("class_count", class_count, 1)
             if class_fraction != 1:
-                raise ValueError("class_fraction and class_count are given, where one is enough")
+                raise ValueError("class_fraction and class_count cannot both be given")
         self.temperature, self.cosine_margin, self.angular_margin, self.label_smoothing = (
             checked_settings(temperature, cosine_margin, angular_margin, label_smoothing)
         )

@@ -43,7 +43,7 @@ def read_googlenet(path: str | Path) -> dict[str, Tensor]:
     missing = [layer for layer in LAYERS if len(blobs.get(layer, ())) != 2]
     if missing:
         raise UserError(
-            f"{path} is not of BVLC GoogLeNet: {missing[0]}"
+            f"{path} is not a model of BVLC GoogLeNet: {missing[0]}"
             + (f" and {len(missing) - 1} other layers are" if len(missing) > 1 else " is")
             + " missing"
         )
@@ -69,7 +69,7 @@ def _read_blobs(path: Path) -> Blobs:
         try:
             return _by_layer(dict(_caffemodel_blobs(memoryview(path.read_bytes()))))
         except (IndexError, KeyError, ValueError):
-            raise UserError(f"{path} is damaged or no Caffe model") from None
+            raise UserError(f"{path} is damaged or not a Caffe model") from None
     with h5py.File(path, "r") as file:
         layers = {layer: file.get(f"data/{layer}") for layer in LAYERS}
         return {

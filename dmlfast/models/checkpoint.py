@@ -61,9 +61,9 @@ def load_model(folder: str | Path) -> EmbeddingModel:
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{spec_path} is damaged or not a model's: {error}") from error
+        raise UserError(f"{spec_path} is damaged or not that of a model: {error}") from error
     except SafetensorError as error:
-        raise UserError(f"{tensors_path} is damaged or not a model's: {error}") from error
+        raise UserError(f"{tensors_path} is damaged or not that of a model: {error}") from error
     try:
         model = create_model(**{**spec, "weights": "none"})
     except Exception as error:  # whatever the numbers and types of a foreign file lead to
@@ -73,6 +73,6 @@ def load_model(folder: str | Path) -> EmbeddingModel:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
-            f"{tensors_path} is a checkpoint of another model than {spec_path} describes"
+            f"{tensors_path} is a checkpoint of another model, not that of {spec_path}"
         ) from error
     return model.eval()

@@ -110,9 +110,9 @@ class EmbeddingModel(nn.Module):
         """
         count = len(self.spec["groups"] or ())
         if (weighting or learner is not None) and not count:
-            raise UserError("the network has no learners: they are those of --loss bier and a-bier")
+            raise UserError("the network has no learners: only --loss bier and a-bier train them")
         if learner is not None and not 1 <= learner <= count:
-            raise UserError(f"the network has no learner {learner}: they are 1 to {count}")
+            raise UserError(f"the network has no learner {learner}: its learners are 1 to {count}")
         if weighting is not None and weighting not in WEIGHTINGS:
             raise unknown_name("weighting", weighting, WEIGHTINGS)
         self.weighting = weighting or self.spec["weighting"]
@@ -123,7 +123,7 @@ class EmbeddingModel(nn.Module):
         """(embedding_dim, F), of the linear layer; a `UserError` where the head has none."""
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
         if not isinstance(last, nn.Linear):
-            raise UserError("the head has no linear layer: it is a normalisation alone")
+            raise UserError("the head has no linear layer: it is only a normalisation")
         return last.weight
 
     def train(self, mode: bool = True) -> "EmbeddingModel":

@@ -53,7 +53,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged, or holds more than tensors") from error
     return _tensors(content, path)
@@ -66,10 +66,10 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no tensors by name")
+        raise UserError(f"{path} holds no named tensors")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no tensors by name")
+        raise UserError(f"{path} holds no named tensors")
     return tensors
 
 
@@ -91,7 +91,7 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
-    kinds = {"missing": missing, "not known": unknown, "of another shape": shapes}
+    kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     return [f"{kind} {_first(names)}" for kind, names in kinds.items() if names]
 
 

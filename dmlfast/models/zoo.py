@@ -127,7 +127,7 @@ def torchvision_backbone(
             network.aux_logits = False
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise UserError(f"torchvision/{name} has no linear classifier to be left out")
+        raise UserError(f"torchvision/{name} has no linear classifier to leave out")
     out_features = network.get_submodule(linear[-1]).in_features
     network.set_submodule(linear[-1], nn.Identity())
     pooling = "class token" if hasattr(network, "class_token") else average_pooling(network)

@@ -18,7 +18,7 @@ METRIC = re.compile(
     r"(recall|hit|cmc)_at_[1-9]\d*|map_at_r|r_precision|nmi|nmi_geometric|ami|f1|top_[15]"
     r"|(class_average|many_shot|medium_shot|few_shot)_top_1"
 )
-TYPE_NAMES = {str: "a text", int: "a whole number", dict: "keys and values", list: "a list"}
+TYPE_NAMES = {str: "a string", int: "a whole number", dict: "keys and values", list: "a list"}
 RECIPE_KEYS = {"title": str, "paper": str, "settings": dict}
 MORE_RECIPE_KEYS = {"give": dict, "doubtful": dict, "targets": list}
 TARGET_KEYS = {"source": str, "backbone": str, "crop": str, "embedding-dim": int, "metrics": dict}
@@ -165,13 +165,13 @@ def _check_recipe(content: Mapping[Any, Any], name: str, path: Path) -> Recipe:
     where = path.name if path.parent == FOLDER else str(path)
     if content and all(str(key).replace("-", "_") in FIELDS for key in content):
         raise UserError(
-            f"{where} holds settings alone, for `dmlfast train -c`; a recipe has a title, a paper"
+            f"{where} holds only settings, for `dmlfast train -c`; a recipe has a title, a paper"
             " and settings"
         )
     values = _check_keys(content, where, RECIPE_KEYS, MORE_RECIPE_KEYS)
     settings = check_settings(values["settings"], f"{where}: settings")
     if "recipe" in settings:
-        raise UserError(f"{where}: settings: 'recipe' does not belong into one")
+        raise UserError(f"{where}: settings: 'recipe' does not belong in a recipe")
     reasons = {
         key: _check_reasons(values.get(key, {}), f"{where}: {key}") for key in ("give", "doubtful")
     }
@@ -197,7 +197,7 @@ def _check_reasons(content: Mapping[Any, Any], where: str) -> dict[str, str]:
         if name not in FIELDS:
             raise _unknown_key(where, str(key), map(option_name, FIELDS))
         if not isinstance(text, str):
-            raise UserError(f"{where}: {key} must be a text, not {text!r}")
+            raise UserError(f"{where}: {key} must be a string, not {text!r}")
         reasons[name] = text
     return reasons
 
@@ -212,9 +212,9 @@ def check_targets(content: Sequence[Any], where: str) -> tuple[Target, ...]:
         values = _check_keys(item, place, TARGET_KEYS, MORE_TARGET_KEYS)
         for name, value in values["metrics"].items():
             if not METRIC.fullmatch(str(name)):
-                raise UserError(f"{place}: unknown metric '{name}', such as recall_at_1")
+                raise UserError(f"{place}: unknown metric '{name}': give one such as recall_at_1")
             if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise UserError(f"{place}: {name} must be a share from 0 to 1, not {value!r}")
+                raise UserError(f"{place}: {name} must be a fraction from 0 to 1, not {value!r}")
         targets.append(Target(**{key.replace("-", "_"): value for key, value in values.items()}))
     return tuple(targets)
 

@@ -19,7 +19,7 @@ def binarize(embeddings: Array) -> np.ndarray:
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"embeddings must be (N, D) floats, not {tuple(x.shape)} {x.dtype}")
     if not x.isfinite().all():
-        raise ValueError("embeddings hold NaN or infinity, whose signs say nothing")
+        raise ValueError("embeddings hold NaN or infinity, whose signs mean nothing")
     return np.packbits((x > 0).cpu().numpy(), axis=1)
 
 

@@ -63,7 +63,7 @@ class Features:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, convert(getattr(self, name)))
         if self.distance not in DISTANCES:
-            raise ValueError(f"distance '{self.distance}' is none of {', '.join(DISTANCES)}")
+            raise ValueError(f"distance '{self.distance}' is not one of {', '.join(DISTANCES)}")
         if self.binary:
             self._check_codes()
         elif self.embeddings.ndim != 2 or self.embeddings.dtype.kind != "f":
@@ -148,7 +148,7 @@ class Features:
         if rank_by == "distance":
             return DISTANCES[self.distance]
         if self.binary:
-            raise UserError(f"{self.source} holds sign bits, which a pddm unit does not score")
+            raise UserError(f"{self.source} holds sign bits, which a pddm unit cannot score")
         if self.scorer is None:
             raise UserError(
                 f"{self.source} holds no pddm unit to rank by: `dmlfast embed` stores that of a run"

@@ -72,11 +72,11 @@ def embed_picture(
         embedding = normalize(embedding)
     if embedding.shape[1] != features.dimension:
         raise UserError(
-            f"{checkpoint} makes {counted(embedding.shape[1], 'dimension')}, {features.source} has"
-            f" {features.dimension}"
+            f"{checkpoint} makes {counted(embedding.shape[1], 'dimension')}, but"
+            f" {features.source} has {features.dimension}"
         )
     if not embedding.isfinite().all():
-        raise UserError(f"{checkpoint} makes NaN or infinity of {picture}")
+        raise UserError(f"{checkpoint} produces NaN or infinity for {picture}")
     result: np.ndarray = binarize(embedding) if features.binary else embedding.float().numpy()
     return result
 
@@ -110,11 +110,11 @@ def _data_set(features: Features, data_dir: str | None) -> list[AnyDataset]:
     """The data set's parts that together hold the split; how "val" was cut off does not matter."""
     name, split = features.attributes.get("dataset"), features.attributes.get("split")
     if not name or not split:
-        raise UserError(f"{features.source} does not say which data set and split it is of")
+        raise UserError(f"{features.source} does not say which data set and split it is from")
     known = features.attributes.get("data_dir")
     if not data_dir and known and not Path(known).exists():
         raise UserError(
-            f"{features.source} has its images in {known}, which is not there: give --data-dir"
+            f"{features.source} has its images in {known}, which does not exist: give --data-dir"
         )
     splits = [split] if split == "test" else ["train", "val"]
     options = parse_options(features.attributes.get("dataset_options"))

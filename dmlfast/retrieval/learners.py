@@ -17,11 +17,12 @@ def learners_of(features: Features) -> list[Features]:
     groups = features.attributes.get("groups")
     if not groups or features.binary:
         raise UserError(
-            f"{features.source} has no learners: they are those of a run with --loss bier or a-bier"
+            f"{features.source} has no learners: only a run with --loss bier or a-bier has them"
         )
     if sum(groups) != features.dimension:
         raise UserError(
-            f"{features.source}: groups {list(groups)} are not {features.dimension} dimensions"
+            f"{features.source}: groups {list(groups)} do not add up to {features.dimension}"
+            " dimensions"
         )
     known = {
         name: value

@@ -350,7 +350,7 @@ class _Discarded(BaseException):
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Raises a `UserError` for a file that is there and is not to be replaced."""
     if Path(path).exists() and not overwrite:
-        raise UserError(f"{path} exists; --overwrite replaces it")
+        raise UserError(f"{path} already exists: --overwrite replaces it")
 
 
 def _write_scorer(file: h5py.File, scorer: PairScorer) -> None:

@@ -41,7 +41,7 @@ class Checkpoint:
                     raise UserError(f"{folder} is damaged: {name} is not what was written")
         except OSError as error:
             raise UserError(
-                f"{folder} is no whole checkpoint: {error.filename}: {error.strerror}"
+                f"{folder} is not a complete checkpoint: {error.filename}: {error.strerror}"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{folder} is damaged: {STATE} is not what was written") from None

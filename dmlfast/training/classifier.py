@@ -59,6 +59,6 @@ def load_classifier(folder: str | Path) -> LinearClassifier:
         names = ("classifier.weight", "classifier.bias", "classes")
         return LinearClassifier(*(tensors[name].numpy() for name in names))
     except KeyError:
-        raise UserError(f"{folder} has no classifier: it is trained with --ce-weight") from None
+        raise UserError(f"{folder} has no classifier: --ce-weight trains one") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

@@ -69,131 +69,134 @@ class TrainConfig:
 
     dataset: str = setting("glyphs", DATA, f"Data set to train on: {', '.join(dataset_names())}.")
     data_dir: str | None = setting(
-        None, DATA, "Folder of the data set's files, where it has any.", resumable=True
+        None, DATA, "Folder with the data set's files, if it has any.", resumable=True
     )
     dataset_options: str | None = setting(
-        None, DATA, "What the data set takes besides, such as crop=true,subset=1600."
+        None, DATA, "Further options of the data set, such as crop=true,subset=1600."
     )
     val_fraction: float = setting(
-        0.1, DATA, "Share of the training classes held out for validation.", minimum=0, below=1
+        0.1, DATA, "Fraction of the training classes held out for validation.", minimum=0, below=1
     )
     batch_size: int = setting(
-        256, DATA, "Images in a step, the global batch: divided over the processes.", minimum=1
+        256, DATA, "Images per step, in total: the batch is divided among the processes.", minimum=1
     )
     sampler: str = setting(
         "balanced",
         DATA,
-        "The images of a batch: classes in turn (class-aware sampling), random positive and "
-        "negative pairs, or positive pairs and their hard neighbours.",
+        "How the images of a batch are chosen: classes in turn (class-aware sampling), random "
+        "positive and negative pairs, or positive pairs with their hard neighbours.",
         choices=SAMPLERS,
     )
     images_per_class: int = setting(
         4,
         DATA,
-        "Images of each class in a batch of sampler balanced.",
+        "Images of each class in a batch, with --sampler balanced.",
         minimum=1,
         only_with=("sampler", "balanced"),
     )
     candidates: int = setting(
         4,
         DATA,
-        "Images that sampler hard-neighbours compares for each one that it takes.",
+        "Images compared for each neighbour chosen, with --sampler hard-neighbours.",
         minimum=1,
         maximum=10**6,
         only_with=("sampler", "hard-neighbours"),
     )
-    augment: bool = setting(True, DATA, "Vary the images: crop at random, mirror, jitter.")
+    augment: bool = setting(
+        True, DATA, "Augment the training images: random crops, mirroring, jitter."
+    )
     transform: str = setting(
         "auto",
         DATA,
-        "How pictures become images: as the backbone's weights or a paper have it.",
+        "How pictures are resized and cropped: as the backbone's weights expect, or as in a paper.",
         choices=("auto", "none", *transform_names()),
     )
     image_size: int | None = setting(
         None,
         DATA,
-        "Height and width of the images in pixels; the transform's own by default.",
+        "Height and width of the images in pixels; by default, those of the transform.",
         minimum=1,
         maximum=8192,
     )
     cache_images: str | None = setting(
         None,
         DATA,
-        "Folder for decoded and resized images, each made once and then read from there.",
+        "Folder in which decoded and resized images are cached for reuse.",
         resumable=True,
     )
 
     backbone: str = setting(
         "convnet",
         MODEL,
-        "Network below the embedding: convnet, bvlc-googlenet, timm/NAME or torchvision/NAME.",
+        "Network below the embedding layer: convnet, bvlc-googlenet, timm/NAME or "
+        "torchvision/NAME.",
     )
     weights: str | None = setting(
         None,
         MODEL,
-        "Weights the backbone starts from: a file, default (its library's) or none; the library's "
-        "where it has any, by default.",
+        "Initial weights of the backbone: a file, default (those of its library) or none; by "
+        "default, the library's if it has any.",
     )
-    embedding_dim: int = setting(64, MODEL, "Width of the embedding.", minimum=1, maximum=65536)
+    embedding_dim: int = setting(64, MODEL, "Dimension of the embedding.", minimum=1, maximum=65536)
     head: str = setting(
         "linear",
         MODEL,
         "Embedding layer: linear, or layer-norm, which normalises the features first and has no "
-        "bias; of the backbone's own width it is the normalisation alone.",
+        "bias; where --embedding-dim is the backbone's width, it is the normalisation alone.",
         choices=HEADS,
     )
     normalize: bool = setting(
-        False, MODEL, "Scale every embedding to length 1, in training and ever after."
+        False, MODEL, "Scale every embedding to length 1, in training and afterwards."
     )
     head_dropout: float = setting(
         0.0,
         MODEL,
-        "Share of the features that training leaves out before the embedding.",
+        "Fraction of the features dropped before the embedding layer in training.",
         minimum=0,
         below=1,
     )
     learners: int = setting(
         3,
         MODEL,
-        "Learners that the embedding is cut into for a boosted loss, in widths as published or by "
-        "rule.",
+        "Number of learners that a boosted loss divides the embedding into, their widths as "
+        "published or by a rule.",
         minimum=1,
         maximum=1024,
     )
     groups: tuple[int, ...] = setting(
-        (), MODEL, "Widths of the learners, such as 96,160,256, in place of --learners."
+        (), MODEL, "Widths of the learners, such as 96,160,256, instead of --learners."
     )
     weighting: str = setting(
         "paper",
         MODEL,
-        "What a learner weighs in the score of a pair: as boosted (paper), or by its squared width "
-        "(released).",
+        "Weight of a learner in the score of a pair: as in the boosted prediction (paper), or by "
+        "its squared width (released).",
         choices=WEIGHTINGS,
     )
     head_init: str = setting(
         "torch",
         MODEL,
-        "How the embedding layer starts, in the manner of torch or of Caffe's xavier with bias 0.",
+        "Initialisation of the embedding layer: torch's own, or Caffe's xavier with bias 0.",
         choices=HEAD_INITS,
     )
     freeze_bn: bool = setting(
-        False, MODEL, "Fix the backbone's batch norms: statistics, scales and shifts."
+        False, MODEL, "Freeze the backbone's batch norms: statistics, scales and shifts."
     )
 
     loss: str = setting("lifted", LOSS, f"Loss to train with: {', '.join(loss_names())}.")
     margin: float | None = setting(
-        None, LOSS, "Margin of the loss, where it has one; the loss's own by default."
+        None, LOSS, "Margin of the loss, if it has one; by default, the loss's own."
     )
     loss_options: str | None = setting(
         None,
         LOSS,
-        "What the loss takes besides, such as mining=semihard,reduction=mean.",
+        "Further options of the loss, such as mining=semihard,reduction=mean.",
     )
     ce_weight: float = setting(
         0.0,
         LOSS,
-        "Weight of the cross-entropy of a linear classifier of the embeddings, trained along; 0 is "
-        "none.",
+        "Weight of the cross-entropy of a linear classifier trained alongside on the embeddings; 0 "
+        "for no classifier.",
         minimum=0,
         maximum=10**6,
     )
@@ -204,8 +207,8 @@ class TrainConfig:
     epochs: int = setting(
         54,
         OPTIMISATION,
-        "Length of the run in passes over the classes; with samplers of pairs, over as many images "
-        "as there are.",
+        "Length of the run in passes over the classes; with samplers of pairs, in passes over as "
+        "many images as there are.",
         minimum=1,
         maximum=10**6,
         resumable=True,
@@ -213,13 +216,13 @@ class TrainConfig:
     max_steps: int | None = setting(
         None,
         OPTIMISATION,
-        "Length of the run in steps, in place of --epochs.",
+        "Length of the run in steps, instead of --epochs.",
         minimum=1,
         maximum=10**9,
         resumable=True,
     )
     optimizer: str = setting(
-        "adamw", OPTIMISATION, "Optimiser, torch's own.", choices=("adamw", "sgd")
+        "adamw", OPTIMISATION, "Optimiser, as implemented in torch.", choices=("adamw", "sgd")
     )
     momentum: float = setting(
         0.9, OPTIMISATION, "Momentum of SGD.", minimum=0, below=1, only_with=("optimizer", "sgd")
@@ -228,7 +231,7 @@ class TrainConfig:
     loss_lr: float | None = setting(
         None,
         OPTIMISATION,
-        "Peak learning rate of the loss's own weights, and of the classifier's; --lr by default.",
+        "Peak learning rate of the loss's own weights and the classifier's; by default, --lr.",
         minimum=0,
         maximum=1000,
     )
@@ -249,57 +252,63 @@ class TrainConfig:
     bias_lr_multiplier: float = setting(
         1.0,
         OPTIMISATION,
-        "Learning rate of biases as a multiple of their layer's.",
+        "Learning rate of biases as a multiple of that of their layer.",
         minimum=0,
         maximum=1000,
     )
     weight_decay: float = setting(
-        1e-2, OPTIMISATION, "Weight decay, of matrices and filters alone.", minimum=0, maximum=1000
+        1e-2,
+        OPTIMISATION,
+        "Weight decay, applied to matrices and filters only.",
+        minimum=0,
+        maximum=1000,
     )
     loss_weight_decay: float = setting(
         0.0,
         OPTIMISATION,
-        "Weight decay of the loss's own weights, and of the classifier's.",
+        "Weight decay of the loss's own weights and the classifier's.",
         minimum=0,
         maximum=1000,
     )
     head_steps: int = setting(
         0,
         OPTIMISATION,
-        "Steps before all others in which the embedding layer and the loss's weights learn alone, "
-        "at their full rates.",
+        "Extra steps at the start that train only the embedding layer and the loss's weights, at "
+        "their full rates.",
         minimum=0,
         maximum=10**9,
     )
     warmup_steps: int = setting(
-        100, OPTIMISATION, "Steps of linear warm-up; the schedule follows.", minimum=0
+        100, OPTIMISATION, "Steps of linear warm-up, after which the schedule begins.", minimum=0
     )
     schedule: str = setting(
         "cosine",
         OPTIMISATION,
-        "How the learning rates fall: a cosine to zero, by steps at --milestones, or not at all.",
+        "How the learning rates fall: by a cosine to zero, by steps at --milestones or not at all.",
         choices=("cosine", "step", "constant"),
     )
     milestones: tuple[int, ...] = setting(
         (),
         OPTIMISATION,
-        "Steps from which on schedule step takes --gamma times the rate.",
+        "Steps at which --schedule step multiplies the rates by --gamma.",
         ascending=True,
     )
     gamma: float = setting(
         0.1,
         OPTIMISATION,
-        "Factor of schedule step at each milestone.",
+        "Factor of --schedule step at each milestone.",
         minimum=0,
         maximum=1,
         only_with=("schedule", "step"),
     )
-    seed: int = setting(0, OPTIMISATION, "Seed of everything random.", minimum=0, maximum=2**63 - 1)
+    seed: int = setting(
+        0, OPTIMISATION, "Seed for everything random.", minimum=0, maximum=2**63 - 1
+    )
 
     select_on: str = setting(
         "val",
         PROGRESS,
-        "Split that the best checkpoint is chosen on; `test` is stamped on it.",
+        "Split on which the best checkpoint is chosen; with `test`, the results say so.",
         choices=("val", "test"),
     )
     eval_interval: int = setting(
@@ -309,17 +318,23 @@ class TrainConfig:
         200, PROGRESS, "Steps between checkpoints.", minimum=1, resumable=True
     )
     keep_checkpoints: int = setting(
-        2, PROGRESS, "Newest checkpoints to keep besides the best.", minimum=1, resumable=True
+        2,
+        PROGRESS,
+        "Number of newest checkpoints to keep, besides the best.",
+        minimum=1,
+        resumable=True,
     )
     log_interval: int = setting(
         10, PROGRESS, "Steps between rows of summary.csv.", minimum=1, resumable=True
     )
 
-    device: str = setting("auto", MACHINE, "auto, cpu, cuda or cuda:N.", resumable=True)
+    device: str = setting(
+        "auto", MACHINE, "Device to train on: auto, cpu, cuda or cuda:N.", resumable=True
+    )
     precision: str = setting(
         "fp32",
         MACHINE,
-        "Arithmetic of the network; the loss is always fp32.",
+        "Precision of the network; the loss always uses fp32.",
         choices=("fp32", "bf16"),
     )
     compile: bool = setting(False, MACHINE, "Compile the network with torch.compile.")
@@ -333,7 +348,7 @@ class TrainConfig:
     )
 
     recipe: str | None = setting(
-        None, RECIPE, "Recipe whose settings these began as: a name, or the path of a file."
+        None, RECIPE, "Recipe that the settings started from: a name, or the path of a file."
     )
 
     def __post_init__(self) -> None:
@@ -344,7 +359,7 @@ class TrainConfig:
                 raise UserError(f"{option_name(field.name)} {error}") from None
             object.__setattr__(self, field.name, value)
         if self.milestones and self.schedule != "step":
-            raise UserError("milestones are for schedule step: give it, or no milestones")
+            raise UserError("milestones need schedule step: choose it, or leave milestones out")
         if self.schedule == "step" and not self.milestones:
             raise UserError("schedule step needs milestones, the steps at which the rates fall")
 
@@ -375,8 +390,8 @@ TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: "a text",
-    tuple: "whole numbers with commas between them",
+    str: "a string",
+    tuple: "whole numbers separated by commas",
 }
 
 
@@ -468,7 +483,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a YAML file: it is no UTF-8 text") from None
+        raise UserError(f"{path} is not a YAML file: it is not UTF-8 text") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

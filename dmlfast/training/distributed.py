@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dmlfast.errors import UserError, unknown_name
 from dmlfast.losses import NormSoftmaxLoss
+from dmlfast.text import counted
 
 T = TypeVar("T")
 # How long processes wait for the main one, which fills caches and evaluates meanwhile. Of one that
@@ -52,7 +53,7 @@ class World:
             dist.all_gather(counts, torch.tensor([len(rows)]))
             if len({int(count) for count in counts}) > 1:
                 raise ValueError(
-                    "every process must bring as many rows of the batch, and they bring "
+                    "every process must have the same number of rows of the batch, but they have "
                     + ", ".join(str(int(count)) for count in counts)
                 )
         parts = [torch.empty_like(rows) for _ in range(self.size)]
@@ -152,5 +153,6 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(f"device '{name}': torch finds no GPU here")
     number = int(index) if colon else local_rank
     if number >= torch.cuda.device_count():
-        raise UserError(f"device 'cuda:{number}': there are {torch.cuda.device_count()} GPUs here")
+        seen = counted(torch.cuda.device_count(), "GPU")
+        raise UserError(f"device 'cuda:{number}': torch sees only {seen} here")
     return torch.device("cuda", number)

@@ -113,7 +113,7 @@ def _train(
         if resume:
             trainer.resume(run, report)
         elif world.is_main and run.config != config:  # replaced before it was locked
-            raise UserError(f"another process has begun a run in {run}")
+            raise UserError(f"another process has started a run in {run}")
         if trainer.step >= trainer.total_steps:
             report(finished(run, trainer.step, trainer.total_steps))
             return run, None
@@ -126,7 +126,7 @@ def finished(run: RunFolder, step: int, total: int) -> str:
     """The line on a run with nothing left to do."""
     if step > total:
         done = counted(step, "step")
-        return f"{run} has {done} already, more than {total:,}: there is nothing to do"
+        return f"{run} already has {done}, more than {total:,}: there is nothing to do"
     return f"{run} is finished: {counted(step, 'step is', 'steps are')} done, of {total:,}"
 
 
@@ -182,7 +182,7 @@ class Trainer:
             run.newest_checkpoint(report) if self.world.is_main else None
         )
         if checkpoint is None:
-            report(f"{run} has no whole checkpoint: starting at the first step")
+            report(f"{run} has no complete checkpoint: starting from the first step")
         else:
             checkpoint.restore(self.model, self.loss_fn, self.optimizer)
             self.step = self.saved_step = checkpoint.step
@@ -504,7 +504,7 @@ def build_loss(config: TrainConfig, device: torch.device, labels: np.ndarray) ->
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the {config.loss} loss cannot be computed: {error}") from None
     if getattr(loss_fn, "needs_head_steps", False) and not config.head_steps:
-        raise UserError(f"the stage of the {config.loss} loss is in head-steps, which are 0")
+        raise UserError(f"the stage of the {config.loss} loss needs head-steps, which are 0")
     if not loss.isfinite():
         raise UserError(f"margin {config.margin}: the {config.loss} loss would be {loss.item()}")
     if config.ce_weight:

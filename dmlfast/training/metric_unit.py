@@ -32,7 +32,7 @@ def load_scorer(folder: str | Path, config: TrainConfig) -> PairScorer | None:
             normalize_embeddings=loss_fn.normalize_embeddings,
         )
     except KeyError as error:
-        raise UserError(f"{path} has no {error.args[0]}: it is of another loss") from None
+        raise UserError(f"{path} has no {error.args[0]}: it belongs to another loss") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, SafetensorError) as error:

@@ -66,14 +66,14 @@ def build_sampler(config: TrainConfig, labels: np.ndarray) -> Sampler:
         balanced = isinstance(sampler, ClassBalancedSampler)
         reason = "images-per-class must be at least 2" if balanced else "no class has two"
         raise UserError(
-            f"the {config.loss} loss compares images of one class, and no batch would hold "
+            f"the {config.loss} loss compares images of the same class, and no batch would hold "
             f"two: {reason}"
         )
     of_one_class = config.sampler == "balanced" and config.batch_size == config.images_per_class
     if of_one_class and not compares_with_classes(config.loss):
         raise UserError(
             f"the {config.loss} loss compares images of several classes, and a batch would hold "
-            "one: batch-size must be twice images-per-class or more"
+            "only one: batch-size must be at least twice images-per-class"
         )
     return sampler
 
@@ -107,7 +107,7 @@ def learner_groups(config: TrainConfig) -> list[int] | None:
     """
     if not takes(config.loss, "groups"):
         if config.groups:
-            raise UserError(f"groups are for boosted losses, and {config.loss} is none")
+            raise UserError(f"groups work only with boosted losses, not with {config.loss}")
         return None
     try:
         return list(config.groups or group_sizes(config.embedding_dim, config.learners))

@@ -25,7 +25,7 @@ class _Rows(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for name in self.refused:
             if self.param_groups[-1][name]:
-                raise ValueError(f"{type(self).__name__} does not serve {name}: leave it out")
+                raise ValueError(f"{type(self).__name__} does not support {name}: leave it out")
 
     def step(self, closure: Any = None) -> Any:
         """One step, on all gradients that there are. ``closure`` computes them, and the loss."""

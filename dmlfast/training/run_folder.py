@@ -60,7 +60,7 @@ class RunFolder:
     def config(self) -> TrainConfig:
         """The settings of the run."""
         if not self.args_path.is_file():
-            raise UserError(f"{self.path} is no run folder: it holds no args.yaml")
+            raise UserError(f"{self.path} is not a run folder: it has no args.yaml")
         return TrainConfig(**read_settings(self.args_path))
 
     def write_config(self, config: TrainConfig) -> None:
@@ -83,7 +83,7 @@ class RunFolder:
     def checkpoint(self, name: str = "best") -> Checkpoint:
         """The checkpoint that a link, `best` or `last`, points at."""
         if not self.args_path.is_file():
-            raise UserError(f"{self.path} is no run folder: it holds no args.yaml")
+            raise UserError(f"{self.path} is not a run folder: it has no args.yaml")
         folder = self.checkpoints_path / name
         if not folder.exists():
             raise UserError(f"{self.path} has no checkpoint '{name}' yet")
@@ -219,9 +219,9 @@ def check_out(path: Path, overwrite: bool) -> None:
     if path.is_symlink() or not path.is_dir():
         raise UserError(f"{path} is not a folder")
     if not RunFolder(path).args_path.is_file():
-        raise UserError(f"{path} is not empty and no run: choose another --out")
+        raise UserError(f"{path} is neither empty nor a run: choose another --out")
     if not overwrite and not RunFolder(path).is_blank():
-        raise UserError(f"{path} holds a run already: --resume goes on, --overwrite replaces it")
+        raise UserError(f"{path} already holds a run: --resume continues, --overwrite replaces it")
 
 
 def _alike(before: str | None, now: str | None) -> bool:
@@ -236,7 +236,7 @@ def open_run(config: TrainConfig, out: str | Path | None) -> RunFolder:
     Raises a `UserError` where `out` is no run, or one with settings that may not change.
     """
     if out is None:
-        raise UserError("to resume a run, name its folder with --out")
+        raise UserError("to resume a run, give its folder with --out")
     run = RunFolder(out)
     saved = run.config
     for field in dataclasses.fields(config):
@@ -245,7 +245,7 @@ def open_run(config: TrainConfig, out: str | Path | None) -> RunFolder:
         if not same and not field.metadata["resumable"]:
             raise UserError(
                 f"{run} was trained with {option_name(field.name)} {before}, not {now}: "
-                "resume it as it was, or choose another --out"
+                "resume it with the same settings, or choose another --out"
             )
     return run
 
@@ -257,6 +257,6 @@ def newest_run(root: str | Path = RUNS) -> RunFolder:
     """
     links = list(Path(root).glob("*/**/checkpoints/last"))
     if not links:
-        raise UserError(f"there is no trained run in {root}: train one, or name its folder")
+        raise UserError(f"there is no trained run in {root}: train one, or give the folder of one")
     newest = max(links, key=lambda link: link.lstat().st_mtime_ns)
     return RunFolder(newest.parent.parent)

@@ -225,7 +225,7 @@ def test_sizes_of_a_loss_over_classes_have_classes() -> None:
     benchmark = get_benchmark("norm-softmax")
     assert benchmark.parse_sizes("75x512x11318,8x4x2") == [Size(75, 512, 11318), Size(8, 4, 2)]
     assert str(Size(75, 512, 11318)) == "75x512x11318"
-    with pytest.raises(ValueError, match="rows x width x classes, which 75x512 is not"):
+    with pytest.raises(ValueError, match="must be rows x width x classes, not 75x512"):
         benchmark.parse_sizes("75x512")
-    with pytest.raises(ValueError, match="sizes of lifted are rows x width, which 8x4x2 is not"):
+    with pytest.raises(ValueError, match="sizes of lifted must be rows x width, not 8x4x2"):
         get_benchmark("lifted").parse_sizes("8x4x2")

@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_earlier_demo_is_left_alone(
         (out / name).write_text("mine")
     before = sorted(out.rglob("*"))
     assert main(["demo", "--out", str(out)]) == 1
-    expected = f"Error: {out} is not empty and no earlier demo: choose another --out\n"
+    expected = f"Error: {out} is neither empty nor an earlier demo: choose another --out\n"
     assert capsys.readouterr().err == expected
     assert sorted(out.rglob("*")) == before
     assert all((out / name).read_text() == "mine" for name in held)

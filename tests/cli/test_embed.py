@@ -155,23 +155,31 @@ def test_baselines(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("--out here.h5", 1, "here.h5 exists; --overwrite replaces it"),
-        ("nowhere --out f.h5", 1, "nowhere is no run folder"),
+        ("--out here.h5", 1, "here.h5 already exists: --overwrite replaces it"),
+        ("nowhere --out f.h5", 1, "nowhere is not a run folder"),
         ("--out none/f.h5", 1, "none/f.h5: No such file"),
         ("", 2, "Missing option '--out'"),
         ("--out f.h5 --split tst", 2, "'tst' is not one of"),
         ("--out f.h5 --checkpoint first", 2, "'first' is not one of"),
-        ("--out f.h5 --untrained --raw-pixels", 2, "exclude each other"),
-        ("--out f.h5 --untrained --checkpoint last", 2, "--untrained and --checkpoint exclude"),
-        ("--out f.h5 --raw-pixels --checkpoint best", 2, "--raw-pixels and --checkpoint exclude"),
+        ("--out f.h5 --untrained --raw-pixels", 2, "cannot be used together"),
+        ("--out f.h5 --untrained --checkpoint last", 2, "--untrained and --checkpoint cannot be"),
+        ("--out f.h5 --raw-pixels --checkpoint best", 2, "--raw-pixels and --checkpoint cannot be"),
         ("--out f.h5 --batch-size 0", 2, "--batch-size"),
-        ("--out f.h5 --binary --float16", 2, "--binary and --float16 exclude each other"),
-        ("--out f.h5 --keep-float", 2, "--keep-float is for --binary"),
+        (
+            "--out f.h5 --binary --float16",
+            2,
+            "--binary and --float16 can only be used together with",
+        ),
+        ("--out f.h5 --keep-float", 2, "--keep-float needs --binary"),
         ("--out=", 1, "cannot write '.': the path must end in a name"),
         ("--out .", 1, "cannot write '.': the path must end in a name"),
         ("--out runs", 1, "cannot write runs: it is not a regular file"),
-        ("--out f.h5 --binary --normalize", 2, "--normalize changes no sign: leave it out"),
-        ("--out here.h5 --binary", 1, "here.h5 exists; --overwrite replaces it"),
+        (
+            "--out f.h5 --binary --normalize",
+            2,
+            "--normalize does not change any sign: leave it out",
+        ),
+        ("--out here.h5 --binary", 1, "here.h5 already exists: --overwrite replaces it"),
     ],
 )
 def test_wrong_usage_is_one_line_and_leaves_nothing(capsys, words, code, message):
@@ -224,10 +232,10 @@ def test_layout_of_ann_benchmarks(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--out", "there.h5"], 1, "there.h5 exists; --overwrite replaces it"),
+        (["--out", "there.h5"], 1, "there.h5 already exists: --overwrite replaces it"),
         (["--out", "missing/a.h5"], 1, "cannot write missing/a.h5: No such file or directory"),
-        (["--out", "a.h5", "--float16"], 2, "--float16 is for --layout features"),
-        (["--out", "a.h5", "--binary"], 2, "--binary is for --layout features"),
+        (["--out", "a.h5", "--float16"], 2, "--float16 needs --layout features"),
+        (["--out", "a.h5", "--binary"], 2, "--binary needs --layout features"),
     ],
 )
 def test_ann_benchmarks_refusals(run, tmp_path, monkeypatch, capsys, words, code, message):
@@ -291,7 +299,7 @@ def test_pictures_are_found_from_any_folder_and_where_they_moved_to(tmp_path, mo
     embeddings = [load_features(file).embeddings for file in ("a.h5", "b.h5")]
     np.testing.assert_array_equal(*embeddings)
     assert main(["search", "a.h5", *draw, "b.png"]) == 1
-    gone = f"a.h5 has its images in {tmp_path / 'pictures'}, which is not there: give --data-dir"
+    gone = f"a.h5 has its images in {tmp_path / 'pictures'}, which does not exist: give --data-dir"
     assert gone in capsys.readouterr().err
     assert main(["search", "a.h5", *draw, "b.png", "--data-dir", "moved"]) == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()

@@ -145,8 +145,8 @@ def test_paths_that_tell_no_image_from_another(tmp_path, feats, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == (
-        f"Error: 300 images of {same} have the path 'x.png': which of them the query is itself"
-        " cannot be told\n"
+        f"Error: 300 images of {same} have the path 'x.png': it is unclear which of them"
+        " is the query itself\n"
     )
 
 
@@ -206,7 +206,7 @@ def test_classes_that_were_trained_on_are_counted(tmp_path, feats, capsys):
     assert json.loads(capsys.readouterr().out)["classes_shared_with_train"] == 5
     other = write(tmp_path / "other.h5", slice(50), dataset="glyphs")
     assert main(["eval", feats, "--train-feats", other]) == 1
-    message = f"{feats} is of digits and {other} of glyphs: their classes cannot be compared"
+    message = f"{feats} is from digits and {other} from glyphs: their classes cannot be compared"
     assert capsys.readouterr().err == f"Error: {message}\n"
 
 
@@ -218,8 +218,8 @@ def test_a_file_that_does_not_say_its_data_set_is_not_compared_with_one_that_doe
     files = [write(tmp_path / f"{n}.h5", slice(50), **names[n != silent]) for n in range(2)]
     assert main(["eval", files[0], "--protocol", "knn", "--train-feats", files[1]]) == 1
     assert capsys.readouterr().err == (
-        f"Error: {files[silent]} does not say of which data set it is (no `dataset`), and"
-        f" {files[1 - silent]} is of digits: their classes cannot be compared\n"
+        f"Error: {files[silent]} does not say which data set it is from (no `dataset`), and"
+        f" {files[1 - silent]} is from digits: their classes cannot be compared\n"
     )
 
 
@@ -412,7 +412,7 @@ def test_zero_shot(tmp_path, feats, capsys, against):
     capsys.readouterr()
     seen = write(tmp_path / "s.h5", slice(50))
     assert main(["eval", feats, *arguments, "--train-feats", seen]) == 1
-    assert capsys.readouterr().err.endswith("s.h5 too: they were seen\n")
+    assert capsys.readouterr().err.endswith("s.h5, so they were seen in training\n")
 
 
 def test_roles_decide_where_no_protocol_is_named(tmp_path, capsys):
@@ -424,7 +424,7 @@ def test_roles_decide_where_no_protocol_is_named(tmp_path, capsys):
     assert result == result_of(capsys, feats, *quick, "--protocol", "query-gallery")
     for name in ("leave-one-out", "vehicleid-dml", "vehicleid-reid"):
         assert main(["eval", feats, "--protocol", name]) == 1
-        assert "tells them apart (/role): use query-gallery" in capsys.readouterr().err
+        assert "separates them (/role): use query-gallery" in capsys.readouterr().err
     every = write(tmp_path / "g.h5", slice(100), roles=np.zeros(100, np.uint8))
     assert result_of(capsys, every, *quick)["protocol"] == "leave-one-out"
     assert main(["eval", every, "--protocol", "query-gallery"]) == 1
@@ -465,7 +465,7 @@ def test_an_option_that_a_protocol_does_not_take(feats, capsys, protocol, option
     error = capsys.readouterr().err.splitlines()[-1]
     name = option[0].replace("--no-", "--")
     assert error.startswith(
-        f"Error: {name} does not go with protocol {protocol or 'leave-one-out'}"
+        f"Error: {name} cannot be used with protocol {protocol or 'leave-one-out'}"
     )
 
 
@@ -483,7 +483,7 @@ def test_pictures_without_images(tmp_path, capsys):
     drawn = tmp_path / "map.png"
     arguments = ["eval", feats, "--no-clustering", "--map", str(drawn)]
     assert main(arguments) == 0
-    assert "the map shows dots: unknown data set 'cub'" in capsys.readouterr().err
+    assert "the map shows dots instead of images: unknown data set 'cub'" in capsys.readouterr().err
     assert Image.open(drawn).size == (2000, 1600)
     assert main([*arguments[:-2], "--montage", str(tmp_path / "montage.png")]) == 1
     output = capsys.readouterr()
@@ -495,21 +495,21 @@ def test_pictures_without_images(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ks", "1,x"], "'1,x' is not a list of positive numbers"),
-        (["--ks", "0"], "'0' is not a list of positive numbers"),
+        (["--ks", "1,x"], "'1,x' is not a list of positive whole numbers"),
+        (["--ks", "0"], "'0' is not a list of positive whole numbers"),
         (["--seed", "-1"], "--seed"),
         (["--bootstrap", "-1"], "--bootstrap"),
         (["--bootstrap", "9999999999999999"], "not in the range 0<=x<=1000000"),
         (["--protocol", "loo"], "'loo' is not one of 'leave-one-out', "),
         (["--protocol", "knn"], "protocol knn needs the training images: --train-feats"),
-        (["--shots", "100,20"], "'100,20' is not two ascending numbers"),
-        (["--shots", "20"], "'20' is not two ascending numbers"),
-        (["--shots", "0,20"], "'0,20' is not a list of positive numbers"),
+        (["--shots", "100,20"], "'100,20' is not two numbers in ascending order"),
+        (["--shots", "20"], "'20' is not two numbers in ascending order"),
+        (["--shots", "0,20"], "'0,20' is not a list of positive whole numbers"),
         (
             ["--clustering-runs", "5", "--no-clustering"],
-            "--clustering-runs does not go with --no-clustering",
+            "--clustering-runs cannot be used with --no-clustering",
         ),
-        (["--no-clustering", "--kmeans", "faiss"], "--kmeans does not go with --no-clustering"),
+        (["--no-clustering", "--kmeans", "faiss"], "--kmeans cannot be used with --no-clustering"),
         (["--montage", "feats.h5"], "'feats.h5' must end in one of .png"),
         (["--map", "/nowhere/map.png"], "the folder of '/nowhere/map.png' does not exist"),
         (["--map", "/proc/map.png"], "'--map': cannot write /proc/map.png: "),
@@ -662,14 +662,14 @@ def test_the_bits_of_queries_and_gallery(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("b.h5 --binary", 1, "b.h5 holds sign bits already: leave --binary out"),
-        ("f.h5 --gallery-feats b.h5 --binary", 1, "b.h5 holds sign bits already"),
+        ("b.h5 --binary", 1, "b.h5 already holds sign bits: leave --binary out"),
+        ("f.h5 --gallery-feats b.h5 --binary", 1, "b.h5 already holds sign bits"),
         ("f.h5 --gallery-feats b.h5", 1, "one holds sign bits, the other floats"),
         ("b.h5 --protocol knn --train-feats f.h5", 1, "one holds sign bits, the other floats"),
         (
             "f.h5 --protocol classifier --train-feats f.h5 --binary",
             2,
-            "--binary does not go with protocol classifier",
+            "--binary cannot be used with protocol classifier",
         ),
     ],
 )

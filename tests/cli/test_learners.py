@@ -82,9 +82,9 @@ def test_a_picture_is_embedded_as_the_file_was(options, run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said", "code"),
     [
-        (["--learner", "4"], "no learner 4: they are 1 to 3", 1),
+        (["--learner", "4"], "no learner 4: its learners are 1 to 3", 1),
         (["--learner", "0"], "0 is not in the range", 2),
-        (["--learner", "1", "--weighting", "paper"], "exclude each other", 2),
+        (["--learner", "1", "--weighting", "paper"], "cannot be used together", 2),
         (["--learner", "1", "--raw-pixels"], "has no learners", 2),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_classifier_beside_learners_is_evaluated_on_what_it_was_trained_on(tmp
         other = embedded(run, tmp_path / "other.h5", "--split", "train", "--overwrite", *options)
         capsys.readouterr()
         assert main(["eval", other, "--protocol", "classifier", "--train-feats", other]) == 1
-        assert "weighed otherwise than the classifier's" in capsys.readouterr().err
+        assert "weighted differently from the classifier's" in capsys.readouterr().err
 
 
 def test_learners_are_compared_with_those_of_a_gallery(feats, tmp_path, capsys):

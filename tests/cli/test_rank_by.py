@@ -57,7 +57,7 @@ def stored(path):
 def test_the_stored_unit_is_the_checkpoints(run, tmp_path, capsys, name):
     out = tmp_path / "f.h5"
     assert embed(run, out, "--checkpoint", name) == 0
-    assert "eval and search take --rank-by pddm" in capsys.readouterr().out
+    assert "eval and search accept --rank-by pddm" in capsys.readouterr().out
     saved = load_file(run.checkpoint(name).folder / "loss.safetensors")
     found = stored(out)
     assert {f"unit.{part}" for part in found} == saved.keys()
@@ -101,7 +101,10 @@ def test_a_unit_of_other_rows_is_left_out(run, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("dmlfast.cli.embed.load_scorer", unscaled)
     assert embed(run, tmp_path / "n.h5", "--normalize") == 0
-    assert "the unit is left out: it scores embeddings as they are" in capsys.readouterr().err
+    assert (
+        "the pddm unit is not stored: it scores embeddings as they are, not scaled"
+        in capsys.readouterr().err
+    )
     assert load_features(tmp_path / "n.h5").scorer is None
     assert embed(run, tmp_path / "f.h5") == 0
     assert not load_features(tmp_path / "f.h5").scorer.normalize_embeddings
@@ -113,7 +116,7 @@ def test_checkpoints_of_another_loss(run, tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*loss\.safetensors: No such file"):
         load_scorer(tmp_path, CONFIG)
     shutil.copy(run.checkpoint("last").folder / "loss.safetensors", tmp_path)
-    with pytest.raises(UserError, match=r"has no loss_fn\.unit\.\S+: it is of another loss"):
+    with pytest.raises(UserError, match=r"has no loss_fn\.unit\.\S+: it belongs to another loss"):
         load_scorer(tmp_path, dataclasses.replace(CONFIG, ce_weight=1.0))
     tensors = load_file(tmp_path / "loss.safetensors")
     tensors["unit.joint.bias"] = torch.zeros(5)
@@ -209,18 +212,22 @@ def test_what_cannot_be_ranked_by(run, feats, plain, tmp_path, capsys):
     none = f"{plain} holds no pddm unit to rank by: `dmlfast embed` stores that of a run with"
     assert told(1, "eval", plain).startswith(none)
     assert told(1, "search", plain, "--query-index", "1").startswith(none)
-    assert told(2, "eval", feats, "--binary") == "--binary is ranked by distance, not by pddm"
+    assert (
+        told(2, "eval", feats, "--binary") == "--binary can only be ranked by distance, not by pddm"
+    )
     bits = str(tmp_path / "bits.h5")
     assert embed(run, bits, "--binary") == 0
     capsys.readouterr()
-    assert told(1, "eval", bits) == f"{bits} holds sign bits, which a pddm unit does not score"
+    assert told(1, "eval", bits) == f"{bits} holds sign bits, which a pddm unit cannot score"
     for protocol in ("nearest-centroid", "classifier"):
         words = ["eval", feats, "--train-feats", feats, "--protocol", protocol]
-        assert f"--rank-by does not go with protocol {protocol}" in told(2, *words)
-    images = "pddm ranks images, not prototypes: take --against images"
+        assert f"--rank-by cannot be used with protocol {protocol}" in told(2, *words)
+    images = "pddm ranks images, not prototypes: use --against images"
     assert told(1, "eval", feats, "--protocol", "zero-shot") == images
     words = ["--protocol", "knn", "--train-feats", feats, "--vote", "distance"]
-    assert "cannot be by pddm: take majority" in told(1, "eval", feats, *words)
+    assert "vote distance cannot be used with rank_by pddm: use vote majority" in told(
+        1, "eval", feats, *words
+    )
     narrow = tmp_path / "narrow.h5"
     shutil.copy(feats, narrow)
     with h5py.File(narrow, "r+") as file:

@@ -88,7 +88,7 @@ def test_a_file_of_settings_is_told_from_a_recipe(capsys):
     Path("c.yaml").write_text("recipe: lifted-cub\nbatch-size: 64\n")
     assert main(["recipes", "c.yaml"]) == 1
     assert capsys.readouterr().err == (
-        "Error: c.yaml holds settings alone, for `dmlfast train -c`; a recipe has a title, a paper"
+        "Error: c.yaml holds only settings, for `dmlfast train -c`; a recipe has a title, a paper"
         " and settings\n"
     )
 

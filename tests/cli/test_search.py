@@ -200,7 +200,7 @@ def test_a_network_that_makes_nan_of_a_picture_is_refused(tmp_path, dataset, cap
     save_model(model, tmp_path / "model")
     dataset.image(42).save(tmp_path / "photo.png")
     query = ["--query", str(tmp_path / "photo.png")]
-    assert "makes NaN or infinity of" in fails([feats, *query], capsys)
+    assert "produces NaN or infinity for" in fails([feats, *query], capsys)
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_a_network_that_makes_nan_of_a_picture_is_refused(tmp_path, dataset, cap
 )
 def test_one_query_is_given(feats, capsys, arguments):
     assert main(["search", feats, *arguments]) == 2
-    assert "give one of --query, --query-index and --query-path" in capsys.readouterr().err
+    assert "give exactly one of --query, --query-index and --query-path" in capsys.readouterr().err
 
 
 def test_inversion_is_of_a_picture(feats, capsys):
     assert main(["search", feats, "--query-index", "1", "--invert"]) == 2
-    assert "--invert is for the image file of --query" in capsys.readouterr().err
+    assert "--invert works only with --query" in capsys.readouterr().err
 
 
 def test_the_picture_is_not_a_file_that_is_read(tmp_path, feats, dataset, capsys):
@@ -251,7 +251,7 @@ def test_queries_that_cannot_be_made(tmp_path, feats, dataset, capsys):
     with FeatureWriter(twice, dimension=1) as writer:
         writer.append(np.zeros((3, 1)), np.zeros(3, int), ["a", "b", "a"])
     ambiguous = fails([str(twice), "--query-path", "a"], capsys)
-    assert ambiguous == f"Error: {twice} has 2 rows with path 'a': give an index\n"
+    assert ambiguous == f"Error: {twice} has 2 rows with path 'a': use --query-index\n"
     assert "cannot read" in fails([feats, "--query", str(tmp_path / "none.png")], capsys)
     assert fails([feats, "--query", ""], capsys) == "Error: the name of the image is empty\n"
     (tmp_path / "text.png").write_text("hello")

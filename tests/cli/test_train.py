@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_before_an_evaluation_claims_none(monkeypatch, ca
     capsys.readouterr()
     assert main(["train", "--out", "a", "--resume", "--max-steps", "1"]) == 0
     out, err = capsys.readouterr()
-    assert "a has 2 steps already, more than 1: there is nothing to do" in err
+    assert "a already has 2 steps, more than 1: there is nothing to do" in err
     assert out.splitlines()[0] == "a: 2 steps"
     assert "best" not in out
     assert main(["embed", "a", "--out", "f.h5"]) == 0
@@ -114,7 +114,7 @@ def test_what_is_retyped_is_held_against_the_run(capsys):
     assert main([*again, "--momentum", "0.8"]) == 0
     assert RunFolder("a").checkpoint("last").step == 8
     assert main([*again, "--candidates", "4"]) == 2
-    assert "--candidates is for sampler hard-neighbours" in capsys.readouterr().err
+    assert "--candidates works only with sampler hard-neighbours" in capsys.readouterr().err
 
 
 def test_folders_mean_the_same_wherever_the_run_is_used(monkeypatch):
@@ -166,37 +166,53 @@ def test_resuming_takes_the_settings_of_the_run(capsys):
         ("--images-per-class 1 --batch-size 3", 1, "images-per-class must be at least 2"),
         ("--batch-size 100000", 1, "batch size of 100000"),
         ("--batch-size 256", 1, "there are 3: try --batch-size 12, or more --images-per-class"),
-        ("--batch-size 10", 1, "batch size of 10 is no multiple of images per class, 4"),
+        ("--batch-size 10", 1, "batch size of 10 is not a multiple of images per class, 4"),
         ("--batch-size many", 2, "'--batch-size': 'many' is not a valid integer"),
         ("--batch-size 0", 2, "'--batch-size': must be at least 1, not 0"),
         ("--milestones 4,2 --schedule step", 2, "must be ascending whole numbers"),
         ("--schedule step", 2, "--schedule step needs --milestones"),
-        ("--loss lifted --groups 4,4", 2, "--groups is for boosted losses, and lifted is none"),
-        ("--milestones 4", 1, "milestones are for schedule step"),
-        ("--sampler pairs --images-per-class 2", 2, "is for sampler balanced, and this is pairs"),
-        ("--momentum 0.5", 2, "--momentum is for optimizer sgd, and this is adamw"),
-        ("--gamma 0.5", 2, "--gamma is for schedule step, and this is cosine"),
-        ("--learners 2", 2, "--learners is for boosted losses, and lifted is none"),
-        ("--weighting released", 2, "--weighting is for boosted losses, and lifted is none"),
-        ("--groups 4,4", 2, "--groups is for boosted losses, and lifted is none"),
-        ("--loss bier --learners 2 --groups 4,4", 2, "--learners and --groups exclude each other"),
-        ("--epochs 3", 2, "--epochs and --max-steps exclude each other"),
-        ("--candidates 2", 2, "--candidates is for sampler hard-neighbours, and this is balanced"),
-        ("--loss triplet --loss-options mining", 1, "loss options are NAME=VALUE"),
+        (
+            "--loss lifted --groups 4,4",
+            2,
+            "--groups works only with boosted losses, not with lifted",
+        ),
+        ("--milestones 4", 1, "milestones need schedule step"),
+        (
+            "--sampler pairs --images-per-class 2",
+            2,
+            "works only with sampler balanced, not with pairs",
+        ),
+        ("--momentum 0.5", 2, "--momentum works only with optimizer sgd, not with adamw"),
+        ("--gamma 0.5", 2, "--gamma works only with schedule step, not with cosine"),
+        ("--learners 2", 2, "--learners works only with boosted losses, not with lifted"),
+        ("--weighting released", 2, "--weighting works only with boosted losses, not with lifted"),
+        ("--groups 4,4", 2, "--groups works only with boosted losses, not with lifted"),
+        (
+            "--loss bier --learners 2 --groups 4,4",
+            2,
+            "--learners and --groups cannot be used together",
+        ),
+        ("--epochs 3", 2, "--epochs and --max-steps cannot be used together"),
+        (
+            "--candidates 2",
+            2,
+            "--candidates works only with sampler hard-neighbours, not with balanced",
+        ),
+        ("--loss triplet --loss-options mining", 1, "loss options must be NAME=VALUE"),
         ("--lr nan", 2, "'--lr': must be finite, not nan"),
         ("--margin nan", 2, "'--margin': must be finite, not nan"),
         ("--margin 1e39 --out a", 1, "margin 1e+39: the lifted loss would be "),
         ("--seed 99999999999999999999999", 2, "'--seed': must be at most 9223372036854775807"),
         ("--embedding-dim 100000000000", 2, "'--embedding-dim': must be at most 65536"),
         ("--max-steps 99999999999999999999999", 2, "'--max-steps': must be at most 1000000000"),
-        ("--out=", 1, ". is not empty and no run: choose another --out"),
+        ("--out=", 1, ". is neither empty nor a run: choose another --out"),
         ("--out=.. --overwrite", 1, "choose another --out"),
-        ("--resume --out=", 1, ". is no run folder"),
+        ("--resume --out=", 1, ". is not a run folder"),
         ("--select-on tst", 2, "'--select-on': must be val or test, not 'tst'"),
         ("--batchsize 3", 2, "No such option '--batchsize'"),
         ("--resume", 2, "--resume needs the folder of the run"),
-        ("--resume --overwrite --out a", 2, "exclude each other"),
-        ("--resume --out nowhere", 1, "nowhere is no run folder"),
+        ("--resume --overwrite --out a", 2, "cannot be used together"),
+        ("--resume --out nowhere", 1, "nowhere is not a run folder"),
         ("--out /proc/none", 1, "cannot write /proc/none"),
         ("-c nowhere.yaml", 2, "cannot read nowhere.yaml: No such file"),
         ("-c empty.yaml", 2, "empty.yaml is empty: it must hold keys and values"),
@@ -223,7 +239,7 @@ def test_an_existing_folder_is_not_touched(capsys):
     assert main([*TINY, "--out", "a"]) == 0
     before = RunFolder("a").checkpoint("last").state
     assert main([*TINY, "--seed", "1", "--out", "a"]) == 1
-    assert "a holds a run already: --resume goes on, --overwrite replaces it" in (
+    assert "a already holds a run: --resume continues, --overwrite replaces it" in (
         capsys.readouterr().err
     )
     assert RunFolder("a").checkpoint("last").state == before
@@ -243,9 +259,9 @@ def test_help_names_every_setting_in_its_group(capsys):
     assert (
         "of which only --data-dir, --cache-images, --impl, --epochs, --max-steps, --eval-interval,"
         " --checkpoint-interval, --keep-checkpoints, --log-interval, --device, --workers and the"
-        " on_error of --dataset-options may be given anew."
+        " on_error of --dataset-options may be changed."
     ) in " ".join(text.split())
-    assert "divided over" in " ".join(text.split())
+    assert "divided among" in " ".join(text.split())
     assert set(yaml.safe_load(TrainConfig().to_yaml())) - {"recipe"} <= {
         word.strip("-") for word in text.split() if word.startswith("--")
     }
@@ -283,7 +299,7 @@ def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on():
     text = read_until(terminal, None)
     assert process.wait(60) == 130
     step = RunFolder("a").checkpoint("last").step
-    assert f"a stopped after step {step}; to go on: dmlfast train --out a --resume" in text
+    assert f"a stopped after step {step}; to continue: dmlfast train --out a --resume" in text
     assert "Traceback" not in text
     assert 0 < step < 100000
     os.close(terminal)

@@ -103,14 +103,14 @@ def test_classes_of_two_splits():
         ({"name": "cub200", "crop": "yes"}, "crop must be True or False, not 'yes'"),
         ({"name": "sop", "on_error": "stopp"}, "unknown on_error 'stopp': did you mean 'stop'?"),
         ({"name": "sop", "crop": True}, "unknown option of sop 'crop'"),
-        ({"name": "vehicleid", "on_error": "skip"}, "vehicleid is read from files of yours"),
+        ({"name": "vehicleid", "on_error": "skip"}, "vehicleid is read from files of your own"),
         ({"name": "digit"}, "unknown data set 'digit': did you mean 'digits'?"),
         ({"split": "tset"}, "unknown split 'tset': did you mean 'test'?"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, not 1.0"),
         ({"val_fraction": -0.1}, "val_fraction must be at least 0 and below 1, not -0.1"),
         ({"val_fraction": float("nan")}, "val_fraction must be at least 0 and below 1, not nan"),
         ({"val_fraction": 0.95}, "a val_fraction of 0.95 leaves no class to train on"),
-        ({"seed": -1}, "the seed must not be negative, as -1 is"),
+        ({"seed": -1}, "the seed must be at least 0, not -1"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -129,12 +129,12 @@ def test_options_as_text():
 
 @pytest.mark.parametrize("text", ["crop", "crop=", "=true", "crop=true,"])
 def test_what_is_no_options(text):
-    with pytest.raises(UserError, match="data set options are NAME=VALUE,NAME=VALUE, which '"):
+    with pytest.raises(UserError, match="data set options must be NAME=VALUE,NAME=VALUE, not '"):
         parse_options(text)
 
 
 def test_settings_are_no_options():
-    with pytest.raises(UserError, match="'seed' is not among the data set options"):
+    with pytest.raises(UserError, match="'seed' is not a data set option but a setting"):
         parse_options("seed=3")
 
 

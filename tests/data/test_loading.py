@@ -92,7 +92,9 @@ def test_a_picture_that_cannot_be_read_is_told_in_one_line(files, workers):
 
 
 def test_pictures_of_many_sizes_need_a_transform(files):
-    with pytest.raises(UserError, match="the images of files are of many sizes: give a --transfo"):
+    with pytest.raises(
+        UserError, match="the images of files have different sizes: give a --transform"
+    ):
         prepare_images(files, None)
 
 

@@ -105,7 +105,9 @@ def test_shards_join_to_the_whole_batch(make, world_size):
 
 def test_groups_are_not_parted():
     assert PairSampler(LABELS, 24, 0).shard(0, 4).batch(0).shape == (6,)
-    with pytest.raises(UserError, match="a batch size of 24 cannot be divided among 4 processes"):
+    with pytest.raises(
+        UserError, match="a batch size of 24 cannot be divided evenly among 4 processes"
+    ):
         HardNeighbourSampler(LABELS, 24, 4, 0).shard(0, 4)
 
 
@@ -126,24 +128,24 @@ def test_class_aware_sampling_of_a_long_tail_and_pairs_that_follow_it():
     [
         (
             lambda: PairSampler(LABELS, 7, 0),
-            "sampler pairs needs a batch size that is a multiple of 2, which 7 is not",
+            "sampler pairs needs a batch size that is a multiple of 2, not 7",
         ),
         (
             lambda: PairSampler(LABELS, 0, 0),
-            "sampler pairs needs a batch size that is a multiple of 2, which 0 is not",
+            "sampler pairs needs a batch size that is a multiple of 2, not 0",
         ),
         (
             lambda: PairSampler(np.zeros(9, dtype=np.int64), 4, 0),
-            "sampler pairs needs images of two classes at least",
+            "sampler pairs needs images of at least two classes",
         ),
-        (lambda: PairSampler(LABELS, 4, -1), "the seed must not be negative, as -1 is"),
+        (lambda: PairSampler(LABELS, 4, -1), "the seed must be at least 0, not -1"),
         (
             lambda: HardNeighbourSampler(LABELS, 10, 4, 0),
-            "sampler hard-neighbours needs a batch size that is a multiple of 4, which 10 is not",
+            "sampler hard-neighbours needs a batch size that is a multiple of 4, not 10",
         ),
         (
             lambda: HardNeighbourSampler(np.arange(9), 4, 1, 0),
-            "sampler hard-neighbours needs a class of two images at least",
+            "sampler hard-neighbours needs a class of at least two images",
         ),
         (lambda: HardNeighbourSampler(LABELS, 4, 0, 0), "candidates must be at least 1, not 0"),
         (

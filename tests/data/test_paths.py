@@ -59,7 +59,7 @@ def test_names_that_the_locale_cannot_read(tmp_path):
 def test_paths_that_leave(path):
     with pytest.raises(UserError) as error:
         check_relative(path, "list.txt")
-    assert str(error.value) == f"list.txt names '{path}', which is not below its folder"
+    assert str(error.value) == f"list.txt names '{path}', which is not inside its folder"
 
 
 @pytest.mark.parametrize("path", ["a/b.jpg", "a..b/..c.jpg", "..a"])
@@ -79,5 +79,5 @@ def test_links(tmp_path):
     assert check_inside(root, "in/x.jpg") == root / "in" / "x.jpg"
     assert check_inside(tmp_path / "link", "a/x.jpg") == tmp_path / "link" / "a" / "x.jpg"
     for path in ("out/x.jpg", "file.jpg", "../root-of-others/x.jpg"):
-        with pytest.raises(UserError, match="leads out of"):
+        with pytest.raises(UserError, match="leads outside"):
             check_inside(root, path)

@@ -127,9 +127,9 @@ def test_any_labels(sizes, images_per_class, num_classes, seed, step):
             4,
             "a batch size of 200 is more than the 150 images there are: try --batch-size 120",
         ),
-        (24, 5, "a batch size of 24 is no multiple of images per class, 5"),
-        (0, 4, "a batch size of 0 is no multiple of images per class, 4"),
-        (-4, 4, "a batch size of -4 is no multiple of images per class, 4"),
+        (24, 5, "a batch size of 24 is not a multiple of images per class, 5"),
+        (0, 4, "a batch size of 0 is not a multiple of images per class, 4"),
+        (-4, 4, "a batch size of -4 is not a multiple of images per class, 4"),
         (
             124,
             4,
@@ -146,12 +146,14 @@ def test_sizes_that_do_not_fit(batch_size, images_per_class, message):
 
 
 def test_other_wrong_arguments():
-    with pytest.raises(UserError, match="the seed must not be negative, as -1 is"):
+    with pytest.raises(UserError, match="the seed must be at least 0, not -1"):
         ClassBalancedSampler(LABELS, 24, 4, seed=-1)
     with pytest.raises(UserError, match="a batch size of 4 is more than the 0 images there are"):
         ClassBalancedSampler(np.array([], dtype=np.int64), 4, 4, seed=0)
     sampler = ClassBalancedSampler(LABELS, 24, 4, seed=0)
-    with pytest.raises(UserError, match="a batch size of 24 cannot be divided among 5 processes"):
+    with pytest.raises(
+        UserError, match="a batch size of 24 cannot be divided evenly among 5 processes"
+    ):
         sampler.shard(0, 5)
     with pytest.raises(UserError, match="there is no rank 2 among 2 processes"):
         sampler.shard(2, 2)

@@ -229,7 +229,7 @@ def test_what_cannot_be_is_said():
         BIERLoss(GROUPS, diversity="much")
     with pytest.raises(ValueError, match="stage must be one of training, init, both"):
         BIERLoss(GROUPS, stage="late")
-    with pytest.raises(ValueError, match="stage 'init' is of a diversity, and there is none"):
+    with pytest.raises(ValueError, match="stage 'init' needs a diversity, and there is none"):
         BIERLoss(GROUPS, stage="init")
     with pytest.raises(ValueError, match="boosting must be one of eta, additive, derivative, none"):
         BIERLoss(GROUPS, boosting="often")

@@ -367,7 +367,7 @@ def test_they_survive_pickling_and_print_what_they_were_made_of(loss):
 
 
 def test_a_label_without_a_proxy_is_refused():
-    with pytest.raises(ValueError, match="label 5 is none of the classes of this loss"):
+    with pytest.raises(ValueError, match="label 5 is not one of the classes of this loss"):
         proxies()(X, torch.full((14,), 5))
 
 

@@ -75,14 +75,14 @@ def test_options_are_read_from_a_text():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("triplet", "mining", "loss options are NAME=VALUE,NAME=VALUE, which 'mining' is not"),
-        ("triplet", "margin=2", "'margin' is not among the loss options, but a setting: --margin"),
+        ("triplet", "mining", "loss options must be NAME=VALUE,NAME=VALUE, not 'mining'"),
+        ("triplet", "margin=2", "'margin' is not a loss option but a setting: --margin"),
         ("lifted", "normalize-embeddings=true", "but a setting: --normalize"),
         ("triplet", "minig=all", r"unknown option of the triplet loss 'minig': did you mean 'min"),
         ("contrastive", "squared=no", "squared of the contrastive loss must be true or false, not"),
         ("contrastive", "pos-margin=true", "pos_margin of the contrastive loss must be a number"),
         ("supcon", "base=1", "unknown option of the supcon loss 'base'"),
-        ("triplet", "mining=3", "mining of the triplet loss must be a text, not 3"),
+        ("triplet", "mining=3", "mining of the triplet loss must be a string, not 3"),
     ],
 )
 def test_options_that_a_loss_does_not_take_are_refused(name, text, message):

@@ -30,7 +30,7 @@ def test_labels_are_classes_of_any_value():
     assert loss_fn.classes.tolist() == sorted(CLASSES.tolist())
     found = loss_fn(embeddings, labels)
     torch.testing.assert_close(found, expected(loss_fn, embeddings, labels))
-    with pytest.raises(ValueError, match="label 8 is none of the classes of this loss"):
+    with pytest.raises(ValueError, match="label 8 is not one of the classes of this loss"):
         loss_fn(embeddings[:2], torch.tensor([7, 8]))
     with pytest.raises(ValueError, match="cannot honour indices_tuple"):
         loss_fn(embeddings, labels, (1, 2, 3))
@@ -165,7 +165,7 @@ def test_labels_have_any_dtype_and_stride(dtype):
 
 
 def test_the_size_of_a_sample_is_given_once():
-    with pytest.raises(ValueError, match="class_fraction and class_count are given, where one is"):
+    with pytest.raises(ValueError, match="class_fraction and class_count cannot both be given"):
         NormSoftmaxLoss(5, 6, class_fraction=0.5, class_count=2)
 
 
@@ -187,7 +187,7 @@ def test_a_sample_has_a_size(options):
         (0, ValueError, "at least 1, not 0"),
         (True, TypeError, "an integer, not True"),
         (torch.tensor([]).long(), ValueError, r"shape \(C,\) with C >= 1, not \(0,\)"),
-        (torch.tensor([5, 9, 5]), ValueError, "each label once, and 5 is there twice"),
+        (torch.tensor([5, 9, 5]), ValueError, "each label once, but 5 is there twice"),
     ],
 )
 def test_classes_are_a_number_or_labels_each_once(classes, kind, reason):

@@ -179,9 +179,9 @@ def test_rgb_and_its_mean_are_what_caffe_does_to_bgr(network, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.caffemodel", b"\x0a", "is damaged or no Caffe model"),
-        ("w.caffemodel", b"\xa2\x06\x7f", "is damaged or no Caffe model"),
-        ("w.caffemodel", b"", "is not of BVLC GoogLeNet: conv1/7x7_s2 and 56 other layers"),
+        ("w.caffemodel", b"\x0a", "is damaged or not a Caffe model"),
+        ("w.caffemodel", b"\xa2\x06\x7f", "is damaged or not a Caffe model"),
+        ("w.caffemodel", b"", "is not a model of BVLC GoogLeNet: conv1/7x7_s2 and 56 other layers"),
         ("w.npy", b"", "a .npy file of several arrays is a pickle"),
         ("w.npz", b"nothing", "is damaged, or holds more than tensors"),
         ("w.h5", b"nothing", "cannot read"),

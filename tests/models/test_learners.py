@@ -76,7 +76,7 @@ def test_learners_that_cannot_be_chosen():
         model_of().choose_learners("paper")
     model = model_of(groups=(2, 7))
     for learner in (0, 3):
-        with pytest.raises(UserError, match=f"no learner {learner}: they are 1 to 2"):
+        with pytest.raises(UserError, match=f"no learner {learner}: its learners are 1 to 2"):
             model.choose_learners(learner=learner)
     with pytest.raises(UserError, match="unknown weighting 'best'"):
         model.choose_learners("best")

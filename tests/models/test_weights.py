@@ -59,7 +59,7 @@ def test_all_that_does_not_fit_is_told_in_one_line(source, tmp_path):
         create_model("convnet", 3, 8, weights=tmp_path / "weights.pth")
     assert str(error.value) == (
         f"{tmp_path / 'weights.pth'} does not fit the backbone: missing layers.1.weight and 1 more;"
-        " not known layers.99.weight; of another shape layers.0.weight (32, 1, 5, 5),"
+        " unknown layers.99.weight; of another shape layers.0.weight (32, 1, 5, 5),"
         " not (32, 3, 5, 5)"
     )
 
@@ -91,13 +91,13 @@ def test_files_that_are_no_weights(tmp_path, content, message, capsys):
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}])
 def test_files_without_tensors_by_name(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="holds no tensors by name"):
+    with pytest.raises(UserError, match="holds no named tensors"):
         create_model("convnet", 3, 8, weights=tmp_path / "weights.pth")
 
 
 def test_a_safetensors_file_that_is_none(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is damaged or no safetensors file"):
+    with pytest.raises(UserError, match="is damaged or not a safetensors file"):
         create_model("convnet", 3, 8, weights=tmp_path / "w.safetensors")
 
 

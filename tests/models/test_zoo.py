@@ -121,7 +121,7 @@ def test_classifiers_in_files_are_left_out(name, tmp_path):
     tensors = model.backbone.state_dict()
     assert all(torch.equal(tensors[key], whole.state_dict()[key]) for key in tensors)
     torch.save({**whole.state_dict(), "extra.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"does not fit the backbone: not known extra\.weight"):
+    with pytest.raises(UserError, match=r"does not fit the backbone: unknown extra\.weight"):
         create_model(name, 3, 8, weights=tmp_path / "weights.pth")
 
 
@@ -134,7 +134,7 @@ def test_classifiers_in_files_are_left_out(name, tmp_path):
             "torchvision/resnet5",
             "unknown backbone 'torchvision/resnet5': did you mean 'torchvision/",
         ),
-        ("torchvision/squeezenet1_0", "has no linear classifier to be left out"),
+        ("torchvision/squeezenet1_0", "has no linear classifier to leave out"),
     ],
 )
 def test_names_that_are_no_backbones(name, message):

@@ -105,7 +105,7 @@ def test_a_wrong_result_is_never_kept(times, monkeypatch):
 
 def test_what_does_not_fit_in_the_time_is_left_out(times):
     trials = run(seconds=0.0)
-    assert {t.reason for t in trials} == {"left out: the time is over"}
+    assert {t.reason for t in trials} == {"left out: the time is up"}
     assert tuned.read(GPU) == {}
 
 
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_used_is_a_warning(content):
     path = tuned.path_for(GPU)
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode("latin-1"))
-    with pytest.warns(UserWarning, match="is left aside"):
+    with pytest.warns(UserWarning, match="is ignored"):
         assert tuned.read(GPU) == {}
 
 

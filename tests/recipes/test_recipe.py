@@ -82,23 +82,23 @@ def metrics(**values):
     [
         ({"setings": {}}, "unknown key 'setings': did you mean 'settings'?"),
         ({"title": None}, "'title' is missing"),
-        ({"title": 3}, "title must be a text, not 3"),
+        ({"title": 3}, "title must be a string, not 3"),
         ({"settings": ["lr"]}, "settings must be keys and values, not ['lr']"),
         ({"settings": {"lrr": 1}}, "settings: unknown key 'lrr': did you mean 'lr'?"),
         ({"settings": {"lr": "fast"}}, "settings: lr must be a number, not 'fast'"),
         ({"settings": {"optimizer": "adam"}}, "settings: optimizer must be adamw or sgd"),
-        ({"settings": {"milestones": 3}}, "settings: milestones are for schedule step"),
-        ({"settings": {"recipe": "x"}}, "settings: 'recipe' does not belong into one"),
+        ({"settings": {"milestones": 3}}, "settings: milestones need schedule step"),
+        ({"settings": {"recipe": "x"}}, "settings: 'recipe' does not belong in a recipe"),
         ({"doubtful": {"lrr": "x"}}, "doubtful: unknown key 'lrr': did you mean 'lr'?"),
-        ({"doubtful": {"lr": 3}}, "doubtful: lr must be a text, not 3"),
+        ({"doubtful": {"lr": 3}}, "doubtful: lr must be a string, not 3"),
         ({"give": {"weihgts": "x"}}, "give: unknown key 'weihgts': did you mean 'weights'?"),
         ({"targets": ["x"]}, "target 1 must be keys and values, not 'x'"),
         ({"targets": [TARGET, TARGET | {"crops": 1}]}, "target 2: unknown key 'crops': did you"),
         ({"targets": [{"source": "x"}]}, "target 1: 'backbone' is missing"),
         ({"targets": [WIDE]}, "target 1: embedding-dim must be a whole number, not '64'"),
-        (metrics(recall=0.5), "target 1: unknown metric 'recall', such as recall_at_1"),
-        (metrics(nmi=47.2), "target 1: nmi must be a share from 0 to 1, not 47.2"),
-        (metrics(nmi=True), "target 1: nmi must be a share from 0 to 1, not True"),
+        (metrics(recall=0.5), "target 1: unknown metric 'recall': give one such as recall_at_1"),
+        (metrics(nmi=47.2), "target 1: nmi must be a fraction from 0 to 1, not 47.2"),
+        (metrics(nmi=True), "target 1: nmi must be a fraction from 0 to 1, not True"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_file_and_key(write, changes, message):
@@ -121,7 +121,7 @@ def test_names_that_there_are_not(tmp_path, monkeypatch):
     (tmp_path / "lifted-cub").write_text("lr: 0.5")
     assert load_settings("plain") == load_settings("./lifted-cub") == {"lr": 0.5}
     assert load_settings("lifted-cub")["dataset"] == "cub200"  # the recipe, not the file
-    with pytest.raises(UserError, match="plain holds settings alone, for `dmlfast train -c`"):
+    with pytest.raises(UserError, match="plain holds only settings, for `dmlfast train -c`"):
         load_recipe("plain")
 
 

@@ -260,7 +260,7 @@ def test_files_of_no_sign_are_refused(tmp_path):
         write(tmp_path / "b.h5", x)
     assert not list(tmp_path.iterdir())
     write(tmp_path / "b.h5", np.zeros((2, 3)))
-    with pytest.raises(UserError, match="exists; --overwrite replaces it"):
+    with pytest.raises(UserError, match="already exists: --overwrite replaces it"):
         write(tmp_path / "b.h5", np.zeros((2, 3)))
 
 

@@ -45,9 +45,9 @@ def test_correlation_is_that_of_numpy():
 
 def test_what_has_no_learners():
     for given in (features(groups=None), Features(X, LABELS), features().binarized()):
-        with pytest.raises(UserError, match="has no learners: they are those of a run with"):
+        with pytest.raises(UserError, match="has no learners: only a run with"):
             learners_of(given)
-    with pytest.raises(UserError, match=r"groups \[1, 2\] are not 6 dimensions"):
+    with pytest.raises(UserError, match=r"groups \[1, 2\] do not add up to 6 dimensions"):
         learners_of(features(groups=[1, 2]))
 
 

@@ -376,7 +376,7 @@ def test_what_cannot_be_ranked_by():
         evaluate(features, rank_by="pddm")
     with pytest.raises(UserError, match=r"g\.h5 holds no pddm unit"):
         evaluate(scored, replace(features, source="g.h5"), rank_by="pddm")
-    with pytest.raises(UserError, match=r"a\.h5 holds sign bits, which a pddm unit does not"):
+    with pytest.raises(UserError, match=r"a\.h5 holds sign bits, which a pddm unit cannot score"):
         evaluate(scored.binarized(), rank_by="pddm")
     other = replace(features, scorer=pair_scorer(seed=1), source="g.h5")
     with pytest.raises(UserError, match=r"a\.h5 and g\.h5 cannot be ranked by pddm: their units"):
@@ -411,7 +411,9 @@ def test_votes():
     nearest = exact_scores(queries.embeddings, train.embeddings, scorer).argmax(axis=1)
     assert report["top_1"] == (train.labels[nearest] == queries.labels).mean()
     assert report["ranked_by"] == "pddm"
-    with pytest.raises(UserError, match="one over the distance cannot be by pddm: take majority"):
+    with pytest.raises(
+        UserError, match="vote distance cannot be used with rank_by pddm: use vote majority"
+    ):
         evaluate_classification(queries, train, method="knn", vote="distance", rank_by="pddm")
     with pytest.raises(ValueError, match="nearest-centroid does not rank images, by pddm"):
         evaluate_classification(queries, train, rank_by="pddm")
@@ -428,7 +430,7 @@ def test_zero_shot():
     expected = evaluate(features, rank_by="pddm", ks=(1, 4), clustering=False)
     assert report["hit_at_4"] == expected["recall_at_4"]
     assert report["ranked_by"] == "pddm"
-    with pytest.raises(UserError, match="pddm ranks images, not prototypes: take --against images"):
+    with pytest.raises(UserError, match="pddm ranks images, not prototypes: use --against images"):
         evaluate_zero_shot(features, rank_by="pddm")
 
 

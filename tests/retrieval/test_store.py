@@ -131,7 +131,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 def test_an_existing_file_is_refused_before_the_work_begins(tmp_path):
     path = write(tmp_path / "f.h5")
-    with pytest.raises(UserError, match=r"f\.h5 exists; --overwrite replaces it"):
+    with pytest.raises(UserError, match=r"f\.h5 already exists: --overwrite replaces it"):
         FeatureWriter(path, dimension=6)
     with FeatureWriter(path, dimension=2, overwrite=True):
         pass
@@ -433,7 +433,7 @@ BROKEN = {
     ),
     "odd distance": (
         lambda file: file.attrs.__setitem__("distance", "manhattan"),
-        "distance 'manhattan' is none of euclidean, angular, hamming",
+        "distance 'manhattan' is not one of euclidean, angular, hamming",
     ),
     "nan": (with_nan, r"2 of 25 embeddings hold NaN or infinity \(rows 3, 7\)"),
     "link": (with_link, "no dataset /embeddings"),

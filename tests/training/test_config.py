@@ -78,7 +78,7 @@ def test_milestones_in_yaml(tmp_path, text, numbers):
         ("milestones: 1.5", "milestones must be ascending whole numbers"),
         ("milestones: null", "milestones must be ascending whole numbers"),
         ("optimizer: adam", "optimizer must be adamw or sgd, not 'adam'"),
-        ("loss: 3", "loss must be a text, not 3"),
+        ("loss: 3", "loss must be a string, not 3"),
         ("", "is empty: it must hold keys and values"),
         ("# lr: 3\n", "is empty: it must hold keys and values"),
         ("- lr", "must hold keys and values, such as `batch-size: 256`"),
@@ -103,7 +103,7 @@ def test_unreadable_yaml(tmp_path):
     with pytest.raises(UserError, match="Is a directory"):
         read_settings(tmp_path)
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match="no UTF-8 text"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read_settings(tmp_path / "c.yaml")
 
 

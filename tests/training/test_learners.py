@@ -71,9 +71,9 @@ def test_learners_are_weighed_as_asked(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss_options": INIT}, "the stage of the bier loss is in head-steps, which are 0"),
-        ({"loss_options": "stage=both"}, "stage 'both' is of a diversity, and there is none"),
-        ({"loss_options": "groups=8"}, "'groups' is not among the loss options, but a setting"),
+        ({"loss_options": INIT}, "the stage of the bier loss needs head-steps, which are 0"),
+        ({"loss_options": "stage=both"}, "stage 'both' needs a diversity, and there is none"),
+        ({"loss_options": "groups=8"}, "'groups' is not a loss option but a setting"),
         (
             {"loss_options": "diversity=activation", "head": "layer-norm", "embedding_dim": 128},
             "the head has no linear layer",

@@ -319,18 +319,21 @@ def test_a_loss_with_weights_trains_at_its_own_rate_and_resumes(tmp_path, monkey
         ({"device": "cpu:0"}, "unknown device 'cpu:0'"),
         ({"impl": "cpux"}, "cpux"),
         ({"batch_size": 4000}, "a batch size of 4000 is more than the"),
-        ({"batch_size": 13}, "13 is no multiple of images per class, 4"),
+        ({"batch_size": 13}, "13 is not a multiple of images per class, 4"),
         ({"images_per_class": 1, "batch_size": 3}, "images-per-class must be at least 2"),
-        ({"images_per_class": 3, "batch_size": 3}, "would hold one: batch-size must be twice"),
+        (
+            {"images_per_class": 3, "batch_size": 3},
+            "would hold only one: batch-size must be at least twice",
+        ),
         ({"val_fraction": 0.99}, "leaves no class to train on"),
         ({"sampler": "pair"}, "sampler must be balanced or pairs or hard-neighbours, not 'pair'"),
-        ({"sampler": "pairs", "batch_size": 7}, "a multiple of 2, which 7 is not"),
-        ({"sampler": "hard-neighbours", "batch_size": 10}, "a multiple of 4, which 10 is not"),
+        ({"sampler": "pairs", "batch_size": 7}, "a multiple of 2, not 7"),
+        ({"sampler": "hard-neighbours", "batch_size": 10}, "a multiple of 4, not 10"),
         ({"sampler": "hard-neighbours", "candidates": 99}, "needs 594 images, and there are"),
         ({"ce_weight": -1.0}, "ce-weight must be at least 0, not -1.0"),
         ({"loss_options": "mining=all"}, "unknown option of the lifted loss 'mining'"),
         ({"loss": "triplet", "loss_options": "mining=some"}, "the triplet loss cannot be computed"),
-        ({"groups": (4, 4)}, "groups are for boosted losses, and lifted is none"),
+        ({"groups": (4, 4)}, "groups work only with boosted losses, not with lifted"),
         ({"loss": "bier", "groups": (3, 4)}, "groups [3, 4] do not add up to embedding_dim, 8"),
         ({"loss": "bier", "learners": 9}, "learners: 8 components are too few for 9 learners"),
         ({"loss": "pddm", "loss_options": "per=row"}, "per must be one of batch, class, anchor"),
@@ -399,7 +402,7 @@ def test_a_run_that_another_process_has_begun_meanwhile_is_left_to_it(tmp_path, 
         return real(tiny_config(seed=1), out)
 
     monkeypatch.setattr(loop, "create_run", overtaken)
-    with pytest.raises(UserError, match="another process has begun a run in"):
+    with pytest.raises(UserError, match="another process has started a run in"):
         train(tiny_config(), tmp_path / "run")
     assert loop.RunFolder(tmp_path / "run").config.seed == 1
 

@@ -150,7 +150,7 @@ def test_schedules_are_those_of_torch():
 
 
 def test_milestones_without_their_schedule():
-    with pytest.raises(UserError, match="milestones are for schedule step"):
+    with pytest.raises(UserError, match="milestones need schedule step"):
         TrainConfig(milestones=(3,))
 
 

@@ -55,7 +55,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished):
     assert run.path == finished.path
     assert any("is finished: 8 steps are done, of 8" in line for line in lines)
     train(tiny_config(max_steps=3), finished.path, resume=True, report=lines.append)
-    assert lines[-1] == f"{finished} has 8 steps already, more than 3: there is nothing to do"
+    assert lines[-1] == f"{finished} already has 8 steps, more than 3: there is nothing to do"
     assert contents(finished.path) == before
 
 
@@ -161,7 +161,7 @@ def test_a_run_without_any_checkpoint_starts_again(finished, tmp_path):
     create_run(tiny_config(), tmp_path / "run")
     lines: list[str] = []
     train(tiny_config(), tmp_path / "run", resume=True, report=lines.append)
-    assert any("no whole checkpoint" in line for line in lines)
+    assert any("no complete checkpoint" in line for line in lines)
     assert_same_run(tmp_path / "run", finished)
 
 

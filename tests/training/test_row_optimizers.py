@@ -149,7 +149,9 @@ def test_hooks_are_called_once_a_step(kind, plain, options):
 )
 def test_what_rows_do_not_know_is_refused(kind, option):
     name = next(iter(option))
-    with pytest.raises(ValueError, match=f"^{kind.__name__} does not serve {name}: leave it out$"):
+    with pytest.raises(
+        ValueError, match=f"^{kind.__name__} does not support {name}: leave it out$"
+    ):
         kind([torch.nn.Parameter(torch.zeros(3, 2))], 0.1, **option)
     with pytest.raises(ValueError, match=name):
         kind([{"params": [torch.nn.Parameter(torch.zeros(3, 2))], **option}], 0.1)

@@ -119,7 +119,7 @@ def test_a_run_of_which_nothing_came_is_replaced(run):
 @pytest.mark.parametrize("name", ["summary.csv", "checkpoints/step-3", "notes.txt"])
 def test_a_run_of_which_something_came_is_kept(run, name):
     (run.path / name).write_text("x")
-    with pytest.raises(UserError, match="holds a run already: --resume goes on"):
+    with pytest.raises(UserError, match="already holds a run: --resume continues"):
         create_run(tiny_config(seed=1), run.path)
     assert (run.path / name).read_text() == "x"
     assert run.config.seed == 0
@@ -135,20 +135,20 @@ def test_what_came_of_a_run_meanwhile_is_kept(run, monkeypatch):
             yield temporary
 
     monkeypatch.setattr(run_folder, "atomic_folder", late)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         create_run(tiny_config(seed=1), run.path)
     assert run.summary() == [row(1)]
 
 
 def test_what_is_there_is_kept_unless_it_is_a_run_to_overwrite(run, tmp_path):
     (run.path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         create_run(tiny_config(), run.path)
     assert (run.path / "mine.txt").exists()
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="not empty and no run"):
+    with pytest.raises(UserError, match="neither empty nor a run"):
         create_run(tiny_config(), other, overwrite=True)
     with pytest.raises(UserError, match="not a folder"):
         create_run(tiny_config(), other / "thesis.tex", overwrite=True)
@@ -250,9 +250,9 @@ def test_resuming_with_other_settings(run, tmp_path):
     open_run(tiny_config(max_steps=99, workers=3, log_interval=5), run.path)
     with pytest.raises(UserError, match=r"was trained with embedding-dim 8, not 16"):
         open_run(tiny_config(embedding_dim=16), run.path)
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         open_run(tiny_config(), tmp_path / "none")
-    with pytest.raises(UserError, match="name its folder"):
+    with pytest.raises(UserError, match="give its folder"):
         open_run(tiny_config(), None)
 
 
@@ -271,5 +271,5 @@ def test_the_newest_run_is_the_one_that_was_trained_last(tmp_path):
 def test_checkpoints_that_are_not_there(run, tmp_path):
     with pytest.raises(UserError, match="has no checkpoint 'best' yet"):
         run.checkpoint("best")
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         RunFolder(tmp_path / "none").checkpoint("best")

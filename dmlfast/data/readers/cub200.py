@@ -58,6 +58,6 @@ def load_cub200(data_dir: str | None, *, crop: bool = False) -> Listing:
 
 def _other_images(file: Path, found: int, source: Path, listed: int) -> UserError:
     return UserError(
-        f"{file} is about {counted(found, 'image')}, which are not the {counted(listed, 'image')} "
-        f"of {source}"
+        f"{file} describes {counted(found, 'image')}, which are not the "
+        f"{counted(listed, 'image')} of {source}"
     )

@@ -33,7 +33,7 @@ def load_folder(
     """
     root = existing_path("folder", data_dir)
     if (train_classes is None) != (test_classes is None):
-        raise UserError("train_classes and test_classes are given together or not at all")
+        raise UserError("train_classes and test_classes must be given together or not at all")
     if train_classes is not None and test_classes is not None:
         return _list_halves(root, *_read_class_lists(root, train_classes, test_classes))
     if (root / "train").is_dir():

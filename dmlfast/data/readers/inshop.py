@@ -38,7 +38,7 @@ def load_inshop(data_dir: str | None, *, crop: bool = False) -> Listing:
     images, items, statuses = read_columns(source, COLUMNS, header=2)
     unknown = set(statuses) - ROLES.keys()
     if unknown:
-        raise UserError(f"{source}: '{min(unknown)}' is none of {', '.join(ROLES)}")
+        raise UserError(f"{source}: '{min(unknown)}' is not one of {', '.join(ROLES)}")
     status = np.array(statuses)
     item = np.array(items)
     for part in ROLES:

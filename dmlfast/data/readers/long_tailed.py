@@ -33,7 +33,7 @@ def _load(name: str, prefix: str, data_dir: str | None) -> Listing:
         labels[part] = integers((row[1] for row in rows), "label", file)
         check_count(name, part, labels[part], file)
         if not set(labels[part].tolist()) <= set(range(len(set(labels["train"].tolist())))):
-            raise UserError(f"{file}: the labels are not those of the classes that train, from 0")
+            raise UserError(f"{file}: the labels are not those of the training classes, from 0")
         paths += [row[0] for row in rows]
     example = dict(zip(labels["train"].tolist(), paths, strict=False))  # training comes first
     dataset = ImageDataset(

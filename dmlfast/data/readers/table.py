@@ -81,7 +81,8 @@ def _read_table(file: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=2):
         if row["split"] not in PARTS:
             raise UserError(
-                f"{file}, line {number}: the split '{row['split']}' is none of {', '.join(PARTS)}"
+                f"{file}, line {number}: the split '{row['split']}' is not one of "
+                f"{', '.join(PARTS)}"
             )
     if not rows:
         raise UserError(f"{file} lists nothing")

@@ -76,7 +76,7 @@ def tune(gpu: str, device: str, seconds: float, known: Iterable[Trial] = ()) -> 
     for kind, problems in PROBLEMS.items():
         for kernel, (n, d) in problems.items():
             if time.monotonic() > end:
-                yield Trial(kind, kernel, (), reason="left out: the time is over")
+                yield Trial(kind, kernel, (), reason="left out: the time is up")
                 continue
             make = {"scores": _softmax_step, "pddm": _unit_step}.get(kernel, _step)
             step = make(n, d, DTYPES[kind], device)

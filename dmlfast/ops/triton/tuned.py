@@ -169,9 +169,7 @@ def read(gpu: str) -> Found:
         }
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"{path} is left aside ({reason}); `dmlfast tune` writes it anew", stacklevel=2
-        )
+        warnings.warn(f"{path} is ignored ({reason}); `dmlfast tune` writes it again", stacklevel=2)
         return {}
 
 

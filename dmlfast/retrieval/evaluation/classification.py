@@ -74,9 +74,9 @@ def evaluate_classification(
     if rank_by != "distance" and method != "knn":
         raise ValueError(f"method {method} does not rank images, by {rank_by} or otherwise")
     if rank_by != "distance" and vote == "distance":
-        raise UserError(f"votes of one over the distance cannot be by {rank_by}: take majority")
+        raise UserError(f"vote distance cannot be used with rank_by {rank_by}: use vote majority")
     if classifier is not None and features.binary:
-        raise UserError(f"{features.source} holds sign bits, which the classifier does not score")
+        raise UserError(f"{features.source} holds sign bits, which the classifier cannot score")
     sides = match_sides(features, train, rank_by)
     settings: dict[str, Any] = {}
     if method == "knn":

@@ -92,8 +92,8 @@ def _refuse_ambiguous(paths: list[str], gallery: Features, rows: np.ndarray) -> 
     for path in paths:
         if counts[path] > 1:
             raise UserError(
-                f"{counts[path]:,} images of {gallery.source} have the path '{path}': which of them"
-                " the query is itself cannot be told"
+                f"{counts[path]:,} images of {gallery.source} have the path '{path}': it is unclear"
+                " which of them is the query itself"
             )
 
 

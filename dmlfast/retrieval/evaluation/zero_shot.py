@@ -44,7 +44,7 @@ def evaluate_zero_shot(
     if against not in CANDIDATES:
         raise ValueError(f"against must be one of {', '.join(CANDIDATES)}, not '{against}'")
     if rank_by != "distance" and against != "images":
-        raise UserError(f"{rank_by} ranks images, not {against}: take --against images")
+        raise UserError(f"{rank_by} ranks images, not {against}: use --against images")
     sides = match_sides(features, gallery, rank_by)
     if against == "images":
         scores = score_queries(features, sides, ks, progress=progress)

@@ -70,7 +70,7 @@ def test_missing_images(root):
     with pytest.raises(UserError) as error:
         create_dataset("cub200", "test", str(root))
     assert str(error.value) == (
-        f"2 of the 8 images that {root}/CUB_200_2011/images.txt lists are not below "
+        f"2 of the 8 images that {root}/CUB_200_2011/images.txt lists are not under "
         f"{root}/CUB_200_2011, such as images/004.Zonotrichia/a.jpg"
     )
 
@@ -78,7 +78,7 @@ def test_missing_images(root):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("9 ../../x.jpg", "names 'images/../../x.jpg', which is not below its folder"),
+        ("9 ../../x.jpg", "names 'images/../../x.jpg', which is not inside its folder"),
         ("9", "line 1: expected 'image_id path', found '9'"),
     ],
 )
@@ -95,7 +95,7 @@ def test_bad_lines(root, line, message):
 def test_labels_of_other_images(root):
     labels = root / "CUB_200_2011/image_class_labels.txt"
     labels.write_text(labels.read_text().replace("1 1\n", "9 1\n"))
-    with pytest.raises(UserError, match=r"is about 8 images, which are not the 8 images of"):
+    with pytest.raises(UserError, match=r"describes 8 images, which are not the 8 images of"):
         create_dataset("cub200", "test", str(root))
 
 

@@ -108,7 +108,7 @@ def test_class_lists(root, write_text):
     [
         ("Ape bear", "bear", "both list 1 class, such as bear"),
         ("Ape", "beer", "unknown class folder in .* 'beer': did you mean 'bear'"),
-        ("../images/Ape", "bear", "names '../images/Ape', which is not below its folder"),
+        ("../images/Ape", "bear", "names '../images/Ape', which is not inside its folder"),
     ],
 )
 def test_wrong_class_lists(root, write_text, train, test, message):
@@ -120,7 +120,7 @@ def test_wrong_class_lists(root, write_text, train, test, message):
 
 
 def test_one_class_list(root):
-    with pytest.raises(UserError, match="train_classes and test_classes are given together"):
+    with pytest.raises(UserError, match="train_classes and test_classes must be given together"):
         load(root, "train", train_classes="train.txt")
 
 
@@ -135,7 +135,7 @@ def test_nothing_to_read(tmp_path, write_image):
 def test_links_that_lead_out_of_the_folder(root, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (root / "dog").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"dog leads out of"):
+    with pytest.raises(UserError, match=r"dog leads outside"):
         load(root, "train")
 
 

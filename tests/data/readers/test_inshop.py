@@ -92,7 +92,7 @@ def test_wrong_counts(root, set_counts):
 def test_unknown_status(root):
     file = root / "Eval/list_eval_partition.txt"
     file.write_text(file.read_text().replace(" gallery ", " galery "))
-    with pytest.raises(UserError, match="'galery' is none of train, query, gallery"):
+    with pytest.raises(UserError, match="'galery' is not one of train, query, gallery"):
         create_dataset("inshop", "test", str(root))
 
 

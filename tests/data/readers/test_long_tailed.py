@@ -48,14 +48,14 @@ def test_wrong_lists(root, set_counts):
     file = root / "ImageNet_LT/ImageNet_LT_val.txt"
     text = file.read_text()
     file.write_text(text.replace(" 1\n", " 2\n"))
-    with pytest.raises(UserError, match="the labels are not those of the classes that train"):
+    with pytest.raises(UserError, match="the labels are not those of the training classes, from 0"):
         create_dataset("imagenet-lt", "val", str(root))
     file.write_text(text.replace(" 1\n", "\n"))
     with pytest.raises(UserError, match=r"expected 'path label', found 'train/n01/4\.JPEG'"):
         create_dataset("imagenet-lt", "val", str(root))
     file.write_text(text.replace("4.JPEG", "8.JPEG"))
     with pytest.raises(
-        UserError, match=r"1 of the 7 images .* is not below .* such as train/n01/8\.JPEG"
+        UserError, match=r"1 of the 7 images .* is not under .* such as train/n01/8\.JPEG"
     ):
         create_dataset("imagenet-lt", "val", str(root))
     file.write_text(text.splitlines()[0])
