@@ -226,7 +226,7 @@ TILES = {
         FULL: Tiles(
             reduce=Tile(64, 32, 16, 8, 2),
             wide_reduce=Tile(64, 32, 16, 8, 2),
-            gradient=Tile(64, 16, 16, 8, 2),
+            gradient=Tile(64, 16, 8, 8, 2),
             weights=WeightsTile(64, 8, 2048, 8, 3),
             hinges=WeightsTile(32, 8, 2048, 4, 3),
             product=ProductTile(128, 64, 32, 8, 3),
